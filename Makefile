@@ -1,0 +1,62 @@
+# `make demo` runs the main job, `make test` the tests; each sets up what it needs first.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+READY := $(VENV)/.ready
+ARGS ?=
+
+.PHONY: help setup demo test check format types imports bench lock openapi clean
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY) ## Create .venv and install the locked dependencies
+
+$(READY): requirements/all.lock requirements/bootstrap.lock pyproject.toml schemas/pyproject.toml hostagent/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "spawn needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo missing)."; \
+	  echo "Install one and run: make PYTHON=python3.11 $(or $(MAKECMDGOALS),setup)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "This Python cannot create virtual environments: its venv module is missing."; \
+	  echo "On Debian or Ubuntu: sudo apt-get install python3-venv"; exit 1; }
+	@echo "setting up $(VENV) (about a minute the first time)"
+	@test -x $(UV) || { $(PYTHON) -m venv $(VENV) && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.lock; }
+	@VIRTUAL_ENV=$(VENV) $(UV) pip sync --quiet --require-hashes requirements/all.lock requirements/bootstrap.lock
+	@VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --no-deps --no-build-isolation -e schemas -e . -e hostagent
+	@touch $@
+
+demo: $(READY) ## Run the main job: an agent pays, gets a server, and is refunded
+	@$(BIN)/spawn demo
+
+test: $(READY) ## Run the tests; ARGS="tests/unit -q" hands arguments to pytest
+	$(BIN)/pytest $(ARGS)
+
+format: $(READY) ## Format and lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(READY) ## Type-check
+	$(BIN)/mypy
+
+imports: $(READY) ## Prove that the layers hold
+	$(BIN)/lint-imports
+
+check: format types imports test ## Everything CI checks
+
+bench: $(READY) ## Benchmarks: ratios against named peers, in one run
+	$(BIN)/python -m tests.bench $(ARGS)
+
+openapi: $(READY) ## Regenerate openapi.json
+	$(BIN)/spawn openapi --output openapi.json
+
+lock: $(READY) ## Resolve requirements/*.in again
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url --no-emit-find-links --upgrade requirements/all.in -o requirements/all.lock
+	$(UV) pip compile --quiet --generate-hashes --no-header --no-annotate requirements/bootstrap.in -o requirements/bootstrap.lock
+
+clean: ## Remove the environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,48 @@
+"""The chart of accounts: every pot that money can lie in, and who it belongs to.
+
+Invariant: an account is a customer's exactly when its id begins with `wallet:` or `srv:`. Only those have a
+cached balance, a row in `account`; with several replicas one row per operator account would be locked by all.
+"""
+
+from typing import Final, NewType
+
+from spawn_schemas.ids import Address, ServerId
+
+AccountId = NewType("AccountId", str)
+
+EXT_USDC: Final = AccountId("ext:usdc")
+"""The USDC that we hold on chain: what every credit to a customer is backed by."""
+REV_OPFEE: Final = AccountId("rev:opfee")
+"""Earned from the fees of single calls."""
+REV_COMPUTE: Final = AccountId("rev:compute")
+"""Earned from servers that ran."""
+SUSPENSE: Final = AccountId("suspense")
+"""USDC that arrived without saying whose it is, until its sender claims it."""
+COST_PROVIDER: Final = AccountId("cost:provider")
+"""What providers charge us."""
+EXP_OVERRUN: Final = AccountId("exp:overrun")
+"""What a machine costs between the end of its money and its real end: ours to bear, never the wallet's."""
+
+_WALLET: Final = "wallet:"
+_SERVER: Final = "srv:"
+_DEBIT_NORMAL: Final = ("ext:", "cost:", "exp:")
+
+
+def wallet_account(address: Address) -> AccountId:
+    """Where a wallet's available money lies."""
+    return AccountId(_WALLET + address)
+
+
+def server_account(server_id: ServerId) -> AccountId:
+    """Where a server's reserve lies."""
+    return AccountId(_SERVER + server_id)
+
+
+def is_customer(account: AccountId) -> bool:
+    """Whether what lies there is owed to a customer; such an account can never be below zero."""
+    return account.startswith((_WALLET, _SERVER))
+
+
+def grows_by_debit(account: AccountId) -> bool:
+    """Whether debits raise the balance (what we hold or spent), rather than credits (owed or earned)."""
+    return account.startswith(_DEBIT_NORMAL)

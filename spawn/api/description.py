@@ -1,0 +1,138 @@
+"""The API's own description (OpenAPI 3.1): made by the framework from the handlers' types, completed by us.
+
+Invariant: the committed `openapi.json`, the served one and the page are the same description, and each example in it
+is valid against the schema beside it (`tests/arch/test_openapi.py`).
+"""
+
+import functools
+import inspect
+import json
+from typing import Any, Final
+
+import msgspec
+from litestar import Litestar
+from litestar.di import Provide
+from litestar.openapi.config import OpenAPIConfig
+from spawn_schemas import api
+
+from spawn import __version__
+from spawn.api.examples import REQUESTS, RESPONSES
+from spawn.api.priced import price_tag
+from spawn.api.routes import HANDLERS, charged_routes
+from spawn.api.services import Services
+from spawn.domain.charges import Charge, Kind
+
+INTRODUCTION: Final = (
+    "Rent computers over HTTP with no signup. Payment is authentication: the wallet that pays (x402, USDC on Base) "
+    "owns what it bought. A prepaid balance burns down while a server lives."
+)
+
+_SCHEMES: Final[dict[str, Any]] = {
+    "x402": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "PAYMENT-SIGNATURE",
+        "description": "An x402 v2 payment for the challenge in `PAYMENT-REQUIRED`. Its payer is the caller.",
+    },
+    "signed": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "Signature",
+        "description": "An HTTP message signature (RFC 9421) of the wallet, as ERC-8128 profiles it, with "
+        "`Signature-Input`. It pays from the wallet's balance.",
+    },
+}
+_KEY_PARAMETER: Final[dict[str, Any]] = {
+    "in": "header",
+    "name": "Idempotency-Key",
+    "required": False,
+    "description": "1 to 255 printable ASCII characters. The same key with the same request finds the first answer, "
+    "for 24 hours; with another request it is a 409.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+}
+
+
+@functools.cache
+def document() -> dict[str, Any]:
+    """The OpenAPI document of the API's routes. Nobody may change what it returns."""
+    document = _made_by_framework()
+    document.pop("servers", None)
+    document["components"]["securitySchemes"] = _SCHEMES
+    document["components"]["parameters"] = {"IdempotencyKey": _KEY_PARAMETER}
+    charges = {f"{method} {path}": charge for method, path, charge, _ in charged_routes()}
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            route = f"{method.upper()} {path}"
+            _add_examples(operation, route)
+            _add_identity(operation, method, charges[route])
+            operation["x-price"] = price_tag(charges[route])
+    for name, schema in document["components"]["schemas"].items():
+        if told := getattr(api, name).__doc__:
+            schema["description"] = inspect.cleandoc(told)
+    _without_any(document)
+    return document
+
+
+@functools.cache
+def encoded() -> bytes:
+    """The document as it is served and committed: sorted and indented, so that a change is a readable diff."""
+    return (json.dumps(document(), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _made_by_framework() -> dict[str, Any]:
+    """Litestar describes an app only together with serving the description, so it describes one nobody calls."""
+    config = OpenAPIConfig(
+        title="spawn",
+        version=__version__,
+        description=INTRODUCTION,
+        render_plugins=[],
+        use_handler_docstrings=False,
+    )
+    app = Litestar(
+        route_handlers=HANDLERS,
+        dependencies={"services": Provide(_no_services, sync_to_thread=False)},
+        openapi_config=config,
+        logging_config=None,
+    )
+    made: dict[str, Any] = json.loads(msgspec.json.encode(app.openapi_schema.to_schema()))
+    return made
+
+
+def _no_services() -> Services:
+    raise RuntimeError("an app that is only described serves no request")
+
+
+def _add_examples(operation: dict[str, Any], route: str) -> None:
+    request = operation.get("requestBody")
+    if request is not None and route in REQUESTS:
+        request["content"]["application/json"]["example"] = msgspec.to_builtins(REQUESTS[route])
+    for status, response in operation["responses"].items():
+        if status.startswith("2") and route in RESPONSES:
+            response["content"]["application/json"]["example"] = msgspec.to_builtins(RESPONSES[route])
+
+
+def _add_identity(operation: dict[str, Any], method: str, charge: Charge) -> None:
+    match charge.kind:
+        case Kind.FREE:
+            operation["security"] = []
+        case Kind.DEPOSIT:
+            operation["security"] = [{"x402": []}]
+        case Kind.IDENTIFIED | Kind.FEE | Kind.FUNDED:
+            operation["security"] = [{"x402": []}, {"signed": []}]
+    if charge.kind is not Kind.FREE and method != "get":
+        operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/IdempotencyKey"})
+
+
+def _without_any(node: object) -> None:
+    """Undo what the framework makes of `tuple[X, ...]`: "X or anything", which JSON Schema's `oneOf` never allows."""
+    if isinstance(node, dict):
+        choices = node.get("oneOf")
+        if isinstance(choices, list) and {} in choices:
+            (only,) = (choice for choice in choices if choice)
+            del node["oneOf"]
+            node.update(only)
+        for child in node.values():
+            _without_any(child)
+    elif isinstance(node, list):
+        for child in node:
+            _without_any(child)

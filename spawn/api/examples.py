@@ -1,0 +1,161 @@
+"""One example per route, as the very structs that the wire uses: an example that stops being valid stops compiling."""
+
+from typing import Any, Final
+
+from spawn_schemas import api
+
+_WALLET: Final = "0x8ba1f109551bd432803012645ac136ddd64dba72"
+_SERVER_ID: Final = "srv_mfzwizltoq4dgnbvgy3tqojqme"
+_ACTION_ID: Final = "act_nbswy3dpfqqho33snrscc4tfmq"
+_KEY_ID: Final = "sk_onuw24dmmuqhg5dsnfxgoidjom"
+_NOW: Final = "2026-02-24T10:00:00Z"
+
+_SUMMARY: Final = api.ServerSummary(
+    id=_SERVER_ID,
+    hetzner_id=12345678,
+    name="my-agent-node",
+    type="small",
+    status="running",
+    image="ubuntu-24.04",
+    location="nbg1",
+    public_net=api.PublicNet(ipv4="203.0.113.7", ipv6="2001:db8::1"),
+    created_at=_NOW,
+    owner_wallet=_WALLET,
+)
+_VIEW: Final = api.ServerView(
+    id=_SERVER_ID,
+    hetzner_id=12345678,
+    name="my-agent-node",
+    type="small",
+    status="running",
+    image="ubuntu-24.04",
+    location="nbg1",
+    public_net=api.PublicNet(ipv4="203.0.113.7", ipv6="2001:db8::1"),
+    created_at=_NOW,
+    owner_wallet=_WALLET,
+    cores=2,
+    memory_gb=4,
+    disk_gb=40,
+    network="dual",
+    ssh_keys=(_KEY_ID,),
+    auto_renew=True,
+    daily_burn="0.15",
+    deposit_remaining="4.85",
+    deposit_expires_at="2026-03-28T18:00:00Z",
+    reason=None,
+    action=None,
+    root_password=None,
+)
+_KEY: Final = api.SshKeyView(
+    id=_KEY_ID,
+    name="my-laptop",
+    fingerprint="SHA256:uNiVztksCsDhcc0u9e8BrrJXVGDvpk/sYQ5KJk1Q7nE",
+    created_at=_NOW,
+    owner_wallet=_WALLET,
+)
+
+
+def _started(command: str) -> api.ActionSummary:
+    return api.ActionSummary(id=_ACTION_ID, status="running", command=command, started=_NOW)
+
+
+REQUESTS: Final[dict[str, Any]] = {
+    "POST /v1/servers": api.CreateServer(
+        name="my-agent-node",
+        type="small",
+        image="ubuntu-24.04",
+        location="nbg1",
+        ssh_keys=(_KEY_ID,),
+        user_data="#!/bin/bash\napt-get update",
+        deposit="0.50",
+        fund="0.60",
+    ),
+    "PATCH /v1/servers/{server_id}": api.UpdateServer(name="renamed", auto_renew=False),
+    "POST /v1/servers/{server_id}/deposit": api.FundServer(amount="5.00"),
+    "POST /v1/servers/{server_id}/resize": api.ResizeServer(type="medium"),
+    "POST /v1/servers/{server_id}/rebuild": api.RebuildServer(image="debian-12"),
+    "POST /v1/ssh-keys": api.RegisterSshKey(
+        name="my-laptop",
+        public_key="ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIMuuTlGtNlKnGGHu0lF0O1ULQdgG3CYVQbh3OVfpEYOT",
+    ),
+    "POST /v1/balance/deposit": api.Deposit(amount="5.00"),
+}
+
+RESPONSES: Final[dict[str, Any]] = {
+    "POST /v1/servers": api.ServerCreated(
+        server=_SUMMARY,
+        action=_started("create_server"),
+        deposit_charged="0.50",
+        deposit_remaining="0.10",
+        root_password=None,
+    ),
+    "GET /v1/servers": api.ServerList(servers=(_SUMMARY,), meta=api.PageMeta(page=1, per_page=25, total=1)),
+    "GET /v1/servers/{server_id}": api.ServerShown(server=_VIEW),
+    "PATCH /v1/servers/{server_id}": api.ServerShown(server=_VIEW),
+    "DELETE /v1/servers/{server_id}": api.ServerDestroyed(
+        status="deleted", deposit_refunded="4.85", action=_started("destroy_server")
+    ),
+    "POST /v1/servers/{server_id}/deposit": api.ServerFunded(server=_VIEW, available="1.25"),
+    "POST /v1/servers/{server_id}/start": api.ActionStarted(action=_started("start_server")),
+    "POST /v1/servers/{server_id}/stop": api.ActionStarted(action=_started("stop_server")),
+    "POST /v1/servers/{server_id}/poweroff": api.ActionStarted(action=_started("poweroff_server")),
+    "POST /v1/servers/{server_id}/reboot": api.ActionStarted(action=_started("reboot_server")),
+    "POST /v1/servers/{server_id}/resize": api.ServerResized(
+        action=_started("resize_server"), new_type="medium", deposit_delta="-1.50"
+    ),
+    "POST /v1/servers/{server_id}/rebuild": api.ServerRebuilt(
+        action=_started("rebuild_server"), root_password=None
+    ),
+    "POST /v1/ssh-keys": api.SshKeyShown(ssh_key=_KEY),
+    "GET /v1/ssh-keys": api.SshKeyList(ssh_keys=(_KEY,)),
+    "DELETE /v1/ssh-keys/{key_id}": api.Deleted(status="deleted"),
+    "GET /v1/balance": api.BalanceView(balance="20.00", reserved="10.25", available="9.75"),
+    "GET /v1/balance/transactions": api.TransactionList(
+        transactions=(
+            api.TransactionView(
+                id="txn_42", kind="fee", amount="-0.01", internal=False, reference=_ACTION_ID, at=_NOW
+            ),
+        ),
+        next_cursor=None,
+    ),
+    "POST /v1/balance/deposit": api.Deposited(
+        deposited="5.00", balance="20.00", reserved="10.25", available="9.75"
+    ),
+    "GET /v1/actions/{action_id}": api.ActionShown(
+        action=api.ActionView(
+            id=_ACTION_ID,
+            status="success",
+            command="create_server",
+            started=_NOW,
+            finished="2026-02-24T10:00:45Z",
+            error=None,
+            server_id=_SERVER_ID,
+        )
+    ),
+    "GET /v1/catalog": api.CatalogView(
+        offers=(
+            api.OfferView(
+                type="small",
+                location="nbg1",
+                provider_type="cx23",
+                architecture="x86",
+                cores=2,
+                memory_gb=4,
+                disk_gb=40,
+                daily_burn="0.15",
+                deposit="5.00",
+                minimum_deposit="0.15",
+            ),
+        ),
+        images=(api.ImageView(name="ubuntu-24.04", description="Ubuntu 24.04 LTS"),),
+        locations=(api.LocationView(name="nbg1", city="Nuremberg", country="DE"),),
+        fees=(api.FeeView(method="POST", path="/v1/servers", fee="0.01", summary="Rent a server"),),
+        payment=api.PaymentTerms(
+            scheme="exact",
+            network="eip155:84532",
+            asset="0x036CbD53842c5426634e7929541eC2318f3dCF7e",
+            pay_to="0x5ba7DD0000000000000000000000000000008402",
+        ),
+    ),
+    "GET /health": api.Health(status="ok", version="0.1.0", schema="0001", providers=("simulated",)),
+}

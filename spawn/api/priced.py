@@ -1,0 +1,78 @@
+"""How a route says what it costs, next to its path.
+
+Invariant: every route declares a charge; `tests/arch` fails for one that does not.
+"""
+
+from typing import Any, Final
+
+from litestar.openapi.datastructures import ResponseSpec
+from spawn_schemas import api
+from spawn_schemas.money import format_usdc
+
+from spawn.domain.charges import Charge, Kind
+
+_REFUSALS: Final[dict[int, str]] = {
+    400: "A field is missing, malformed or not for sale; nothing was charged.",
+    401: "The request's signature does not hold; nothing was charged.",
+    403: "It belongs to another wallet; nothing was charged.",
+    404: "There is no such thing; nothing was charged.",
+    409: "Its state does not allow this now; nothing was charged.",
+    413: "More body or headers than anybody needs; nothing was charged.",
+    422: "The balance is too low; nothing was charged.",
+    503: "Not now; repeat the same request after `Retry-After`.",
+}
+
+_DONE: Final = (
+    "Done. `Spawn-Fee` says what it cost, `Spawn-Balance` what is left, `PAYMENT-RESPONSE` what was paid."
+)
+_DONE_FREE: Final = "The answer."
+
+
+def priced(charge: Charge, summary: str, *refusals: int) -> dict[str, Any]:
+    """Keyword arguments for a route decorator: its charge, its summary, and the errors worth documenting."""
+    responses: dict[int, ResponseSpec] = {
+        status: ResponseSpec(
+            data_container=api.ErrorAnswer, description=_REFUSALS[status], generate_examples=False
+        )
+        for status in sorted({*refusals, *(() if charge.kind is Kind.FREE else (400, 401, 413, 503))})
+    }
+    if charge.kind is not Kind.FREE:
+        responses[402] = ResponseSpec(
+            data_container=api.PaymentRequiredBody,
+            description="The price, as an x402 v2 challenge in the `PAYMENT-REQUIRED` header.",
+            generate_examples=False,
+        )
+    return {
+        "opt": {"charge": charge, "summary": summary},
+        "summary": summary,
+        "description": f"**{price_text(charge)}**",
+        "response_description": _DONE_FREE if charge.kind is Kind.FREE else _DONE,
+        "responses": responses,
+    }
+
+
+def price_tag(charge: Charge) -> str:
+    """The price of a route in a word."""
+    match charge.kind:
+        case Kind.FREE | Kind.IDENTIFIED:
+            return "free"
+        case Kind.FEE | Kind.FUNDED:
+            return f"${format_usdc(charge.fee_usdc)}"
+        case Kind.DEPOSIT:
+            return "the amount"
+
+
+def price_text(charge: Charge) -> str:
+    """The price of a route in a sentence."""
+    fee = format_usdc(charge.fee_usdc)
+    match charge.kind:
+        case Kind.FREE:
+            return "Free; no identity needed."
+        case Kind.IDENTIFIED:
+            return "Free for a signed request; an x402 payment identifies its wallet too and is credited in full."
+        case Kind.FEE:
+            return f"${fee} per call, by x402 payment or from the balance."
+        case Kind.FUNDED:
+            return f"${fee} per call, plus what `fund` adds to the balance."
+        case Kind.DEPOSIT:
+            return "The amount itself, by x402 payment; all of it becomes balance."

@@ -1,0 +1,27 @@
+"""What the routes are handed: everything that was built where the app was built."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from spawn_providers.base import Provider
+
+from spawn.api.gate import Gate
+from spawn.clock import Clock
+from spawn.payments.exact import Terms
+from spawn.services.create_server import Shop
+from spawn.services.operator import Operator
+from spawn.settings import Settings
+from spawn.store.database import Database
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    gate: Gate
+    shop: Shop
+    operator: Operator
+    db: Database
+    clock: Clock
+    settings: Settings
+    terms: Terms
+    providers: Mapping[str, Provider]
+    schema: str

@@ -1,0 +1,258 @@
+"""The only place that constructs: settings in, a running service out.
+
+Invariant: everything below receives what it needs; nothing reaches for a global. A part may be handed in instead of
+being built, which is how tests put a fault between the service and its world.
+"""
+
+import logging
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from litestar import Litestar
+from litestar.config.cors import CORSConfig
+from litestar.di import Provide
+from spawn_providers.base import Provider
+from spawn_providers.simulated import SimulatedProvider
+from spawn_schemas.ids import Entropy, parse_address
+
+from spawn.api import pages
+from spawn.api.errors import EXCEPTION_HANDLERS
+from spawn.api.gate import Gate
+from spawn.api.requests import JsonRequest, refuse_other_spellings
+from spawn.api.routes import HANDLERS, fees
+from spawn.api.services import Services
+from spawn.clock import Clock, SystemClock, SystemEntropy
+from spawn.jobs.burn import Burn
+from spawn.jobs.operations import Operations
+from spawn.jobs.settlements import Settlements
+from spawn.jobs.sweep import Sweep
+from spawn.jobs.ticker import Job, Ticker
+from spawn.payments.challenge import Challenges
+from spawn.payments.devnet import DevChain
+from spawn.payments.exact import Terms, terms
+from spawn.payments.facilitator import Facilitator
+from spawn.secret_key import read_secret_key
+from spawn.services.create_server import Shop
+from spawn.services.operator import Operator
+from spawn.services.paid_calls import PaidCalls
+from spawn.services.reconcile import Reconciler
+from spawn.services.signals import Signals
+from spawn.settings import Settings
+from spawn.store import operations, reservations
+from spawn.store.database import Database, StoreError
+from spawn.store.migrate import head_version, parse_database_url, require_current
+from spawn.store.secrets import Vault
+from spawn.store.sqlite import SqliteDatabase
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Parts:
+    """What touches the world. `opened` closes in reverse order at the end."""
+
+    db: Database
+    facilitator: Facilitator
+    providers: Mapping[str, Provider]
+    clock: Clock
+    entropy: Entropy
+    opened: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    async def close(self) -> None:
+        await self.opened.aclose()
+
+
+def x402_terms(settings: Settings) -> Terms:
+    """The terms on which we take USDC."""
+    return terms(
+        chain_id=settings.chain_id,
+        asset=parse_address(settings.x402_asset),
+        asset_name=settings.x402_asset_name,
+        asset_version=settings.x402_asset_version,
+        pay_to=settings.pay_to,
+        max_timeout_s=settings.x402_timeout_s,
+    )
+
+
+async def open_parts(
+    settings: Settings, *, clock: Clock | None = None, entropy: Entropy | None = None
+) -> Parts:
+    """Open the database, the chain and the providers that the settings name.
+
+    Raises StoreError (SchemaMismatch, DatabaseBusy, UnsuitableFilesystem and others), each with a message that says
+    what to do. What was opened before is closed again.
+    """
+    clock = clock or SystemClock()
+    require_current(settings.database_url)
+    async with AsyncExitStack() as opened:
+        db = await SqliteDatabase.open(parse_database_url(settings.database_url), on_fatal=_die)
+        opened.push_async_callback(db.close)
+        chain = open_devnet(settings, clock)
+        opened.callback(chain.close)
+        cloud = SimulatedProvider(
+            Path(settings.simulated_path),
+            now_ms=clock.now_ms,
+            seed=settings.simulated_seed,
+            speed=settings.simulated_speed,
+        )
+        opened.push_async_callback(cloud.aclose)
+        with _needs_file(settings.simulated_path, "SPAWN_SIMULATED_PATH"):
+            await cloud.catalog()  # opens its file, which is otherwise left to the first call
+        return Parts(
+            db=db,
+            facilitator=chain,
+            providers={cloud.name: cloud},
+            clock=clock,
+            entropy=entropy or SystemEntropy(),
+            opened=opened.pop_all(),
+        )
+
+
+def open_devnet(settings: Settings, clock: Clock) -> DevChain:
+    """The embedded chain, in its own file. Raises StoreError."""
+    with _needs_file(settings.devnet_path, "SPAWN_DEVNET_PATH"):
+        return DevChain(Path(settings.devnet_path), x402_terms(settings), now=clock.now_s)
+
+
+@contextmanager
+def _needs_file(path: str, setting: str) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreError(
+            f"cannot use {path}: {error}. Restore that file, or name another with {setting}."
+        ) from error
+
+
+def _die(error: BaseException) -> None:
+    """A commit that failed leaves us not knowing what is on disk: stop at once, and let the next start read it."""
+    log.critical("the database failed; stopping so that the next start can recover", exc_info=error)
+    os._exit(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """The built service: an ASGI app, and the jobs that tests tick by hand."""
+
+    app: Litestar
+    services: Services
+    paid_calls: PaidCalls
+    operator: Operator
+    reconciler: Reconciler
+    jobs: Mapping[str, Job]
+
+
+async def recover(parts: Parts) -> None:
+    """Free the claims of a process that died: with an exclusive database nobody else can hold one."""
+    if parts.db.exclusive:
+        await parts.db.write(lambda tx: tx.execute(operations.RELEASE_CLAIMS, {}))
+        await parts.db.write(lambda tx: tx.execute(reservations.RELEASE_CLAIMS, {}))
+
+
+async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Service:
+    """Wire the service. With `ticking` the jobs run by themselves while the app is up."""
+    vault = Vault(read_secret_key(settings), parts.entropy)
+    await parts.db.write(lambda tx: vault.prove(tx, parts.clock.now_s()))
+    signals = Signals()
+    operator = Operator(parts.db, parts.providers, parts.clock, parts.entropy, vault, signals)
+    reconciler = Reconciler(parts.db, parts.providers, parts.clock, parts.entropy)
+    paid_calls = PaidCalls(
+        parts.db,
+        parts.facilitator,
+        operator,
+        signals,
+        parts.clock,
+        parts.entropy,
+        first_answer_s=settings.first_answer_s,
+        in_flight_wait_s=settings.in_flight_wait_s,
+        daily_cap_usdc=settings.deposit_daily_cap_usdc,
+    )
+    our_terms = x402_terms(settings)
+    gate = Gate(paid_calls, parts.db, parts.clock, settings, our_terms, Challenges(our_terms))
+    name, provider = next(iter(parts.providers.items()))
+    services = Services(
+        gate=gate,
+        shop=Shop(catalog=await provider.catalog(), provider=name, entropy=parts.entropy, vault=vault),
+        operator=operator,
+        db=parts.db,
+        clock=parts.clock,
+        settings=settings,
+        terms=our_terms,
+        providers=parts.providers,
+        schema=head_version(),
+    )
+    jobs = _jobs(settings, parts, operator, reconciler)
+    ticker = Ticker(tuple(jobs.values()), parts.clock) if ticking else None
+    app = litestar(settings, services, parts, operator, ticker)
+    return Service(
+        app=app, services=services, paid_calls=paid_calls, operator=operator, reconciler=reconciler, jobs=jobs
+    )
+
+
+def _jobs(settings: Settings, parts: Parts, operator: Operator, reconciler: Reconciler) -> dict[str, Job]:
+    jobs = (
+        Job(name="operations", every_s=settings.tick_s, tick=Operations(parts.db, operator).tick),
+        Job(name="settlements", every_s=10, tick=Settlements(parts.db, parts.facilitator).tick),
+        Job(name="burn", every_s=settings.burn_every_s, tick=Burn(parts.db, parts.entropy).tick),
+        Job(name="reconcile", every_s=settings.reconcile_every_s, tick=reconciler.tick),
+        Job(name="sweep", every_s=60, tick=Sweep(parts.db).tick),
+    )
+    return {job.name: job for job in jobs}
+
+
+def litestar(
+    settings: Settings, services: Services, parts: Parts, operator: Operator, ticker: Ticker | None
+) -> Litestar:
+    """The HTTP app around the services."""
+
+    @asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        await recover(parts)
+        if ticker is not None:
+            ticker.start()
+        try:
+            yield
+        finally:
+            if ticker is not None:
+                ticker.stop()
+            await operator.stop()
+
+    app = Litestar(
+        route_handlers=[*HANDLERS, *pages.HANDLERS],
+        dependencies={"services": Provide(lambda: services, sync_to_thread=False)},
+        exception_handlers=EXCEPTION_HANDLERS,
+        lifespan=[lifespan],
+        cors_config=cors(),
+        openapi_config=None,  # the framework would serve pages that fetch scripts from elsewhere
+        request_class=JsonRequest,
+        before_request=refuse_other_spellings,
+        request_max_body_size=settings.body_max_bytes,
+        logging_config=None,
+        debug=False,
+    )
+    app.state.fees = fees()
+    app.state.new_request_id = lambda: f"req_{parts.entropy.bytes(10).hex()}"
+    return app
+
+
+def cors() -> CORSConfig:
+    """Browsers may call us from anywhere, because a call proves itself; and they may read the payment headers."""
+    return CORSConfig(
+        allow_origins=["*"],
+        allow_methods=["GET", "POST", "PATCH", "DELETE", "OPTIONS"],
+        allow_headers=["*"],
+        expose_headers=[
+            "PAYMENT-REQUIRED",
+            "PAYMENT-RESPONSE",
+            "Spawn-Fee",
+            "Spawn-Balance",
+            "Spawn-Runway",
+            "Idempotent-Replayed",
+            "Retry-After",
+            "X-Request-Id",
+        ],
+    )

@@ -1,0 +1,316 @@
+"""The `spawn` command: for developers (dev, demo, wallet, faucet) and operators (serve, migrate, reconcile, ledger).
+
+Invariant: a mistake of the user ends in one sentence that says what to do, never in a traceback; exit 1 is "no",
+exit 2 is "I did not understand".
+"""
+# ruff: noqa: PLC0415 - a command imports what it needs: all of it takes seconds, and `--help` answers at once
+
+import asyncio
+import json
+import os
+import socket
+import sqlite3
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import IO, Any, Final, NoReturn
+
+import click
+from spawn_ledger.accounts import EXT_USDC
+from spawn_ledger.transfers import balance_of
+from spawn_ledger.verify import Violation, verify
+from spawn_schemas.ids import parse_address
+from spawn_schemas.money import Usdc, format_usdc, parse_usdc
+
+from spawn import __version__
+from spawn.clock import SystemClock, SystemEntropy
+from spawn.settings import InvalidSetting, Settings, read_settings
+from spawn.store.database import StoreError
+from spawn.store.migrate import migrate, parse_database_url, require_current
+from spawn.store.snapshot import snapshot
+
+COUNT_TRANSFERS: Final = "SELECT COUNT(*) AS n FROM transfer"
+
+
+class Refusal(click.ClickException):
+    """What was asked for cannot be done; the message says what to do instead."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.secho(f"spawn: {self.message}", err=True, fg="red" if sys.stderr.isatty() else None)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (InvalidSetting, StoreError) as error:
+        _refuse(str(error))
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in {
+            sqlite3.SQLITE_CORRUPT,
+            sqlite3.SQLITE_NOTADB,
+        }:
+            raise
+        _refuse(f"the database cannot be read ({error}): stop the service and restore it from a backup.")
+
+
+def _refuse(sentence: str) -> NoReturn:
+    refusal = Refusal(sentence)
+    refusal.show()
+    sys.exit(refusal.exit_code)
+
+
+def _run(work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(work)
+
+
+def _settings(**overrides: object) -> Settings:
+    settings = read_settings(os.environ, **{k: v for k, v in overrides.items() if v is not None})
+    try:
+        parse_database_url(settings.database_url)
+    except ValueError as error:
+        raise InvalidSetting(f"SPAWN_DATABASE_URL: {error}.") from error
+    return settings
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="spawn")
+def cli() -> None:
+    """Rent computers over HTTP: the wallet that pays owns the server.
+
+    \b
+    New here?          spawn demo        one agent's whole journey, in half a minute
+    Building a client? spawn dev         a service to call, with play money and simulated servers
+    Running it?        spawn migrate, then spawn serve
+
+    Settings are SPAWN_* environment variables; an unknown one is refused with a suggestion.
+    """
+
+
+@cli.command()
+@click.option("--listen", metavar="HOST:PORT", help="Where to listen  [default: 127.0.0.1:8402].")
+@click.option("--speed", type=float, help="How fast simulated servers boot; 1 is real time  [default: 20].")
+def dev(listen: str | None, speed: float | None) -> None:
+    """Run a service for development: play money, simulated servers.
+
+    It creates what is missing in this folder (spawn.db and its companions) and keeps it for the next run.
+
+    \b
+    Then, elsewhere:
+      spawn wallet new                     an address and its key
+      spawn faucet 0xYOUR_ADDRESS          play USDC for it
+      curl http://127.0.0.1:8402/          what can be called
+    """
+    from spawn import server
+
+    if speed is None and "SPAWN_SIMULATED_SPEED" not in os.environ:
+        speed = 20.0
+    settings = _settings(listen=listen, simulated_speed=speed)
+    listener = _listen(settings)
+    migrate(settings.database_url)
+    click.echo(f"spawn {__version__}, for development: play money, simulated servers")
+    click.echo(f"  listening on  http://{settings.listen}   (API reference: http://{settings.listen}/docs)")
+    click.echo(f"  network       {settings.x402_network}, USDC {settings.x402_asset}")
+    click.echo(f"  paid to       {settings.x402_pay_to}")
+    click.echo(f"  database      {settings.database_url}")
+    click.echo("  next          spawn wallet new; spawn faucet 0xYOUR_ADDRESS   (Ctrl-C stops)")
+    server.serve(settings, listener, log_requests=True)
+
+
+def _listen(settings: Settings) -> socket.socket:
+    from spawn import server
+
+    try:
+        return server.listen(settings)
+    except server.CannotListen as error:
+        raise Refusal(str(error)) from error
+
+
+@cli.command()
+@click.option(
+    "--listen", metavar="HOST:PORT", help="Where to listen  [default: SPAWN_LISTEN, 127.0.0.1:8402]."
+)
+def serve(listen: str | None) -> None:
+    """Run the service, on a database that is up to date.
+
+    `spawn migrate` brings it there. One process per SQLite file: a second one is refused. Set SPAWN_PUBLIC_URL to how
+    callers reach you, because signed requests are bound to it.
+    """
+    from spawn import server
+
+    settings = _settings(listen=listen)
+    server.serve(settings, _listen(settings))
+
+
+@cli.command("migrate")
+def migrate_command() -> None:
+    """Create the database, or bring it up to this version. Safe to repeat."""
+    settings = _settings()
+    applied = migrate(settings.database_url)
+    done = f"applied {', '.join(applied)}" if applied else "up to date already"
+    click.echo(f"{settings.database_url}: {done}")
+
+
+@cli.command()
+def reconcile() -> None:
+    """Compare providers, books and billing once; mend what differs.
+
+    Runs by itself every minute while the service is up; this is for when it is not. A machine that nobody owns, and
+    a server that its provider lost, must be seen in two runs, five minutes apart, before anything is done.
+    """
+    click.echo(_run(_reconcile(_settings())))
+
+
+async def _reconcile(settings: Settings) -> str:
+    from spawn.app import build, open_parts
+
+    parts = await open_parts(settings)
+    try:
+        service = await build(settings, parts, ticking=False)
+        report = await service.reconciler.run()
+    finally:
+        await parts.close()
+    return "\n".join(
+        f"{name.replace('_', ' '):18}{getattr(report, name)}" for name in report.__struct_fields__
+    )
+
+
+@cli.group()
+def ledger() -> None:
+    """Look at the books."""
+
+
+@ledger.command("verify")
+def ledger_verify() -> None:
+    """Check every invariant of the books, and compare them with the chain.
+
+    Exit 1 if one is broken. Only reads, so it may run beside the service.
+    """
+    settings = _settings()
+    require_current(settings.database_url)
+    with_chain = Path(settings.devnet_path).exists()
+    if not with_chain:
+        click.echo(f"there is no chain at {settings.devnet_path}: only the books are checked", err=True)
+    violations, transfers, held = _run(_verify(settings, with_chain=with_chain))
+    for violation in violations:
+        click.secho(
+            f"broken: {violation.rule}: {violation.sentence}", fg="red" if sys.stdout.isatty() else None
+        )
+    if violations:
+        sys.exit(1)
+    click.echo(
+        f"the books are right: {transfers} transfers, {format_usdc(held)} USDC paid in and accounted for"
+    )
+
+
+async def _verify(settings: Settings, *, with_chain: bool) -> tuple[list[Violation], int, Usdc]:
+    from spawn.app import open_devnet
+
+    on_chain = None
+    if with_chain:
+        chain = open_devnet(settings, SystemClock())
+        try:
+            on_chain = await chain.balance_of(settings.pay_to)
+        finally:
+            chain.close()
+    return await asyncio.to_thread(_verify_file, parse_database_url(settings.database_url), on_chain)
+
+
+def _verify_file(path: Path, on_chain: Usdc | None) -> tuple[list[Violation], int, Usdc]:
+    with snapshot(path) as tx:
+        counted = tx.one(COUNT_TRANSFERS, {})
+        paid_in = balance_of(tx, EXT_USDC).balance
+        return verify(tx, chain_balance_usdc=on_chain), 0 if counted is None else counted["n"], paid_in
+
+
+@cli.group()
+def wallet() -> None:
+    """Wallets for development."""
+
+
+@wallet.command("new")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def wallet_new(as_json: bool) -> None:
+    """Make a wallet and print its address and private key. Nothing is stored.
+
+    For the development chain; keep real money out of keys that were printed on a screen.
+    """
+    from eth_account import Account
+
+    secret = SystemEntropy().bytes(32)
+    address, key = Account.from_key(secret).address, f"0x{secret.hex()}"
+    if as_json:
+        click.echo(json.dumps({"address": address, "private_key": key}))
+        return
+    click.echo(f"address      {address}")
+    click.echo(f"private key  {key}")
+
+
+@cli.command()
+@click.argument("address")
+@click.option("--amount", default="100.00", show_default=True, help="USDC to give.")
+def faucet(address: str, amount: str) -> None:
+    """Give a wallet play USDC on the development chain. Works while the service runs."""
+    try:
+        receiver, usdc = parse_address(address), parse_usdc(amount)
+    except ValueError as error:
+        raise click.UsageError(f"{error}.") from error
+    if usdc == 0:
+        raise click.UsageError("an amount to give is more than zero.")
+    settings = _settings()
+    path = Path(settings.devnet_path)
+    if not path.exists():
+        raise InvalidSetting(
+            f"there is no development chain at {path.resolve()}: start `spawn dev` first, and run the faucet in the "
+            "same folder, or set SPAWN_DEVNET_PATH."
+        )
+    balance = _run(_mint(settings, receiver, usdc))
+    click.echo(f"{address} has {format_usdc(balance)} USDC on {settings.x402_network} (play money)")
+
+
+async def _mint(settings: Settings, receiver: Any, usdc: Usdc) -> Usdc:
+    from spawn.app import open_devnet
+
+    chain = open_devnet(settings, SystemClock())
+    try:
+        return await chain.mint(receiver, usdc)
+    finally:
+        chain.close()
+
+
+@cli.command("demo")
+@click.option("--keep", is_flag=True, help="Keep the demo's databases, and say where they are.")
+def demo_command(keep: bool) -> None:
+    """Run the main job: an agent pays, gets a server, is refunded.
+
+    Starts a service of its own on a free port with play money and simulated servers, and stops it again.
+    """
+    from spawn import demo
+
+    try:
+        demo.run(os.environ, keep=keep)
+    except demo.DemoFailed as error:
+        raise Refusal(str(error)) from error
+
+
+@cli.command("openapi")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to a file instead.")
+def openapi_command(output: Path | None) -> None:
+    """Print the API's description (OpenAPI 3.1)."""
+    from spawn.api import description
+
+    text = description.encoded().decode()
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise Refusal(f"cannot write {output}: {error.strerror}.") from error
+    click.echo(f"wrote {output}")

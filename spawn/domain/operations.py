@@ -1,0 +1,218 @@
+"""Provider work as data: an operation is a short plan of provider calls, done one after the other.
+
+Invariant: from `phase` alone the next start knows what to do: `queued`, nothing was asked; `sent`, it may have
+been, so look first; `accepted`, the provider promised, so poll.
+"""
+
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+from spawn_providers.base import Change, InstanceStatus, Spec, Verb
+from spawn_providers.catalog import Offer
+from spawn_schemas.ids import ActionId, Address, ServerId
+from spawn_schemas.money import Usdc
+
+from spawn.domain.servers import Command, Server, Status
+
+
+class Phase(StrEnum):
+    QUEUED = "queued"
+    SENT = "sent"
+    ACCEPTED = "accepted"
+
+
+class OperationStatus(StrEnum):
+    RUNNING = "running"
+    SUCCESS = "success"
+    ERROR = "error"
+
+
+class Create(msgspec.Struct, frozen=True, kw_only=True, tag="create"):
+    """Order the machine. The user data is a secret and travels apart from the plan."""
+
+    spec: Spec
+
+
+class Act(msgspec.Struct, frozen=True, kw_only=True, tag="act"):
+    """One verb. Done when the provider says so and the machine has reached `until`.
+
+    A graceful shutdown may be ignored by the guest; with `force_after_s` it becomes a power-off then.
+    """
+
+    verb: Verb
+    change: Change = Change()
+    until: InstanceStatus | None = None
+    force_after_s: int | None = None
+
+
+class Delete(msgspec.Struct, frozen=True, kw_only=True, tag="delete"):
+    """Destroy the machine; done when it is gone.
+
+    `not_before` outlives a create that was still on its way when it was superseded: until then "there is no such
+    machine" may only mean "not yet".
+    """
+
+    not_before: int = 0
+
+
+Step = Create | Act | Delete
+
+
+class Resized(msgspec.Struct, frozen=True, kw_only=True):
+    """What a resize makes of the server. `reserve_delta_usdc` > 0 is taken from the wallet, < 0 comes back."""
+
+    type: str
+    provider_type: str
+    cores: int
+    memory_gb: int
+    daily_usdc: Usdc
+    reserve_delta_usdc: Usdc
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """The calls to make, and what they make of the server.
+
+    `always_from` is the first step that is done even when an earlier one failed: a server that was stopped
+    for a resize is started again whatever became of the resize.
+    """
+
+    steps: tuple[Step, ...]
+    resized: Resized | None = None
+    image: str | None = None
+    always_from: int | None = None
+    final: Status | None = None
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """Our durable unit of provider work; callers see it as an action. Times are unix seconds."""
+
+    id: ActionId
+    server_id: ServerId
+    wallet: Address
+    command: Command
+    status: OperationStatus
+    plan: Plan
+    step: int
+    phase: Phase
+    handle: str | None
+    accepted_at: int | None
+    answered: bool
+    error_code: str | None
+    error_message: str | None
+    attempts: int
+    next_at: int
+    deadline_at: int
+    claim: str | None
+    claim_until: int
+    created_at: int
+    finished_at: int | None
+
+    @property
+    def current(self) -> Step:
+        return self.plan.steps[self.step]
+
+
+GRACEFUL_S = 120
+"""How long a guest has to obey a shutdown before a resize powers it off."""
+
+
+def create_plan(spec: Spec) -> Plan:
+    return Plan(steps=(Create(spec=spec),))
+
+
+def start_plan() -> Plan:
+    return Plan(steps=(Act(verb=Verb.START, until=InstanceStatus.RUNNING),))
+
+
+def stop_plan() -> Plan:
+    return Plan(steps=(Act(verb=Verb.SHUTDOWN, until=InstanceStatus.OFF),))
+
+
+def poweroff_plan() -> Plan:
+    return Plan(steps=(Act(verb=Verb.POWEROFF, until=InstanceStatus.OFF),))
+
+
+def reboot_plan() -> Plan:
+    return Plan(steps=(Act(verb=Verb.REBOOT, until=InstanceStatus.RUNNING),))
+
+
+def rebuild_plan(image: str, public_keys: tuple[str, ...]) -> Plan:
+    change = Change(image=image, public_keys=public_keys)
+    return Plan(steps=(Act(verb=Verb.REBUILD, change=change, until=InstanceStatus.RUNNING),), image=image)
+
+
+def resize_plan(server: Server, offer: Offer, *, upgrade_disk: bool, reserve_delta_usdc: Usdc) -> Plan:
+    """Stop if running, resize, and put the server back into the state it was found in."""
+    was_running = server.status is Status.RUNNING
+    resize = Act(
+        verb=Verb.RESIZE, change=Change(provider_type=offer.provider_type, upgrade_disk=upgrade_disk)
+    )
+    stop = Act(verb=Verb.SHUTDOWN, until=InstanceStatus.OFF, force_after_s=GRACEFUL_S)
+    back = (
+        Act(verb=Verb.START, until=InstanceStatus.RUNNING)
+        if was_running
+        else Act(verb=Verb.POWEROFF, until=InstanceStatus.OFF)
+    )
+    steps: tuple[Step, ...] = (stop, resize, back) if was_running else (resize, back)
+    return Plan(
+        steps=steps,
+        resized=Resized(
+            type=offer.type,
+            provider_type=offer.provider_type,
+            cores=offer.cores,
+            memory_gb=offer.memory_gb,
+            daily_usdc=offer.daily_usdc,
+            reserve_delta_usdc=reserve_delta_usdc,
+        ),
+        always_from=len(steps) - 1,
+    )
+
+
+def destroy_plan(*, not_before: int = 0, final: Status = Status.DESTROYED) -> Plan:
+    return Plan(steps=(Delete(not_before=not_before),), final=final)
+
+
+_PATIENCE_S: Final = {
+    Command.CREATE: 900,
+    Command.START: 300,
+    Command.STOP: 300,
+    Command.POWEROFF: 300,
+    Command.REBOOT: 300,
+    Command.RESIZE: 3600,
+    Command.REBUILD: 1800,
+}
+
+
+def deadline_at(command: Command, now: int) -> int:
+    """When we stop hoping. Destroying has no deadline: it is tried for ever."""
+    return now + _PATIENCE_S.get(command, FOREVER_S)
+
+
+FOREVER_S: Final = 100 * 365 * 86400
+
+
+def new_operation(action_id: ActionId, server: Server, command: Command, plan: Plan, now: int) -> Operation:
+    """A fresh operation, due at once."""
+    return Operation(
+        id=action_id,
+        server_id=server.id,
+        wallet=server.wallet,
+        command=command,
+        status=OperationStatus.RUNNING,
+        plan=plan,
+        step=0,
+        phase=Phase.QUEUED,
+        handle=None,
+        accepted_at=None,
+        answered=False,
+        error_code=None,
+        error_message=None,
+        attempts=0,
+        next_at=now,
+        deadline_at=deadline_at(command, now),
+        claim=None,
+        claim_until=0,
+        created_at=now,
+        finished_at=None,
+    )

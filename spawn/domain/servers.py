@@ -1,0 +1,169 @@
+"""A rented server: its states, and which verbs each state allows.
+
+Invariant: `charged_until` is set exactly while the server costs money, and an ended server has no meter.
+"""
+
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+from spawn_ledger.accrual import Meter
+from spawn_providers.base import InstanceStatus
+from spawn_providers.catalog import Offer
+from spawn_schemas.errors import Code, SpawnError
+from spawn_schemas.ids import Address, ServerId
+from spawn_schemas.money import Usdc
+
+
+class Status(StrEnum):
+    """What callers see. `destroyed` and `failed` are final."""
+
+    INITIALIZING = "initializing"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    OFF = "off"
+    REBUILDING = "rebuilding"
+    MIGRATING = "migrating"
+    DESTROYING = "destroying"
+    FAILED = "failed"
+    DESTROYED = "destroyed"
+    UNKNOWN = "unknown"
+
+
+FINAL: Final = frozenset({Status.DESTROYED, Status.FAILED})
+
+
+class Reason(StrEnum):
+    """Why a server is failed, destroying or destroyed."""
+
+    REQUESTED = "requested"
+    DEPOSIT_EXHAUSTED = "deposit_exhausted"
+    PROVIDER_REFUSED = "provider_refused"
+    VANISHED = "vanished"
+
+
+class Command(StrEnum):
+    """What an operation does, in the words the API shows."""
+
+    CREATE = "create_server"
+    START = "start_server"
+    STOP = "stop_server"
+    POWEROFF = "poweroff_server"
+    REBOOT = "reboot_server"
+    RESIZE = "resize_server"
+    REBUILD = "rebuild_server"
+    DESTROY = "destroy_server"
+
+
+class Server(msgspec.Struct, frozen=True, kw_only=True):
+    """One rented server. Times are unix seconds; `charged_until` is None before acceptance and after the end."""
+
+    id: ServerId
+    wallet: Address
+    name: str
+    type: str
+    image: str
+    location: str
+    network: str
+    ssh_keys: tuple[str, ...]
+    provider: str
+    provider_type: str
+    provider_ref: str | None
+    architecture: str
+    cores: int
+    memory_gb: int
+    disk_gb: int
+    status: Status
+    reason: Reason | None
+    ipv4: str | None
+    ipv6: str | None
+    auto_renew: bool
+    created_at: int
+    ended_at: int | None
+    missing_since: int | None
+    daily_usdc: Usdc
+    remainder: int
+    charged_until: int | None
+    charged_usdc: Usdc
+    minimum_usdc: Usdc
+    due_at: int | None
+
+    @property
+    def meter(self) -> Meter | None:
+        """The burn's state, or None while the server costs nothing."""
+        if self.charged_until is None:
+            return None
+        return Meter(daily_usdc=self.daily_usdc, remainder=self.remainder, charged_until=self.charged_until)
+
+
+_STATUS_OF: Final = {
+    InstanceStatus.INITIALIZING: Status.INITIALIZING,
+    InstanceStatus.STARTING: Status.INITIALIZING,
+    InstanceStatus.RUNNING: Status.RUNNING,
+    InstanceStatus.STOPPING: Status.STOPPING,
+    InstanceStatus.OFF: Status.OFF,
+    InstanceStatus.DELETING: Status.DESTROYING,
+    InstanceStatus.MIGRATING: Status.MIGRATING,
+    InstanceStatus.REBUILDING: Status.REBUILDING,
+    InstanceStatus.UNKNOWN: Status.UNKNOWN,
+}
+
+
+def status_of(instance: InstanceStatus) -> Status:
+    """The caller's word for what a provider reports."""
+    return _STATUS_OF[instance]
+
+
+_ALLOWED: Final = {
+    Command.START: frozenset({Status.OFF, Status.RUNNING}),
+    Command.STOP: frozenset({Status.RUNNING}),
+    Command.POWEROFF: frozenset({Status.RUNNING, Status.STOPPING}),
+    Command.REBOOT: frozenset({Status.RUNNING}),
+    Command.RESIZE: frozenset({Status.RUNNING, Status.OFF}),
+    Command.REBUILD: frozenset({Status.RUNNING, Status.OFF}),
+}
+
+
+_NEXT: Final = {
+    Status.RUNNING: "It is running: stop it first.",
+    Status.OFF: "It is off: start it first.",
+    Status.DESTROYING: "It is being destroyed: rent another.",
+    Status.DESTROYED: "It is gone: rent another.",
+    Status.FAILED: "It never came to be: rent another.",
+}
+
+
+def check_allowed(server: Server, command: Command) -> None:
+    """Raise `conflict` unless the server's state allows the command."""
+    if server.status in _ALLOWED[command]:
+        return
+    allowed = " or ".join(sorted(_ALLOWED[command]))
+    raise SpawnError(
+        Code.CONFLICT,
+        f"{command} needs a server that is {allowed}; {server.id} is {server.status}.",
+        details={"status": server.status.value},
+        next=_NEXT.get(server.status, f"GET /v1/servers/{server.id}?wait=30 waits until it has settled."),
+    )
+
+
+def check_resize(server: Server, offer: Offer) -> None:
+    """Raise `conflict` where a machine cannot become the offered one: another architecture, a smaller disk."""
+    if offer.provider_type == server.provider_type:
+        raise SpawnError(
+            Code.CONFLICT,
+            f"{server.id} already is a {server.type}.",
+            next="GET /v1/catalog lists other types.",
+        )
+    if offer.architecture != server.architecture:
+        raise SpawnError(
+            Code.CONFLICT,
+            f"A server cannot move from {server.architecture} to {offer.architecture}: "
+            f"create a new {offer.type} and destroy this one.",
+            next="POST /v1/servers",
+        )
+    if offer.disk_gb < server.disk_gb:
+        raise SpawnError(
+            Code.CONFLICT,
+            f"A disk never shrinks: {server.id} has {server.disk_gb} GB, {offer.type} has {offer.disk_gb} GB.",
+            next="Choose a type with a disk as large.",
+        )

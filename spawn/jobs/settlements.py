@@ -1,0 +1,54 @@
+"""Finds out what became of payments whose outcome nobody waited for.
+
+Invariant: this job never moves money on the chain; it books what the chain shows, and gives up on a payment only
+when it can no longer settle.
+"""
+
+import logging
+from typing import Final
+
+import msgspec
+
+from spawn.payments.exact import ExactPayment
+from spawn.payments.facilitator import Facilitator, SettlementUnclear
+from spawn.services import reservations
+from spawn.store import reservations as rows
+from spawn.store.database import Database
+from spawn.store.reservations import Reservation
+
+log = logging.getLogger(__name__)
+
+PER_TICK: Final = 100
+FINALITY_S: Final = 120
+"""How long after `validBefore` the chain may still show a transfer that was made in time."""
+
+
+class Settlements:
+    """Goes round the unsettled payments, a page a tick, so that a hundred hopeless ones hide no other."""
+
+    def __init__(self, db: Database, facilitator: Facilitator) -> None:
+        self._db = db
+        self._facilitator = facilitator
+        self._after: tuple[int, str] = (0, "")
+
+    async def tick(self, now: int) -> None:
+        created_at, id_ = self._after
+        params = {"now": now, "limit": PER_TICK, "created_at": created_at, "id": id_}
+        page = [rows.reservation_from(row) for row in await self._db.read(rows.SELECT_UNSETTLED, params)]
+        self._after = (page[-1].created_at, page[-1].id) if len(page) == PER_TICK else (0, "")
+        for reservation in page:
+            try:
+                await self._resolve(reservation, now)
+            except SettlementUnclear as error:
+                log.warning("the chain cannot be asked about %s yet: %s", reservation.id, error)
+            except Exception:
+                # One payment that cannot be looked at must not keep the others waiting.
+                log.exception("payment %s stays unresolved", reservation.id)
+
+    async def _resolve(self, reservation: Reservation, now: int) -> None:
+        payment = msgspec.json.decode(reservation.payment or b"", type=ExactPayment)
+        settled = await self._facilitator.find(payment)
+        if settled is not None:
+            await self._db.write(lambda tx: reservations.credit_found(tx, reservation, settled, now))
+        elif now > reservation.valid_before + FINALITY_S:
+            await self._db.write(lambda tx: reservations.expire(tx, reservation))

@@ -1,0 +1,224 @@
+"""Renting a server: checks, holds the money, writes the row, orders the machine.
+
+Invariant: the deposit and the fee are only held here; they are taken when the provider accepts, and given back
+when it refuses.
+"""
+
+import msgspec
+from msgspec.structs import replace
+from spawn_ledger.tx import Tx
+from spawn_providers.base import Spec
+from spawn_providers.catalog import Catalog, Offer
+from spawn_schemas import api
+from spawn_schemas.errors import Code, SpawnError
+from spawn_schemas.ids import Address, Entropy, SshKeyId, new_action_id, new_server_id
+from spawn_schemas.money import Usdc, format_usdc
+
+from spawn.domain import charges
+from spawn.domain.operations import Operation, create_plan, new_operation
+from spawn.domain.servers import Command, Server, Status
+from spawn.services import funds, standing, views
+from spawn.services.calls import Acted, Completed, Context
+from spawn.services.ownership import owned_key
+from spawn.services.purse import Purse
+from spawn.store import operations, secrets, servers, ssh_keys
+from spawn.store.database import Database
+from spawn.store.secrets import Vault
+
+SERVERS_MAX = 100
+"""Servers one wallet may have at once; bounds what a single settlement touches."""
+
+
+_CATALOG = "GET /v1/catalog lists every type, image and location."
+_FUND = (
+    "Put what is missing into the body as fund and pay by x402, choose a smaller deposit, "
+    "or POST /v1/balance/deposit."
+)
+
+
+class Shop(msgspec.Struct, frozen=True, kw_only=True):
+    """What selling needs to know: the goods, who delivers them, and where ids come from."""
+
+    catalog: Catalog
+    provider: str
+    entropy: Entropy
+    vault: Vault
+
+
+class CreateServer:
+    """`POST /v1/servers`."""
+
+    fee_from_refund = False
+
+    def __init__(self, shop: Shop, wanted: api.CreateServer) -> None:
+        self._shop = shop
+        self._wanted = wanted
+        self._offer = find_offer(shop.catalog, wanted.type, wanted.location)
+        find_image(shop.catalog, wanted.image)
+        self._deposit = self._deposit_usdc()
+
+    def _deposit_usdc(self) -> Usdc:
+        if self._wanted.deposit is None:
+            return self._offer.deposit_usdc
+        deposit = charges.amount(self._wanted.deposit)
+        if deposit < self._offer.daily_usdc:
+            raise SpawnError(
+                Code.INVALID_REQUEST,
+                f"A deposit covers at least one day: {format_usdc(self._offer.daily_usdc)} USDC for a "
+                f"{self._offer.type} in {self._offer.location}.",
+                details={"minimum_deposit": format_usdc(self._offer.daily_usdc)},
+                next="Choose a larger deposit, or leave it out for the usual one.",
+            )
+        return deposit
+
+    async def prepare(self, db: Database, wallet: Address, purse: Purse, now: int) -> None:
+        """Raises conflict, not_found, forbidden or insufficient_deposit."""
+        if await db.read(servers.SELECT_NAME_TAKEN, {"wallet": wallet, "name": self._wanted.name}):
+            raise name_taken(self._wanted.name)
+        count = await db.read(servers.COUNT_LIVE, {"wallet": wallet})
+        _check_count(count[0]["n"])
+        for key_id in self._wanted.ssh_keys:
+            found = await db.read(ssh_keys.SELECT_KEY, {"id": key_id})
+            owned_key(ssh_keys.key_from(found[0]) if found else None, key_id, wallet)
+        await purse.require(self._deposit, next=_FUND)
+
+    def act(self, tx: Tx, context: Context) -> Acted:
+        wallet, now = context.wallet, context.now
+        if tx.one(servers.SELECT_NAME_TAKEN, {"wallet": wallet, "name": self._wanted.name}) is not None:
+            raise name_taken(self._wanted.name)
+        count = tx.one(servers.COUNT_LIVE, {"wallet": wallet})
+        _check_count(0 if count is None else count["n"])
+        keys = [owned_key(ssh_keys.find_key(tx, SshKeyId(k)), k, wallet) for k in self._wanted.ssh_keys]
+        server = self._new_server(wallet, now)
+        servers.insert_server(tx, server)
+        operation = new_operation(
+            new_action_id(self._shop.entropy),
+            server,
+            Command.CREATE,
+            create_plan(self._spec(server, tuple(k.public_key for k in keys))),
+            now,
+        )
+        operations.insert_operation(tx, operation)
+        funds.hold_fee(tx, wallet, context.fee_usdc, operation.id, now)
+        funds.hold_deposit(tx, server, self._deposit, operation.id, now)
+        if self._wanted.user_data is not None:
+            self._shop.vault.put(tx, server.id, secrets.USER_DATA, self._wanted.user_data, now)
+        return Acted(answer=self._answer(tx, server, operation, now), operation=operation.id)
+
+    def complete(self, tx: Tx, draft: bytes, operation: Operation) -> Completed:
+        """The answer with what the provider said since, and the root password for this one time."""
+        created = msgspec.json.decode(draft, type=api.ServerCreated)
+        server = servers.get_server(tx, operation.server_id)
+        stored = replace(
+            created,
+            server=views.server_summary(server),
+            action=views.action_summary(operation),
+        )
+        password = self._shop.vault.take(tx, server.id, secrets.ROOT_PASSWORD)
+        return Completed(
+            answer=views.encode(replace(stored, root_password=password)), stored=views.encode(stored)
+        )
+
+    def _answer(self, tx: Tx, server: Server, operation: Operation, now: int) -> bytes:
+        return views.encode(
+            api.ServerCreated(
+                server=views.server_summary(server),
+                action=views.action_summary(operation),
+                deposit_charged=format_usdc(self._deposit),
+                deposit_remaining=format_usdc(standing.of(tx, server.wallet, now).available_usdc),
+                root_password=None,
+            )
+        )
+
+    def _spec(self, server: Server, public_keys: tuple[str, ...]) -> Spec:
+        return Spec(
+            hostname=server.name,
+            provider_type=server.provider_type,
+            image=server.image,
+            location=server.location,
+            owner=server.wallet,
+            public_keys=public_keys,
+            ipv6_only=server.network == "ipv6",
+        )
+
+    def _new_server(self, wallet: Address, now: int) -> Server:
+        wanted, offer = self._wanted, self._offer
+        return Server(
+            id=new_server_id(self._shop.entropy),
+            wallet=wallet,
+            name=wanted.name,
+            type=offer.type,
+            image=wanted.image,
+            location=offer.location,
+            network=wanted.network,
+            ssh_keys=wanted.ssh_keys,
+            provider=self._shop.provider,
+            provider_type=offer.provider_type,
+            provider_ref=None,
+            architecture=offer.architecture,
+            cores=offer.cores,
+            memory_gb=offer.memory_gb,
+            disk_gb=offer.disk_gb,
+            status=Status.INITIALIZING,
+            reason=None,
+            ipv4=None,
+            ipv6=None,
+            auto_renew=wanted.auto_renew,
+            created_at=now,
+            ended_at=None,
+            missing_since=None,
+            daily_usdc=offer.daily_usdc,
+            remainder=0,
+            charged_until=None,
+            charged_usdc=Usdc(0),
+            minimum_usdc=Usdc(0),
+            due_at=None,
+        )
+
+
+def find_offer(catalog: Catalog, type_: str, location: str) -> Offer:
+    """Raise `invalid_request` naming what is sold when this is not."""
+    offer = catalog.find(type_, location)
+    if offer is not None:
+        return offer
+    sold = catalog.sold_in(location)
+    if not sold:
+        names = [known.name for known in catalog.locations]
+        raise SpawnError(
+            Code.INVALID_REQUEST,
+            f"There is no location {location}.",
+            details={"locations": names},
+            next=_CATALOG,
+        )
+    raise SpawnError(
+        Code.INVALID_REQUEST,
+        f"{type_} is not sold in {location}.",
+        details={"sold_there": list(sold)},
+        next=_CATALOG,
+    )
+
+
+def find_image(catalog: Catalog, name: str) -> None:
+    """Raise `invalid_request` for an image that is not offered."""
+    names = [image.name for image in catalog.images]
+    if name not in names:
+        raise SpawnError(
+            Code.INVALID_REQUEST, f"There is no image {name}.", details={"images": names}, next=_CATALOG
+        )
+
+
+def name_taken(name: str) -> SpawnError:
+    return SpawnError(
+        Code.CONFLICT,
+        f"You already have a server named {name}.",
+        next="Choose another name, or destroy that server first.",
+    )
+
+
+def _check_count(count: int) -> None:
+    if count >= SERVERS_MAX:
+        raise SpawnError(
+            Code.CONFLICT,
+            f"A wallet has at most {SERVERS_MAX} servers at once.",
+            next="Destroy one you do not need.",
+        )

@@ -1,0 +1,95 @@
+"""How a server's life ends in our books: on request, when its money is gone, when its provider lost it.
+
+Invariant: the refund is fixed in the transaction that decides the end, whatever the provider does afterwards.
+"""
+
+from msgspec.structs import replace
+from spawn_ledger.tx import Tx
+from spawn_schemas.ids import ActionId, Address, Entropy, ServerId, new_action_id
+from spawn_schemas.money import Usdc
+
+from spawn.domain.operations import (
+    Create,
+    Operation,
+    OperationStatus,
+    Phase,
+    destroy_plan,
+    new_operation,
+)
+from spawn.domain.servers import Command, Reason, Server, Status
+from spawn.services import funds
+from spawn.store import operations, secrets, servers
+
+SUPERSEDED = "superseded"
+
+
+def settle_wallet(
+    tx: Tx, wallet: Address, now: int, entropy: Entropy
+) -> dict[ServerId, tuple[Operation, Usdc]]:
+    """Charge the wallet's servers up to now and end those whose money is gone.
+
+    Answers, for each that ended, the operation that destroys it and what came back.
+    """
+    ended: dict[ServerId, tuple[Operation, Usdc]] = {}
+    for server, exhausted_at in funds.settle(tx, wallet, now):
+        ended[server.id] = begin(
+            tx,
+            servers.get_server(tx, server.id),
+            reason=Reason.DEPOSIT_EXHAUSTED,
+            action_id=new_action_id(entropy),
+            billing_ends_at=exhausted_at,
+            now=now,
+        )
+    if ended:
+        funds.reschedule(tx, wallet, now)
+    return ended
+
+
+def begin(
+    tx: Tx, server: Server, *, reason: Reason, action_id: ActionId, billing_ends_at: int, now: int
+) -> tuple[Operation, Usdc]:
+    """End billing, supersede what runs, and order the destruction; answers its operation and the refund.
+
+    The server is settled to `billing_ends_at` already. A deposit that was only held comes back as well.
+    """
+    not_before, released = _supersede(tx, server, action_id, now)
+    closed, refund = funds.close(tx, server, billing_ends_at)
+    servers.update_server(tx, closed, replace(closed, status=Status.DESTROYING, reason=reason))
+    operation = new_operation(action_id, server, Command.DESTROY, destroy_plan(not_before=not_before), now)
+    operations.insert_operation(tx, operation)
+    return operation, Usdc(released + refund)
+
+
+def _supersede(tx: Tx, server: Server, by: ActionId, now: int) -> tuple[int, Usdc]:
+    """End the running operation, if any.
+
+    Answers until when a machine it ordered may still appear, and the deposit it had set aside.
+    """
+    running = operations.find_running(tx, server.id)
+    if running is None:
+        return 0, Usdc(0)
+    released = funds.release_holds(tx, running.id, now)
+    ended = replace(
+        running,
+        status=OperationStatus.ERROR,
+        error_code=SUPERSEDED,
+        error_message=f"Superseded by {by}.",
+        finished_at=now,
+    )
+    operations.end_operation(tx, ended)
+    on_its_way = isinstance(running.current, Create) and running.phase is Phase.SENT
+    return (max(running.claim_until, now) if on_its_way else 0), released
+
+
+def vanish(tx: Tx, server: Server, missed_at: int, now: int) -> None:
+    """The provider has no such machine any more: its billing ends where it was first missed, and its secrets go.
+
+    The server is settled to `missed_at` at least.
+    """
+    _supersede(tx, server, ActionId("the provider's loss"), now)
+    closed, _ = funds.close(tx, funds.unburn(tx, server, missed_at, now), now)
+    lost = replace(
+        closed, status=Status.DESTROYED, reason=Reason.VANISHED, ended_at=now, ipv4=None, ipv6=None
+    )
+    servers.update_server(tx, closed, lost)
+    tx.execute(secrets.DELETE_ALL_SEALED, {"owner": server.id})

@@ -1,0 +1,282 @@
+"""What an outcome does to our books: the operation moves on, and with it, in one transaction, the money and the server.
+
+Invariant: an outcome is recorded only under the claim that asked for it; nothing here talks to a provider.
+"""
+
+import logging
+from typing import assert_never
+
+from msgspec.structs import replace
+from spawn_ledger.transfers import Code as TransferCode
+from spawn_ledger.transfers import transfer_id
+from spawn_ledger.tx import Tx
+from spawn_providers.base import Instance, Verb
+from spawn_schemas.errors import Code
+from spawn_schemas.ids import Entropy, new_action_id
+from spawn_schemas.money import Usdc
+
+from spawn.domain.operations import (
+    Act,
+    Create,
+    Delete,
+    Operation,
+    OperationStatus,
+    Phase,
+    deadline_at,
+    destroy_plan,
+    new_operation,
+)
+from spawn.domain.servers import Command, Reason, Server, Status, status_of
+from spawn.services import endings, funds
+from spawn.services.provider_calls import (
+    Accepted,
+    Failed,
+    Force,
+    Outcome,
+    StepDone,
+    TryLater,
+    Waiting,
+    Work,
+)
+from spawn.store import operations as rows
+from spawn.store import secrets, servers
+from spawn.store.secrets import Vault
+
+log = logging.getLogger(__name__)
+
+POLL_S = 1
+BACKOFF_MAX_S = 300
+LOCKED_RETRY_S = 5
+"""How soon to try again to destroy a machine that its provider has locked for something else."""
+FIRST_ATTEMPTS = 3
+"""How often an unavailable provider is asked before a caller who still waits is told no."""
+
+
+class Outcomes:
+    """Writes down what became of a step."""
+
+    def __init__(self, entropy: Entropy, vault: Vault) -> None:
+        self._entropy = entropy
+        self._vault = vault
+
+    def record(self, tx: Tx, work: Work, token: str, outcome: Outcome, now: int) -> Operation | None:
+        """Write down what the call came to, with its money. None when the claim was lost meanwhile."""
+        operation = rows.get_operation(tx, work.operation.id)
+        if operation.claim != token or operation.status is not OperationStatus.RUNNING:
+            return None
+        server = servers.get_server(tx, operation.server_id)
+        was = replace(operation, phase=work.operation.phase)
+        match outcome:
+            case Accepted():
+                after = self._accept(tx, was, server, outcome, now)
+            case Waiting(instance=instance):
+                _show(tx, server, instance)
+                after = replace(was, next_at=now + POLL_S)
+            case StepDone(instance=instance):
+                after = self._step_done(tx, was, server, instance, now)
+            case Force():
+                plan = replace(was.plan, steps=_with_poweroff(was))
+                after = replace(was, plan=plan, phase=Phase.QUEUED, handle=None, next_at=now)
+            case TryLater():
+                after = self._try_later(tx, was, server, outcome, now)
+            case Failed():
+                after = self._fail(tx, was, server, outcome, now)
+            case unreachable:
+                assert_never(unreachable)
+        after = replace(after, claim=None, claim_until=0)
+        # False when the outcome itself ended the operation: its server's money ran out in this very transaction.
+        return after if rows.update_operation(tx, operation, after) else None
+
+    def _accept(self, tx: Tx, operation: Operation, server: Server, yes: Accepted, now: int) -> Operation:
+        funds.post_holds(tx, operation.id, TransferCode.FEE, now)
+        match operation.current:
+            case Create():
+                funds.post_holds(tx, operation.id, TransferCode.DEPOSIT, now)
+                ordered = replace(server, provider_ref=yes.ref)
+                servers.update_server(tx, server, ordered)
+                funds.start_meter(tx, ordered, now)
+                self._vault.erase_one(tx, server.id, secrets.USER_DATA)
+            case Act(verb=verb):
+                status = _STATUS_WHILE.get(verb)
+                if status is not None and status is not server.status:
+                    servers.update_server(tx, server, replace(server, status=status))
+            case Delete():
+                pass
+            case unreachable:
+                assert_never(unreachable)
+        if yes.root_password is not None:
+            self._vault.put(tx, server.id, secrets.ROOT_PASSWORD, yes.root_password, now)
+        return replace(
+            operation,
+            phase=Phase.ACCEPTED,
+            handle=yes.handle,
+            accepted_at=now,
+            answered=True,
+            next_at=now + POLL_S,
+            # From now on it is the provider's time that passes, however long the way here was.
+            deadline_at=deadline_at(operation.command, now),
+            attempts=0,
+        )
+
+    def _step_done(
+        self, tx: Tx, operation: Operation, server: Server, instance: Instance | None, now: int
+    ) -> Operation:
+        server = _show(tx, server, instance)
+        if operation.plan.resized is not None and _is_resize(operation):
+            server = self._apply_resize(tx, operation, server, instance, now)
+        funds.post_holds(tx, operation.id, TransferCode.FEE, now)
+        if operation.step + 1 < len(operation.plan.steps):
+            return replace(
+                operation,
+                step=operation.step + 1,
+                phase=Phase.QUEUED,
+                handle=None,
+                answered=True,
+                next_at=now,
+            )
+        return self._finish(tx, operation, server, now)
+
+    def _finish(self, tx: Tx, operation: Operation, server: Server, now: int) -> Operation:
+        plan = operation.plan
+        done = server
+        if plan.image is not None and operation.error_code is None:
+            done = replace(done, image=plan.image)
+        if plan.final is not None:
+            done = replace(done, status=plan.final, ended_at=now, ipv4=None, ipv6=None)
+            self._vault.erase(tx, server.id)
+        if done != server:
+            servers.update_server(tx, server, done)
+        return replace(
+            operation,
+            status=OperationStatus.SUCCESS if operation.error_code is None else OperationStatus.ERROR,
+            answered=True,
+            finished_at=now,
+        )
+
+    def _apply_resize(
+        self, tx: Tx, operation: Operation, server: Server, instance: Instance | None, now: int
+    ) -> Server:
+        """The machine has its new size: the old rate ends and the new one begins in this second."""
+        resized = operation.plan.resized
+        if resized is None:
+            raise RuntimeError(f"{operation.id} resizes to nothing")
+        endings.settle_wallet(tx, server.wallet, now, self._entropy)
+        server = servers.get_server(tx, server.id)
+        if server.charged_until is None:
+            return server
+        funds.post_holds(tx, operation.id, TransferCode.DEPOSIT, now)
+        back = Usdc(min(max(0, -resized.reserve_delta_usdc), funds.reserve_usdc(tx, server.id)))
+        funds.withdraw(tx, server, back, id=transfer_id("resize", operation.id), at=now)
+        return funds.change_rate(
+            tx,
+            replace(
+                server,
+                type=resized.type,
+                provider_type=resized.provider_type,
+                cores=resized.cores,
+                memory_gb=resized.memory_gb,
+                disk_gb=server.disk_gb if instance is None else instance.disk_gb,
+            ),
+            resized.daily_usdc,
+            now,
+        )
+
+    def _try_later(
+        self, tx: Tx, operation: Operation, server: Server, later: TryLater, now: int
+    ) -> Operation:
+        phase = operation.phase
+        if phase is not Phase.ACCEPTED:
+            phase = Phase.SENT if later.unknown else Phase.QUEUED
+        destroying = operation.command is Command.DESTROY
+        tired = (
+            operation.attempts >= FIRST_ATTEMPTS if not operation.answered else now >= operation.deadline_at
+        )
+        if tired and phase is Phase.QUEUED and not destroying:
+            no = Failed(
+                code=Code.HETZNER_UNAVAILABLE, message=f"The provider is unavailable: {later.message}"
+            )
+            return self._fail(tx, operation, server, no, now)
+        wait_s = min(max(later.after_s, 2 ** min(operation.attempts - 1, 16)), BACKOFF_MAX_S)
+        if operation.attempts < FIRST_ATTEMPTS and not operation.answered:
+            wait_s = 1
+        return replace(operation, phase=phase, next_at=now + wait_s)
+
+    def _fail(self, tx: Tx, operation: Operation, server: Server, no: Failed, now: int) -> Operation:
+        if operation.command is Command.DESTROY:
+            wait_s = min(2 ** min(operation.attempts, 16), BACKOFF_MAX_S)
+            if no.code is Code.CONFLICT:
+                wait_s = min(wait_s, LOCKED_RETRY_S)
+            log.warning("destroying %s failed, trying again in %s s: %s", server.id, wait_s, no.message)
+            return replace(operation, phase=Phase.SENT, handle=None, next_at=now + wait_s)
+        server = _show(tx, server, no.instance)
+        funds.release_holds(tx, operation.id, now)
+        failed = replace(operation, error_code=no.code.value, error_message=no.message)
+        always_from = operation.plan.always_from
+        if always_from is not None and operation.step < always_from and operation.answered:
+            funds.refund_fee(tx, server.wallet, operation.id, now)
+            return replace(failed, step=always_from, phase=Phase.QUEUED, handle=None, next_at=now)
+        if operation.answered:
+            funds.refund_fee(tx, server.wallet, operation.id, now)
+        ended = replace(
+            failed, status=OperationStatus.ERROR, answered=True, claim=None, claim_until=0, finished_at=now
+        )
+        if operation.command is Command.CREATE:
+            self._fail_create(tx, ended, server, now)
+        return ended
+
+    def _fail_create(self, tx: Tx, ended: Operation, server: Server, now: int) -> None:
+        """Give everything back; where the provider had begun, order its half-made machine destroyed."""
+        self._vault.erase(tx, server.id)
+        if server.provider_ref is None:
+            failed = replace(server, status=Status.FAILED, reason=Reason.PROVIDER_REFUSED, ended_at=now)
+            servers.update_server(tx, server, failed)
+            return
+        closed = funds.reverse(tx, server, now)
+        servers.update_server(
+            tx, closed, replace(closed, status=Status.DESTROYING, reason=Reason.PROVIDER_REFUSED)
+        )
+        # The slot of the one running operation must be free before the next one takes it.
+        rows.end_operation(tx, ended)
+        cleanup = new_operation(
+            new_action_id(self._entropy), server, Command.DESTROY, destroy_plan(final=Status.FAILED), now
+        )
+        rows.insert_operation(tx, cleanup)
+
+
+_STATUS_WHILE = {
+    Verb.START: Status.INITIALIZING,
+    Verb.SHUTDOWN: Status.STOPPING,
+    Verb.POWEROFF: Status.STOPPING,
+    Verb.RESIZE: Status.MIGRATING,
+    Verb.REBUILD: Status.REBUILDING,
+}
+
+
+def _is_resize(operation: Operation) -> bool:
+    step = operation.current
+    return isinstance(step, Act) and step.verb is Verb.RESIZE
+
+
+def _with_poweroff(operation: Operation) -> tuple[Create | Act | Delete, ...]:
+    steps = list(operation.plan.steps)
+    step = steps[operation.step]
+    if isinstance(step, Act):
+        steps[operation.step] = replace(step, verb=Verb.POWEROFF, force_after_s=None)
+    return tuple(steps)
+
+
+def _show(tx: Tx, server: Server, instance: Instance | None) -> Server:
+    """Cache what the provider shows, so that reads cost it no call."""
+    if instance is None or server.status is Status.DESTROYING:
+        return server
+    seen = replace(
+        server,
+        status=status_of(instance.status),
+        ipv4=instance.ipv4,
+        ipv6=instance.ipv6,
+        disk_gb=instance.disk_gb,
+        missing_since=None,
+    )
+    if seen != server:
+        servers.update_server(tx, server, seen)
+    return seen

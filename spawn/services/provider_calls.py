@@ -1,0 +1,290 @@
+"""One question to a provider for one step of an operation, and its answer as data. No transaction is open here.
+
+Invariant: every way a provider call can end maps to exactly one `Outcome`, and a call whose fate is unknown is
+answered only after looking.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Final, assert_never
+
+import msgspec
+from spawn_providers.base import (
+    Instance,
+    InstanceStatus,
+    Op,
+    OpStatus,
+    OutcomeUnknown,
+    Provider,
+    Refused,
+    RefusedCode,
+    Unavailable,
+    Verb,
+)
+from spawn_schemas.errors import Code
+
+from spawn.domain.operations import Act, Create, Delete, Operation, Phase
+from spawn.domain.servers import Server
+
+CALL_TIMEOUT_S: Final = 30
+"""Longer than any honest answer; a call that takes longer has an unknown outcome."""
+LOOK_AGAIN_S: Final = 5
+
+
+class Accepted(msgspec.Struct, frozen=True, kw_only=True):
+    """The provider promised. `handle` is None when we found the effect instead of the answer."""
+
+    ref: str | None
+    handle: str | None = None
+    root_password: str | None = None
+
+
+class Waiting(msgspec.Struct, frozen=True, kw_only=True):
+    """Promised and not done yet."""
+
+    instance: Instance | None
+
+
+class StepDone(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine is where the step wanted it; None when it is gone."""
+
+    instance: Instance | None
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True):
+    """A final no. `code` is ours, `message` is public."""
+
+    code: Code
+    message: str
+    instance: Instance | None = None
+
+
+class TryLater(msgspec.Struct, frozen=True, kw_only=True):
+    """Nothing was changed (`unknown` False), or perhaps (`unknown` True, so look first)."""
+
+    after_s: int
+    unknown: bool
+    message: str
+
+
+class Force(msgspec.Struct, frozen=True, kw_only=True):
+    """The guest ignored the shutdown: cut the power instead."""
+
+
+Outcome = Accepted | Waiting | StepDone | Failed | TryLater | Force
+
+
+class Work(msgspec.Struct, frozen=True, kw_only=True):
+    """What a claim holder knows. `operation.phase` is as it was before the claim marked it `sent`."""
+
+    operation: Operation
+    server: Server
+    user_data: str | None
+
+
+async def ask(provider: Provider, work: Work, now: int) -> Outcome:
+    """Take the step's next call, or look where it has come to.
+
+    Only the order itself can be refused: a provider that refuses to be *asked* has said nothing about the order.
+    """
+    try:
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            return await _ask(provider, work, now)
+    except Refused as error:
+        unknown = work.operation.phase is Phase.SENT
+        return TryLater(after_s=LOOK_AGAIN_S, unknown=unknown, message=error.message)
+    except Unavailable as error:
+        return TryLater(
+            after_s=error.retry_after_s, unknown=work.operation.phase is Phase.SENT, message=error.message
+        )
+    except (OutcomeUnknown, TimeoutError):
+        return TryLater(after_s=1, unknown=True, message="The provider's answer was lost; we are looking.")
+
+
+async def _ask(provider: Provider, work: Work, now: int) -> Outcome:
+    match work.operation.phase:
+        case Phase.QUEUED:
+            looks_first = work.operation.plan.always_from == work.operation.step
+            seen = await _look(provider, work, now) if looks_first else None
+            return seen or await _order(provider, work, now)
+        case Phase.SENT:
+            seen = await _look(provider, work, now)
+            if seen is None and now >= work.operation.deadline_at:
+                return Failed(code=Code.HETZNER_UNAVAILABLE, message="The provider never took the order.")
+            return seen or await _order(provider, work, now)
+        case Phase.ACCEPTED:
+            return await _follow(provider, work, now)
+        case unreachable:
+            assert_never(unreachable)
+
+
+async def _order(provider: Provider, work: Work, now: int) -> Outcome:
+    """Make the call; its refusal is final, unless an earlier copy of it may be what stands in the way."""
+    try:
+        return await _call(provider, work, now)
+    except Refused as error:
+        repeated = work.operation.phase is Phase.SENT and error.code is RefusedCode.CONFLICT
+        if repeated and now < work.operation.deadline_at:
+            return TryLater(after_s=LOOK_AGAIN_S, unknown=True, message=error.message)
+        return Failed(code=code_of(error), message=error.message)
+
+
+async def _call(provider: Provider, work: Work, now: int) -> Outcome:
+    server = work.server
+    match work.operation.current:
+        case Create(spec=spec):
+            order = msgspec.structs.replace(spec, user_data=work.user_data)
+            return _accepted(await provider.create(server.id, order))
+        case Act(verb=verb, change=change):
+            return _accepted(await provider.act(_ref(server), verb, change))
+        case Delete() as step:
+            instance = await _instance(provider, server)
+            if instance is not None:
+                return _accepted(await provider.delete(instance.ref))
+            return _gone(step, now)
+        case unreachable:
+            assert_never(unreachable)
+
+
+def _accepted(op: Op) -> Accepted:
+    return Accepted(ref=op.ref, handle=op.handle, root_password=op.root_password)
+
+
+def _gone(step: Delete, now: int) -> Outcome:
+    if now >= step.not_before:
+        return StepDone(instance=None)
+    return TryLater(
+        after_s=step.not_before - now, unknown=False, message="A machine ordered earlier may yet appear."
+    )
+
+
+async def _look(provider: Provider, work: Work, now: int) -> Outcome | None:
+    """What became of a call that may have been made; None when surely nothing did."""
+    instance = await _instance(provider, work.server)
+    match work.operation.current:
+        case Create():
+            return None if instance is None else Accepted(ref=instance.ref)
+        case Act() as step:
+            if instance is None:
+                return Failed(code=Code.NOT_FOUND, message="The provider has no such machine any more.")
+            if _took_effect(step, instance, work.server):
+                return Accepted(ref=instance.ref)
+            if step.verb is Verb.REBUILD and step.change.image == work.server.image:
+                return _NEVER_TWICE
+            return None
+        case Delete() as step:
+            return _gone(step, now) if instance is None else None
+        case unreachable:
+            assert_never(unreachable)
+
+
+_NEVER_TWICE: Final = Failed(
+    code=Code.PROVIDER_FAILED,
+    message="The provider's answer was lost and nothing shows whether it rebuilt. Look at the server; "
+    "rebuild again only if it was not.",
+)
+
+
+def _took_effect(step: Act, instance: Instance, server: Server) -> bool:
+    """Whether the machine shows that the verb was obeyed.
+
+    Repeating one that was not seen does no harm, but for a rebuild, which wipes the disk: that one is
+    repeated only while the machine plainly has its old image.
+    """
+    match step.verb:
+        case Verb.RESIZE:
+            return (
+                instance.status is InstanceStatus.MIGRATING
+                or instance.provider_type == step.change.provider_type
+            )
+        case Verb.REBUILD:
+            begun = {InstanceStatus.REBUILDING, InstanceStatus.INITIALIZING, InstanceStatus.STARTING}
+            return instance.status in begun or server.image != instance.image == step.change.image
+        case Verb.SHUTDOWN | Verb.POWEROFF:
+            return instance.status in {InstanceStatus.STOPPING, InstanceStatus.OFF}
+        case Verb.START:
+            return instance.status in {InstanceStatus.STARTING, InstanceStatus.RUNNING}
+        case Verb.REBOOT:
+            return instance.status in {InstanceStatus.STOPPING, InstanceStatus.STARTING}
+        case unreachable:
+            assert_never(unreachable)
+
+
+async def _follow(provider: Provider, work: Work, now: int) -> Outcome:
+    """Where an accepted step has come to."""
+    operation = work.operation
+    state = None if operation.handle is None else (await provider.poll((operation.handle,)))[0]
+    instance = await _instance(provider, work.server)
+    if state is not None and state.status is OpStatus.ERROR and state.error_code != Code.NOT_FOUND.value:
+        return Failed(
+            code=Code.PROVIDER_FAILED,
+            message=f"The provider gave up: {state.error_message or state.error_code}.",
+            instance=instance,
+        )
+    running = state is not None and state.status is OpStatus.RUNNING
+    if not running and _reached(operation, instance):
+        return StepDone(instance=instance)
+    if instance is None and not isinstance(operation.current, Create | Delete):
+        return Failed(code=Code.NOT_FOUND, message="The provider has no such machine any more.")
+    step = operation.current
+    if (
+        isinstance(step, Delete)
+        and not running
+        and instance
+        and instance.status is not InstanceStatus.DELETING
+    ):
+        return Failed(code=Code.PROVIDER_FAILED, message="The provider forgot to destroy the machine.")
+    if isinstance(step, Act) and step.force_after_s is not None:
+        since = operation.created_at if operation.accepted_at is None else operation.accepted_at
+        if now >= since + step.force_after_s:
+            return Force()
+    if now >= operation.deadline_at:
+        return Failed(
+            code=Code.PROVIDER_FAILED, message="The provider did not finish in time.", instance=instance
+        )
+    return Waiting(instance=instance)
+
+
+def _reached(operation: Operation, instance: Instance | None) -> bool:
+    match operation.current:
+        case Create():
+            return instance is not None and instance.status is InstanceStatus.RUNNING
+        case Act(verb=Verb.RESIZE, change=change):
+            return (
+                instance is not None
+                and instance.provider_type == change.provider_type
+                and instance.status is not InstanceStatus.MIGRATING
+            )
+        case Act(until=until):
+            return instance is not None and (until is None or instance.status is until)
+        case Delete(not_before=_):
+            return instance is None
+        case unreachable:
+            assert_never(unreachable)
+
+
+async def _instance(provider: Provider, server: Server) -> Instance | None:
+    """The machine, by its reference where we have it, else by our id."""
+    if server.provider_ref is not None:
+        return await provider.get(server.provider_ref)
+    return await provider.find(server.id)
+
+
+def _ref(server: Server) -> str:
+    if server.provider_ref is None:
+        raise RuntimeError(f"{server.id} is acted upon before its provider accepted it")
+    return server.provider_ref
+
+
+_CODES: Final[Mapping[str, Code]] = {
+    "out_of_capacity": Code.OUT_OF_CAPACITY,
+    "quota": Code.OUT_OF_CAPACITY,
+    "invalid": Code.INVALID_REQUEST,
+    "conflict": Code.CONFLICT,
+    "not_found": Code.NOT_FOUND,
+}
+
+
+def code_of(error: Refused) -> Code:
+    """Our word for a provider's no."""
+    return _CODES[error.code.value]

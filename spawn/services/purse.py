@@ -1,0 +1,56 @@
+"""What a caller can spend in one call: the balance burnt to now, plus its payment, less the fee."""
+
+from spawn_schemas.errors import Code, SpawnError
+from spawn_schemas.ids import Address
+from spawn_schemas.money import Usdc, format_usdc
+
+from spawn.services import standing
+from spawn.store.database import Database
+
+
+class Purse:
+    """Looked into only by calls that need money beyond their fee. `payment_usdc` is None for a signed call."""
+
+    def __init__(
+        self, db: Database, wallet: Address, *, payment_usdc: Usdc | None, fee_usdc: Usdc, now: int
+    ) -> None:
+        self._db = db
+        self._wallet = wallet
+        self._payment_usdc = payment_usdc
+        self._fee_usdc = fee_usdc
+        self._now = now
+
+    async def require(self, amount: Usdc, *, next: str | None = None) -> None:
+        """Raise `insufficient_deposit` unless this much is left when the fee is paid.
+
+        `next` is what to do, where the call itself has another way. A signed caller who is short of the fee
+        itself is asked to pay: `payment_required`.
+        """
+        available = (await standing.read(self._db, self._wallet, self._now)).available_usdc
+        if self._payment_usdc is None:
+            require_fee(available, self._fee_usdc)
+        have = Usdc(available + (self._payment_usdc or 0))
+        if have - self._fee_usdc < amount:
+            raise insufficient_deposit(Usdc(amount + self._fee_usdc), have, next=next)
+
+
+def require_fee(available: Usdc, fee: Usdc) -> None:
+    """Raise `payment_required` when the balance cannot pay for the call."""
+    if available < fee:
+        raise SpawnError(
+            Code.PAYMENT_REQUIRED,
+            f"This call costs {format_usdc(fee)} USDC and the balance has {format_usdc(available)} available.",
+            next=None,
+        )
+
+
+def insufficient_deposit(need: Usdc, have: Usdc, *, next: str | None = None) -> SpawnError:
+    """The balance is short; says by how much and how to mend it."""
+    short = Usdc(max(0, need - have))
+    return SpawnError(
+        Code.INSUFFICIENT_DEPOSIT,
+        f"This needs {format_usdc(need)} USDC and {format_usdc(have)} is available: "
+        f"{format_usdc(short)} is missing.",
+        details={"need": format_usdc(need), "have": format_usdc(have), "short": format_usdc(short)},
+        next=next or "POST /v1/balance/deposit pays in what is missing.",
+    )

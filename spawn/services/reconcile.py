@@ -1,0 +1,208 @@
+"""Compares what providers have, what our books say, and what is billed; mends what a lost answer left behind.
+
+Invariant: it takes no input but the two inventories. Nothing is destroyed or written off on one look: a stray
+machine and a missing one must be seen twice, a while apart.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+from spawn_ledger.tx import Tx
+from spawn_providers.base import Instance, Provider, ProviderError
+from spawn_schemas.ids import Entropy, ServerId
+
+from spawn.clock import Clock
+from spawn.domain.servers import FINAL, Server, Status, status_of
+from spawn.services import endings
+from spawn.store import operations, servers
+from spawn.store.database import Database
+
+log = logging.getLogger(__name__)
+
+GRACE_S: Final = 300
+"""How long a machine must stay stray, or missing, before anything is done about it."""
+_PAGE: Final = 500
+
+SELECT_STRAYS: Final = "SELECT ref, first_seen_at FROM stray WHERE provider = :provider"
+INSERT_STRAY: Final = """
+INSERT INTO stray (provider, ref, first_seen_at) VALUES (:provider, :ref, :now) ON CONFLICT (provider, ref) DO NOTHING
+"""
+DELETE_STRAY: Final = "DELETE FROM stray WHERE provider = :provider AND ref = :ref"
+SELECT_CHANGED_SINCE: Final = """
+SELECT id FROM operation
+WHERE server_id = :server_id AND (status = 'running' OR finished_at >= :since) LIMIT 1
+"""
+
+
+class Report(msgspec.Struct, kw_only=True):
+    """What one pass found and did. `drifted` machines are not what their servers are billed for: look at them."""
+
+    machines: int = 0
+    servers: int = 0
+    refreshed: int = 0
+    drifted: int = 0
+    strays_seen: int = 0
+    strays_destroyed: int = 0
+    missing: int = 0
+    vanished: int = 0
+    unreachable: int = 0
+
+
+class Reconciler:
+    """Runs by itself every minute, or once by `spawn reconcile`."""
+
+    def __init__(
+        self, db: Database, providers: Mapping[str, Provider], clock: Clock, entropy: Entropy
+    ) -> None:
+        self._db = db
+        self._providers = providers
+        self._clock = clock
+        self._entropy = entropy
+
+    async def tick(self, now: int) -> None:
+        """The job: one pass, logged when it had to act."""
+        report = await self.run()
+        if report.drifted or report.strays_destroyed or report.vanished:
+            log.warning("reconciled: %s", report)
+
+    async def run(self) -> Report:
+        """One pass over every provider."""
+        report = Report()
+        began = self._clock.now_s()
+        ours = await self._live_servers()
+        for name, provider in self._providers.items():
+            mine = {server.id: server for server in ours if server.provider == name}
+            report.servers += len(mine)
+            try:
+                # An inventory that breaks off half-way proves nothing missing.
+                inventory = [instance async for instance in provider.list_owned()]
+            except ProviderError as error:
+                log.warning("no inventory of %s: %s", name, error)
+                report.unreachable += 1
+                continue
+            report.machines += len(inventory)
+            await self._compare(provider, mine, inventory, began, report)
+        return report
+
+    async def _live_servers(self) -> list[Server]:
+        found: list[Server] = []
+        after = ""
+        while page := await self._db.read(servers.SELECT_LIVE, {"after": after, "limit": _PAGE}):
+            found.extend(servers.server_from(row) for row in page)
+            after = found[-1].id
+        return found
+
+    async def _compare(
+        self,
+        provider: Provider,
+        mine: Mapping[ServerId, Server],
+        inventory: list[Instance],
+        began: int,
+        report: Report,
+    ) -> None:
+        strays = {
+            row["ref"]: row["first_seen_at"]
+            for row in await self._db.read(SELECT_STRAYS, {"provider": provider.name})
+        }
+        for instance in inventory:
+            server = None if instance.key is None else mine.get(instance.key)
+            if server is None:
+                await self._stray(provider, instance, strays.pop(instance.ref, None), report)
+            else:
+                await self._refresh(server, instance, began, report)
+        for ref in strays:
+            # Gone, or a rental that our list was too old for: whatever it becomes, it is seen for the first time.
+            await self._forget_stray(provider, ref)
+        seen = {instance.key for instance in inventory}
+        for server in mine.values():
+            if server.id not in seen and server.provider_ref is not None:
+                await self._missing(provider, server, report)
+
+    async def _stray(
+        self, provider: Provider, instance: Instance, first_seen_at: int | None, report: Report
+    ) -> None:
+        """A machine with our label that no living server of ours owns."""
+        now = self._clock.now_s()
+        report.strays_seen += 1
+        if first_seen_at is None:
+            params = {"provider": provider.name, "ref": instance.ref, "now": now}
+            await self._db.write(lambda tx: tx.execute(INSERT_STRAY, params))
+        if first_seen_at is None or now - first_seen_at < GRACE_S:
+            return
+        if instance.key is not None and await self._is_ours(instance.key):
+            return
+        try:
+            await provider.delete(instance.ref)
+        except ProviderError as error:
+            log.warning("stray %s of %s stays for now: %s", instance.ref, provider.name, error)
+            return
+        await self._forget_stray(provider, instance.ref)
+        report.strays_destroyed += 1
+
+    async def _forget_stray(self, provider: Provider, ref: str) -> None:
+        await self._db.write(lambda tx: tx.execute(DELETE_STRAY, {"provider": provider.name, "ref": ref}))
+
+    async def _is_ours(self, key: ServerId) -> bool:
+        """Whether the server lives after all: it may have been rented since our list was read."""
+        found = await self._db.read(servers.SELECT_SERVER, {"id": key})
+        return bool(found) and servers.server_from(found[0]).status not in FINAL
+
+    async def _refresh(self, server: Server, instance: Instance, began: int, report: Report) -> None:
+        """Bring the cached state up to date, unless an operation did or is about to."""
+        refreshed = await self._db.write(lambda tx: _show(tx, server.id, instance, began))
+        report.refreshed += int(refreshed)
+        if server.provider_type != instance.provider_type and refreshed:
+            report.drifted += 1
+            log.error(
+                "%s is billed as %s and is a %s", server.id, server.provider_type, instance.provider_type
+            )
+
+    async def _missing(self, provider: Provider, server: Server, report: Report) -> None:
+        """A billed server that its provider does not list."""
+        try:
+            there = server.provider_ref is not None and await provider.get(server.provider_ref) is not None
+        except ProviderError as error:
+            log.warning("%s may be missing, its provider cannot say: %s", server.id, error)
+            return
+        now = self._clock.now_s()
+        report.missing += int(not there)
+        vanished = await self._db.write(lambda tx: self._note(tx, server.id, now, there=there))
+        report.vanished += int(vanished)
+
+    def _note(self, tx: Tx, server_id: ServerId, now: int, *, there: bool) -> bool:
+        """Remember since when the server is missing; True when that is long enough to write it off."""
+        server = servers.get_server(tx, server_id)
+        if server.status in FINAL | {Status.DESTROYING} or operations.find_running(tx, server_id) is not None:
+            return False
+        since = None if there else server.missing_since or now
+        if since != server.missing_since:
+            noted = replace(server, missing_since=since)
+            servers.update_server(tx, server, noted)
+            server = noted
+        if since is None or now - since < GRACE_S:
+            return False
+        endings.settle_wallet(tx, server.wallet, since, self._entropy)
+        endings.vanish(tx, servers.get_server(tx, server_id), since, now)
+        return True
+
+
+def _show(tx: Tx, server_id: ServerId, instance: Instance, began: int) -> bool:
+    """Cache what the inventory showed, unless it is older than what we know. True when something differed."""
+    server = servers.get_server(tx, server_id)
+    if server.status in FINAL | {Status.DESTROYING}:
+        return False
+    if tx.one(SELECT_CHANGED_SINCE, {"server_id": server_id, "since": began}) is not None:
+        return False
+    seen = replace(
+        server,
+        status=status_of(instance.status),
+        ipv4=instance.ipv4,
+        ipv6=instance.ipv6,
+        missing_since=None,
+    )
+    if seen != server:
+        servers.update_server(tx, server, seen)
+    return seen != server or server.provider_type != instance.provider_type

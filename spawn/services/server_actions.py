@@ -1,0 +1,175 @@
+"""Start, stop, power off, reboot, resize and rebuild: one operation each.
+
+Invariant: one operation runs on a server at a time; a fee or an added deposit is held until the provider obeys.
+"""
+
+from collections.abc import Callable
+
+import msgspec
+from msgspec.structs import replace
+from spawn_ledger.accrual import reserve_for_same_runway
+from spawn_ledger.tx import Tx
+from spawn_schemas import api
+from spawn_schemas.ids import Address, ServerId, SshKeyId, new_action_id
+from spawn_schemas.money import Usdc, format_usdc
+
+from spawn.domain import operations as plans
+from spawn.domain.operations import Operation, OperationStatus, Plan, new_operation
+from spawn.domain.servers import Command, Server, Status, check_allowed, check_resize
+from spawn.services import endings, funds, standing, views
+from spawn.services.calls import Acted, Completed, Context
+from spawn.services.create_server import Shop, find_image, find_offer
+from spawn.services.ownership import busy, check_idle, get_owned, read_owned
+from spawn.services.purse import Purse
+from spawn.store import operations, secrets, ssh_keys
+from spawn.store.database import Database
+
+PLANS: dict[Command, Callable[[], Plan]] = {
+    Command.START: plans.start_plan,
+    Command.STOP: plans.stop_plan,
+    Command.POWEROFF: plans.poweroff_plan,
+    Command.REBOOT: plans.reboot_plan,
+}
+
+
+class Power:
+    """`POST /v1/servers/{id}/start|stop|poweroff|reboot`. Starting what runs succeeds and does nothing."""
+
+    fee_from_refund = False
+
+    def __init__(self, server_id: ServerId, command: Command, shop: Shop) -> None:
+        self._server_id = server_id
+        self._command = command
+        self._shop = shop
+
+    async def prepare(self, db: Database, wallet: Address, purse: Purse, now: int) -> None:
+        """Raises not_found, forbidden or conflict."""
+        server = await read_owned(db, self._server_id, wallet, now)
+        await check_idle(db, server.id)
+        check_allowed(server, self._command)
+
+    def act(self, tx: Tx, context: Context) -> Acted:
+        server = idle_server(tx, self._server_id, context)
+        check_allowed(server, self._command)
+        operation = new_operation(
+            new_action_id(self._shop.entropy), server, self._command, PLANS[self._command](), context.now
+        )
+        nothing_to_do = self._command is Command.START and server.status is Status.RUNNING
+        if nothing_to_do:
+            operation = replace(
+                operation, status=OperationStatus.SUCCESS, answered=True, finished_at=context.now
+            )
+        operations.insert_operation(tx, operation)
+        answer = views.encode(api.ActionStarted(action=views.action_summary(operation)))
+        if nothing_to_do:
+            funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reservation, context.now)
+            return Acted(answer=answer)
+        funds.hold_fee(tx, context.wallet, context.fee_usdc, operation.id, context.now)
+        return Acted(answer=answer, operation=operation.id)
+
+    def complete(self, tx: Tx, draft: bytes, operation: Operation) -> Completed:
+        body = views.encode(api.ActionStarted(action=views.action_summary(operation)))
+        return Completed(answer=body, stored=body)
+
+
+class Resize:
+    """`POST /v1/servers/{id}/resize`: the deposit grows or shrinks so that the runway stays the same."""
+
+    fee_from_refund = False
+
+    def __init__(self, server_id: ServerId, wanted: api.ResizeServer, shop: Shop) -> None:
+        self._server_id = server_id
+        self._wanted = wanted
+        self._shop = shop
+
+    async def prepare(self, db: Database, wallet: Address, purse: Purse, now: int) -> None:
+        """Raises not_found, forbidden, conflict or insufficient_deposit."""
+        server = await read_owned(db, self._server_id, wallet, now)
+        await check_idle(db, server.id)
+        reserve = (await standing.read(db, wallet, now)).reserves_usdc.get(server.id, Usdc(0))
+        delta = self._delta(server, reserve)
+        await purse.require(Usdc(max(0, delta)))
+
+    def _delta(self, server: Server, reserve: Usdc) -> Usdc:
+        check_allowed(server, Command.RESIZE)
+        offer = find_offer(self._shop.catalog, self._wanted.type, server.location)
+        check_resize(server, offer)
+        return Usdc(reserve_for_same_runway(reserve, server.daily_usdc, offer.daily_usdc) - reserve)
+
+    def act(self, tx: Tx, context: Context) -> Acted:
+        endings.settle_wallet(tx, context.wallet, context.now, self._shop.entropy)
+        server = idle_server(tx, self._server_id, context)
+        delta = self._delta(server, funds.reserve_usdc(tx, server.id))
+        offer = find_offer(self._shop.catalog, self._wanted.type, server.location)
+        plan = plans.resize_plan(
+            server, offer, upgrade_disk=self._wanted.upgrade_disk, reserve_delta_usdc=delta
+        )
+        operation = new_operation(
+            new_action_id(self._shop.entropy), server, Command.RESIZE, plan, context.now
+        )
+        operations.insert_operation(tx, operation)
+        funds.hold_fee(tx, context.wallet, context.fee_usdc, operation.id, context.now)
+        if delta > 0:
+            funds.hold_deposit(tx, server, delta, operation.id, context.now)
+        funds.reschedule(tx, context.wallet, context.now)
+        answer = api.ServerResized(
+            action=views.action_summary(operation),
+            new_type=offer.type,
+            deposit_delta=format_usdc(Usdc(-delta)),
+        )
+        return Acted(answer=views.encode(answer), operation=operation.id)
+
+    def complete(self, tx: Tx, draft: bytes, operation: Operation) -> Completed:
+        resized = msgspec.json.decode(draft, type=api.ServerResized)
+        body = views.encode(replace(resized, action=views.action_summary(operation)))
+        return Completed(answer=body, stored=body)
+
+
+class Rebuild:
+    """`POST /v1/servers/{id}/rebuild`: a new system, the wallet's keys applied again."""
+
+    fee_from_refund = False
+
+    def __init__(self, server_id: ServerId, wanted: api.RebuildServer, shop: Shop) -> None:
+        find_image(shop.catalog, wanted.image)
+        self._server_id = server_id
+        self._wanted = wanted
+        self._shop = shop
+
+    async def prepare(self, db: Database, wallet: Address, purse: Purse, now: int) -> None:
+        """Raises not_found, forbidden or conflict."""
+        server = await read_owned(db, self._server_id, wallet, now)
+        await check_idle(db, server.id)
+        check_allowed(server, Command.REBUILD)
+
+    def act(self, tx: Tx, context: Context) -> Acted:
+        server = idle_server(tx, self._server_id, context)
+        check_allowed(server, Command.REBUILD)
+        keys = [ssh_keys.find_key(tx, SshKeyId(key_id)) for key_id in server.ssh_keys]
+        plan = plans.rebuild_plan(self._wanted.image, tuple(k.public_key for k in keys if k is not None))
+        operation = new_operation(
+            new_action_id(self._shop.entropy), server, Command.REBUILD, plan, context.now
+        )
+        operations.insert_operation(tx, operation)
+        # A password nobody fetched is that of the system that goes.
+        self._shop.vault.erase_one(tx, server.id, secrets.ROOT_PASSWORD)
+        funds.hold_fee(tx, context.wallet, context.fee_usdc, operation.id, context.now)
+        answer = api.ServerRebuilt(action=views.action_summary(operation), root_password=None)
+        return Acted(answer=views.encode(answer), operation=operation.id)
+
+    def complete(self, tx: Tx, draft: bytes, operation: Operation) -> Completed:
+        answered = operation.accepted_at is not None
+        password = self._shop.vault.take(tx, operation.server_id, secrets.ROOT_PASSWORD) if answered else None
+        stored = api.ServerRebuilt(action=views.action_summary(operation), root_password=None)
+        return Completed(
+            answer=views.encode(replace(stored, root_password=password)), stored=views.encode(stored)
+        )
+
+
+def idle_server(tx: Tx, server_id: ServerId, context: Context) -> Server:
+    """The caller's server with nothing running on it. Raises not_found, forbidden or conflict."""
+    server = get_owned(tx, server_id, context.wallet, context.now)
+    running = operations.find_running(tx, server.id)
+    if running is not None:
+        raise busy(running)
+    return server

@@ -1,0 +1,241 @@
+"""Reading, changing, funding and destroying servers.
+
+Invariant: a read costs the provider no call; the refund of a destruction is fixed when it is asked for.
+"""
+
+import msgspec
+from msgspec.structs import replace
+from spawn_ledger.transfers import transfer_id
+from spawn_ledger.tx import Row, Tx
+from spawn_schemas import api
+from spawn_schemas.errors import Code, SpawnError
+from spawn_schemas.ids import Address, Entropy, ServerId, new_action_id
+from spawn_schemas.money import Usdc, format_usdc
+
+from spawn.domain import charges
+from spawn.domain.operations import Operation
+from spawn.domain.servers import FINAL, Reason, Server, Status
+from spawn.services import endings, funds, standing, views
+from spawn.services.calls import Acted, AtOnce, Completed, Context
+from spawn.services.create_server import name_taken
+from spawn.services.operator import Operator
+from spawn.services.ownership import TOMBSTONE_S, busy, get_owned, read_owned
+from spawn.services.purse import Purse
+from spawn.services.standing import Standing
+from spawn.store import operations, secrets, servers
+from spawn.store.database import Database
+from spawn.store.secrets import Vault
+
+
+class ListServers(AtOnce):
+    """`GET /v1/servers`: the wallet's live servers, oldest first; those that ended only when asked for by status."""
+
+    def __init__(self, *, status: Status | None, limit: int, page: int) -> None:
+        self._status = status
+        self._limit = limit
+        self._page = page
+
+    async def prepare(self, db: Database, wallet: Address, purse: Purse, now: int) -> None:
+        """Nothing can be wrong with a list."""
+
+    def act(self, tx: Tx, context: Context) -> Acted:
+        funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reservation, context.now)
+        rows, total = self._page_of(tx, context)
+        return Acted(
+            answer=views.encode(
+                api.ServerList(
+                    servers=tuple(views.server_summary(servers.server_from(row)) for row in rows),
+                    meta=api.PageMeta(page=self._page, per_page=self._limit, total=total),
+                )
+            )
+        )
+
+    def _page_of(self, tx: Tx, context: Context) -> tuple[list[Row], int]:
+        offset = (self._page - 1) * self._limit
+        params: dict[str, str | int] = {"wallet": context.wallet, "limit": self._limit, "offset": offset}
+        if self._status is None:
+            page, count = servers.SELECT_PAGE, servers.COUNT_LIVE
+        elif self._status in FINAL:
+            params |= {"status": self._status.value, "since": context.now - TOMBSTONE_S}
+            page, count = servers.SELECT_ENDED_PAGE, servers.COUNT_ENDED
+        else:
+            params["status"] = self._status.value
+            page, count = servers.SELECT_PAGE_BY_STATUS, servers.COUNT_LIVE_BY_STATUS
+        counted = tx.one(count, params)
+        return tx.all(page, params), 0 if counted is None else counted["n"]
+
+
+class ShowServer(AtOnce):
+    """`GET /v1/servers/{id}`, waiting for its running operation first if asked to."""
+
+    def __init__(self, server_id: ServerId, operator: Operator, vault: Vault, *, wait_s: int) -> None:
+        self._server_id = server_id
+        self._operator = operator
+        self._vault = vault
+        self._wait_s = wait_s
+
+    async def prepare(self, db: Database, wallet: Address, purse: Purse, now: int) -> None:
+        """Raises not_found or forbidden."""
+        await read_owned(db, self._server_id, wallet, now)
+        if self._wait_s > 0:
+            running = await db.read(operations.SELECT_RUNNING, {"server_id": self._server_id})
+            if running:
+                await self._operator.finished(running[0]["id"], self._wait_s)
+
+    def act(self, tx: Tx, context: Context) -> Acted:
+        server = get_owned(tx, self._server_id, context.wallet, context.now)
+        funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reservation, context.now)
+        view = _view(tx, server.id, standing.of(tx, context.wallet, context.now))
+        password = self._vault.take(tx, server.id, secrets.ROOT_PASSWORD)
+        return Acted(
+            answer=views.encode(api.ServerShown(server=replace(view, root_password=password))),
+            stored=views.encode(api.ServerShown(server=view)),
+        )
+
+
+class UpdateServer(AtOnce):
+    """`PATCH /v1/servers/{id}`: name and auto_renew."""
+
+    def __init__(self, server_id: ServerId, wanted: api.UpdateServer, entropy: Entropy) -> None:
+        if wanted.name is None and wanted.auto_renew is None:
+            raise SpawnError(
+                Code.INVALID_REQUEST, "There is nothing to change.", next="Send a name, auto_renew, or both."
+            )
+        self._server_id = server_id
+        self._wanted = wanted
+        self._entropy = entropy
+
+    async def prepare(self, db: Database, wallet: Address, purse: Purse, now: int) -> None:
+        """Raises not_found, forbidden or conflict."""
+        server = await read_owned(db, self._server_id, wallet, now)
+        _check_live(server)
+        if self._wanted.name is not None:
+            found = await db.read(servers.SELECT_NAME_TAKEN, {"wallet": wallet, "name": self._wanted.name})
+            if found and found[0]["id"] != server.id:
+                raise name_taken(self._wanted.name)
+
+    def act(self, tx: Tx, context: Context) -> Acted:
+        server = get_owned(tx, self._server_id, context.wallet, context.now)
+        _check_live(server)
+        name = server.name if self._wanted.name is None else self._wanted.name
+        taken = tx.one(servers.SELECT_NAME_TAKEN, {"wallet": context.wallet, "name": name})
+        if taken is not None and taken["id"] != server.id:
+            raise name_taken(name)
+        # Whether the wallet pays for the server changes only from here on: settle what is behind us first.
+        endings.settle_wallet(tx, context.wallet, context.now, self._entropy)
+        server = get_owned(tx, self._server_id, context.wallet, context.now)
+        auto_renew = server.auto_renew if self._wanted.auto_renew is None else self._wanted.auto_renew
+        servers.update_server(tx, server, replace(server, name=name, auto_renew=auto_renew))
+        funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reservation, context.now)
+        funds.reschedule(tx, context.wallet, context.now)
+        view = _view(tx, self._server_id, standing.of(tx, context.wallet, context.now))
+        return Acted(answer=views.encode(api.ServerShown(server=view)))
+
+
+class FundServer(AtOnce):
+    """`POST /v1/servers/{id}/deposit`: move money from the balance into the server's reserve."""
+
+    def __init__(self, server_id: ServerId, wanted: api.FundServer, entropy: Entropy) -> None:
+        self._server_id = server_id
+        self._amount = charges.amount(wanted.amount)
+        self._entropy = entropy
+        if self._amount == 0:
+            raise SpawnError(
+                Code.INVALID_REQUEST, "The amount must be more than zero.", next="Write it like 5.00."
+            )
+
+    async def prepare(self, db: Database, wallet: Address, purse: Purse, now: int) -> None:
+        """Raises not_found, forbidden, conflict or insufficient_deposit."""
+        _check_live(await read_owned(db, self._server_id, wallet, now))
+        await purse.require(self._amount)
+
+    def act(self, tx: Tx, context: Context) -> Acted:
+        endings.settle_wallet(tx, context.wallet, context.now, self._entropy)
+        server = get_owned(tx, self._server_id, context.wallet, context.now)
+        _check_live(server)
+        funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reservation, context.now)
+        funds.deposit(
+            tx, server, self._amount, id=transfer_id("deposit", context.reservation), at=context.now
+        )
+        funds.reschedule(tx, context.wallet, context.now)
+        now_standing = standing.of(tx, context.wallet, context.now)
+        view = _view(tx, server.id, now_standing)
+        return Acted(
+            answer=views.encode(
+                api.ServerFunded(server=view, available=format_usdc(now_standing.available_usdc))
+            )
+        )
+
+
+class DestroyServer:
+    """`DELETE /v1/servers/{id}`: always works, whatever else runs; the fee may come out of the refund."""
+
+    fee_from_refund = True
+
+    def __init__(self, server_id: ServerId, entropy: Entropy) -> None:
+        self._server_id = server_id
+        self._entropy = entropy
+
+    async def prepare(self, db: Database, wallet: Address, purse: Purse, now: int) -> None:
+        """Raises not_found, forbidden, or conflict when it is gone or going already."""
+        server = await read_owned(db, self._server_id, wallet, now)
+        if server.status is Status.DESTROYING:
+            found = await db.read(operations.SELECT_RUNNING, {"server_id": server.id})
+            if found:
+                raise busy(operations.operation_from(found[0]))
+        _check_live(server)
+
+    def act(self, tx: Tx, context: Context) -> Acted:
+        server = get_owned(tx, self._server_id, context.wallet, context.now)
+        # Its money may have ended before the caller ended it: the answer is the same, and true.
+        operation, refund = context.ended.get(server.id) or self._end(tx, server, context)
+        fee = Usdc(min(context.fee_usdc, funds.available_usdc(tx, context.wallet)))
+        funds.charge_fee(tx, context.wallet, fee, context.reservation, context.now)
+        funds.reschedule(tx, context.wallet, context.now)
+        paid_from_refund = Usdc(0) if context.payment_usdc > 0 else fee
+        return Acted(
+            answer=views.encode(
+                api.ServerDestroyed(
+                    status="deleted",
+                    deposit_refunded=format_usdc(Usdc(max(0, refund - paid_from_refund))),
+                    action=views.action_summary(operation),
+                )
+            ),
+            operation=operation.id,
+            fee_usdc=fee,
+        )
+
+    def _end(self, tx: Tx, server: Server, context: Context) -> tuple[Operation, Usdc]:
+        _check_live(server)
+        ended = endings.settle_wallet(tx, context.wallet, context.now, self._entropy)
+        return ended.get(server.id) or endings.begin(
+            tx,
+            servers.get_server(tx, server.id),
+            reason=Reason.REQUESTED,
+            action_id=new_action_id(self._entropy),
+            billing_ends_at=context.now,
+            now=context.now,
+        )
+
+    def complete(self, tx: Tx, draft: bytes, operation: Operation) -> Completed:
+        gone = msgspec.json.decode(draft, type=api.ServerDestroyed)
+        body = views.encode(replace(gone, action=views.action_summary(operation)))
+        return Completed(answer=body, stored=body)
+
+
+def _check_live(server: Server) -> None:
+    if server.status in FINAL:
+        raise SpawnError(
+            Code.NOT_FOUND,
+            f"Server {server.id} is {server.status} already; nothing of it is left.",
+            next="POST /v1/servers rents another.",
+        )
+    if server.status is Status.DESTROYING:
+        raise SpawnError(
+            Code.CONFLICT, f"Server {server.id} is being destroyed.", next="POST /v1/servers rents another."
+        )
+
+
+def _view(tx: Tx, server_id: ServerId, now_standing: Standing) -> api.ServerView:
+    server = servers.get_server(tx, server_id)
+    return views.server_view(server, now_standing, operations.find_running(tx, server_id))

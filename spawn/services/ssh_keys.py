@@ -1,0 +1,109 @@
+"""Registering, listing and deleting SSH public keys. Servers made with a key keep it when it is deleted here."""
+
+from spawn_ledger.tx import Tx
+from spawn_schemas import api
+from spawn_schemas.errors import Code, SpawnError
+from spawn_schemas.ids import Address, Entropy, SshKeyId, new_ssh_key_id
+
+from spawn.domain.ssh_keys import SshPublicKey, parse_public_key
+from spawn.services import funds, views
+from spawn.services.calls import Acted, AtOnce, Context
+from spawn.services.ownership import owned_key
+from spawn.services.purse import Purse
+from spawn.store import ssh_keys
+from spawn.store.database import Database
+
+KEYS_MAX = 500
+"""Keys one wallet may register; the list is never cut short."""
+
+
+class RegisterSshKey(AtOnce):
+    """`POST /v1/ssh-keys`."""
+
+    def __init__(self, wanted: api.RegisterSshKey, entropy: Entropy) -> None:
+        self._wanted = wanted
+        self._entropy = entropy
+        self._key = _parse(wanted.public_key)
+
+    async def prepare(self, db: Database, wallet: Address, purse: Purse, now: int) -> None:
+        """Raises conflict when the wallet has this key already."""
+        params = {"wallet": wallet, "fingerprint": self._key.fingerprint}
+        found = await db.read(ssh_keys.SELECT_BY_FINGERPRINT, params)
+        if found:
+            raise _registered(found[0]["id"])
+        counted = await db.read(ssh_keys.COUNT_KEYS, {"wallet": wallet})
+        _check_count(counted[0]["n"])
+
+    def act(self, tx: Tx, context: Context) -> Acted:
+        counted = tx.one(ssh_keys.COUNT_KEYS, {"wallet": context.wallet})
+        _check_count(0 if counted is None else counted["n"])
+        key = ssh_keys.SshKey(
+            id=new_ssh_key_id(self._entropy),
+            wallet=context.wallet,
+            name=self._wanted.name,
+            public_key=self._key.normalized,
+            fingerprint=self._key.fingerprint,
+            created_at=context.now,
+        )
+        if not ssh_keys.insert_key(tx, key):
+            params = {"wallet": context.wallet, "fingerprint": key.fingerprint}
+            known = tx.one(ssh_keys.SELECT_BY_FINGERPRINT, params)
+            raise _registered("" if known is None else known["id"])
+        funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reservation, context.now)
+        return Acted(answer=views.encode(api.SshKeyShown(ssh_key=views.ssh_key_view(key))))
+
+
+class ListSshKeys(AtOnce):
+    """`GET /v1/ssh-keys`."""
+
+    async def prepare(self, db: Database, wallet: Address, purse: Purse, now: int) -> None:
+        """Nothing can be wrong with a list."""
+
+    def act(self, tx: Tx, context: Context) -> Acted:
+        rows = tx.all(ssh_keys.SELECT_KEYS, {"wallet": context.wallet, "limit": KEYS_MAX})
+        funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reservation, context.now)
+        keys = tuple(views.ssh_key_view(ssh_keys.key_from(row)) for row in rows)
+        return Acted(answer=views.encode(api.SshKeyList(ssh_keys=keys)))
+
+
+class DeleteSshKey(AtOnce):
+    """`DELETE /v1/ssh-keys/{id}`."""
+
+    def __init__(self, key_id: SshKeyId) -> None:
+        self._key_id = key_id
+
+    async def prepare(self, db: Database, wallet: Address, purse: Purse, now: int) -> None:
+        """Raises not_found or forbidden."""
+        found = await db.read(ssh_keys.SELECT_KEY, {"id": self._key_id})
+        owned_key(ssh_keys.key_from(found[0]) if found else None, self._key_id, wallet)
+
+    def act(self, tx: Tx, context: Context) -> Acted:
+        owned_key(ssh_keys.find_key(tx, self._key_id), self._key_id, context.wallet)
+        tx.execute(ssh_keys.DELETE_KEY, {"id": self._key_id, "wallet": context.wallet})
+        funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reservation, context.now)
+        return Acted(answer=views.encode(api.Deleted(status="deleted")))
+
+
+def _parse(text: str) -> SshPublicKey:
+    try:
+        return parse_public_key(text)
+    except ValueError as error:
+        raise SpawnError(
+            Code.INVALID_REQUEST, f"{error}", next="Send the one line of your .pub file."
+        ) from error
+
+
+def _registered(key_id: str) -> SpawnError:
+    return SpawnError(
+        Code.CONFLICT,
+        f"This key is registered already, as {key_id}.",
+        details={"ssh_key": key_id},
+        next="Use that id in ssh_keys.",
+    )
+
+
+def _check_count(count: int) -> None:
+    if count >= KEYS_MAX:
+        raise SpawnError(
+            Code.CONFLICT, f"A wallet has at most {KEYS_MAX} SSH keys.", next="Delete one you do not need."
+        )

@@ -1,0 +1,98 @@
+"""What a wallet has at this second, burn included, read without writing.
+
+Invariant: the same arithmetic as the burn itself, so that what is shown is what the next settlement will post.
+"""
+
+from typing import Final
+
+import msgspec
+from spawn_ledger import runway
+from spawn_ledger.accounts import wallet_account
+from spawn_ledger.accrual import Meter
+from spawn_ledger.tx import Row, Tx
+from spawn_schemas.ids import Address, ServerId
+from spawn_schemas.money import Usdc
+
+from spawn.store.database import Database
+
+SELECT_STANDING: Final = """
+SELECT server.id, server.daily_usdc, server.remainder, server.charged_until, server.auto_renew,
+  wallet.balance AS wallet_balance, wallet.held AS wallet_held, reserve.balance AS reserve
+FROM account AS wallet
+LEFT JOIN server ON server.wallet = :wallet AND server.due_at IS NOT NULL
+LEFT JOIN account AS reserve ON reserve.id = 'srv:' || server.id
+WHERE wallet.id = :account
+"""
+
+
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """What is left at the second `at`; `reserved_usdc` counts server deposits and holds.
+
+    `fundings`, with `unsettled_usdc` available, are the books from which the burn up to `at` was worked out.
+    """
+
+    at: int
+    available_usdc: Usdc
+    reserved_usdc: Usdc
+    reserves_usdc: dict[ServerId, Usdc]
+    fundings: tuple[runway.Funding, ...]
+    unsettled_usdc: Usdc
+
+    @property
+    def ends_at(self) -> dict[ServerId, int | None]:
+        """The last paid second of each server, None where that is years away: a search, so only when asked."""
+        return runway.runways(self.fundings, self.unsettled_usdc, self.at)
+
+    @property
+    def balance_usdc(self) -> Usdc:
+        return Usdc(self.available_usdc + self.reserved_usdc)
+
+    def runway_s(self, now: int) -> int | None:
+        """Seconds until the soonest server's money ends; None without servers, or when it is years."""
+        ends = [end for end in self.ends_at.values() if end is not None]
+        return max(0, min(ends) - now) if ends else None
+
+
+async def read(db: Database, wallet: Address, now: int) -> Standing:
+    """The wallet's standing from outside a transaction."""
+    return _standing(await db.read(SELECT_STANDING, _params(wallet)), now)
+
+
+def of(tx: Tx, wallet: Address, now: int) -> Standing:
+    """The wallet's standing inside a transaction, its own changes included."""
+    return _standing(tx.all(SELECT_STANDING, _params(wallet)), now)
+
+
+def _params(wallet: Address) -> dict[str, str]:
+    return {"wallet": wallet, "account": wallet_account(wallet)}
+
+
+def _standing(rows: list[Row], now: int) -> Standing:
+    balance, held = (rows[0]["wallet_balance"], rows[0]["wallet_held"]) if rows else (0, 0)
+    available = Usdc(balance - held)
+    fundings = tuple(_funding(row) for row in rows if row["id"] is not None)
+    settled = runway.settle(fundings, available, now)
+    reserves = {
+        funding.server_id: Usdc(funding.reserve_usdc - charge.from_reserve)
+        for funding, charge in zip(fundings, settled.charges, strict=True)
+    }
+    return Standing(
+        at=now,
+        available_usdc=settled.available_left,
+        reserved_usdc=Usdc(sum(reserves.values()) + held),
+        reserves_usdc=reserves,
+        fundings=fundings,
+        unsettled_usdc=available,
+    )
+
+
+def _funding(row: Row) -> runway.Funding:
+    meter = Meter(
+        daily_usdc=Usdc(row["daily_usdc"]), remainder=row["remainder"], charged_until=row["charged_until"]
+    )
+    return runway.Funding(
+        server_id=ServerId(row["id"]),
+        meter=meter,
+        reserve_usdc=Usdc(row["reserve"]),
+        auto_renew=bool(row["auto_renew"]),
+    )

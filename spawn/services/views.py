@@ -1,0 +1,111 @@
+"""Rows and domain values as the wire shows them."""
+
+from datetime import UTC, datetime
+
+import msgspec
+from spawn_schemas import api
+from spawn_schemas.money import Usdc, format_usdc
+
+from spawn.domain.operations import Operation
+from spawn.domain.servers import Server
+from spawn.services.standing import Standing
+from spawn.store.ssh_keys import SshKey
+
+encode = msgspec.json.encode
+
+
+def moment(at: int) -> str:
+    """Unix seconds as ISO 8601 UTC."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def hetzner_id(server: Server) -> int | None:
+    """The provider's number for the machine, where the provider is Hetzner (or plays it)."""
+    ref = server.provider_ref
+    return int(ref) if ref is not None and server.provider in {"hetzner", "simulated"} else None
+
+
+def server_summary(server: Server) -> api.ServerSummary:
+    return api.ServerSummary(
+        id=server.id,
+        hetzner_id=hetzner_id(server),
+        name=server.name,
+        type=server.type,
+        status=server.status.value,
+        image=server.image,
+        location=server.location,
+        public_net=api.PublicNet(ipv4=server.ipv4, ipv6=server.ipv6),
+        created_at=moment(server.created_at),
+        owner_wallet=server.wallet,
+    )
+
+
+def server_view(server: Server, standing: Standing, running: Operation | None) -> api.ServerView:
+    """A server in full, its deposit accrued to now."""
+    ends_at = standing.ends_at.get(server.id)
+    return api.ServerView(
+        id=server.id,
+        hetzner_id=hetzner_id(server),
+        name=server.name,
+        type=server.type,
+        status=server.status.value,
+        image=server.image,
+        location=server.location,
+        public_net=api.PublicNet(ipv4=server.ipv4, ipv6=server.ipv6),
+        created_at=moment(server.created_at),
+        owner_wallet=server.wallet,
+        cores=server.cores,
+        memory_gb=server.memory_gb,
+        disk_gb=server.disk_gb,
+        network=server.network,
+        ssh_keys=server.ssh_keys,
+        auto_renew=server.auto_renew,
+        daily_burn=format_usdc(server.daily_usdc),
+        deposit_remaining=format_usdc(standing.reserves_usdc.get(server.id, Usdc(0))),
+        deposit_expires_at=None if ends_at is None else moment(ends_at),
+        reason=None if server.reason is None else server.reason.value,
+        action=None if running is None else running.id,
+        root_password=None,
+    )
+
+
+def action_summary(operation: Operation) -> api.ActionSummary:
+    return api.ActionSummary(
+        id=operation.id,
+        status=operation.status.value,
+        command=operation.command.value,
+        started=moment(operation.created_at),
+    )
+
+
+def action_view(operation: Operation) -> api.ActionView:
+    error = None
+    if operation.error_code is not None and operation.finished_at is not None:
+        error = api.ActionError(code=operation.error_code, message=operation.error_message or "")
+    return api.ActionView(
+        id=operation.id,
+        status=operation.status.value,
+        command=operation.command.value,
+        started=moment(operation.created_at),
+        finished=None if operation.finished_at is None else moment(operation.finished_at),
+        error=error,
+        server_id=operation.server_id,
+    )
+
+
+def ssh_key_view(key: SshKey) -> api.SshKeyView:
+    return api.SshKeyView(
+        id=key.id,
+        name=key.name,
+        fingerprint=key.fingerprint,
+        created_at=moment(key.created_at),
+        owner_wallet=key.wallet,
+    )
+
+
+def balance_view(standing: Standing) -> api.BalanceView:
+    return api.BalanceView(
+        balance=format_usdc(standing.balance_usdc),
+        reserved=format_usdc(standing.reserved_usdc),
+        available=format_usdc(standing.available_usdc),
+    )

@@ -1,0 +1,205 @@
+"""Every setting in one frozen struct, read from `SPAWN_*` once, at the door.
+
+Invariant: a name nobody knows is refused, so that a typing error never silently means the default.
+"""
+
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+from spawn_schemas.ids import Address, parse_address
+from spawn_schemas.money import Usdc, parse_usdc
+
+DEVNET_NETWORK: Final = "eip155:84532"
+DEVNET_ASSET: Final = "0x036CbD53842c5426634e7929541eC2318f3dCF7e"
+DEVNET_PAY_TO: Final = "0x5Ba7Dd0000000000000000000000000000008402"
+
+_TEST_PREFIX: Final = "SPAWN_TEST_"
+_PATIENCE_S: Final = 60
+"""The longest that a call may be made to wait."""
+_SECONDS: Final = f"0 to {_PATIENCE_S} seconds"
+
+
+class InvalidSetting(Exception):
+    """A setting that cannot be meant; the message names it and says what it should be."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Amounts in USDC as decimal strings, times in seconds unless the name says otherwise.
+
+    `public_url` is how callers reach us; without it, where we listen.
+    """
+
+    database_url: str = "sqlite:///spawn.db"
+    listen: str = "127.0.0.1:8402"
+    public_url: str = ""
+    payments: str = "devnet"
+    x402_network: str = DEVNET_NETWORK
+    x402_pay_to: str = DEVNET_PAY_TO
+    x402_asset: str = DEVNET_ASSET
+    x402_asset_name: str = "USDC"
+    x402_asset_version: str = "2"
+    x402_timeout_s: int = 300
+    devnet_path: str = "spawn-devnet.db"
+    providers: str = "simulated"
+    simulated_path: str = "spawn-simulated.db"
+    simulated_speed: float = 1.0
+    simulated_seed: int = 1
+    secret_key: str = ""
+    deposit_default: str = "1.00"
+    deposit_minimum: str = "0.01"
+    deposit_daily_cap: str = "2000.00"
+    first_answer_s: float = 5.0
+    in_flight_wait_s: float = 5.0
+    body_max_bytes: int = 131_072
+    tick_s: float = 1.0
+    burn_every_s: int = 10
+    reconcile_every_s: int = 60
+
+    @property
+    def chain_id(self) -> int:
+        return int(self.x402_network.removeprefix("eip155:"))
+
+    @property
+    def pay_to(self) -> Address:
+        return parse_address(self.x402_pay_to)
+
+    @property
+    def authority(self) -> str:
+        """What a signed request must name as `@authority`: host, and port unless it is the scheme's own."""
+        url = urlsplit(self.public_url)
+        own = {"http": 80, "https": 443}[url.scheme]
+        host = (url.hostname or "").lower()
+        host = f"[{host}]" if ":" in host else host
+        return host if url.port in {None, own} else f"{host}:{url.port}"
+
+    @property
+    def listen_address(self) -> tuple[str, int]:
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+    @property
+    def listen_host_is_wildcard(self) -> bool:
+        return self.listen.rpartition(":")[0].strip("[]") in {"0.0.0.0", "::", "*"}  # noqa: S104 - compared, not bound
+
+    @property
+    def deposit_default_usdc(self) -> Usdc:
+        return parse_usdc(self.deposit_default)
+
+    @property
+    def deposit_minimum_usdc(self) -> Usdc:
+        return parse_usdc(self.deposit_minimum)
+
+    @property
+    def deposit_daily_cap_usdc(self) -> Usdc:
+        return parse_usdc(self.deposit_daily_cap)
+
+
+def read_settings(environ: Mapping[str, str], **overrides: object) -> Settings:
+    """Build the settings from the environment; `overrides` win. Raises InvalidSetting."""
+    values: dict[str, object] = {}
+    known = set(Settings.__struct_fields__)
+    for name, text in environ.items():
+        if not name.startswith("SPAWN_") or name.startswith(_TEST_PREFIX):
+            continue
+        field = name.removeprefix("SPAWN_").lower()
+        if field not in known or name != name.upper():
+            raise InvalidSetting(_unknown(name, known))
+        values[field] = text
+    values.update(overrides)
+    settings = Settings(**{field.name: _typed(field, values) for field in msgspec.structs.fields(Settings)})
+    if not settings.public_url and settings.listen_host_is_wildcard:
+        raise InvalidSetting(
+            "SPAWN_PUBLIC_URL must say how callers reach a service that listens on every address: "
+            "signed requests are bound to it."
+        )
+    if not settings.public_url:
+        settings = msgspec.structs.replace(settings, public_url=f"http://{settings.listen}")
+    _check(settings)
+    return settings
+
+
+def _typed(field: msgspec.structs.FieldInfo, values: Mapping[str, object]) -> Any:
+    """The setting's value, or its default. The message never repeats a value, which may be a secret."""
+    try:
+        return msgspec.convert(values.get(field.name, field.default), field.type, strict=False)
+    except msgspec.ValidationError as error:
+        wanted = "a whole number" if field.type is int else "a number"
+        raise InvalidSetting(f"SPAWN_{field.name.upper()} should be {wanted}.") from error
+
+
+def _unknown(name: str, known: set[str]) -> str:
+    names = [f"SPAWN_{field.upper()}" for field in sorted(known - {"secret_key"})]
+    close = difflib.get_close_matches(name.upper(), names, n=1)
+    hint = f" Did you mean {close[0]}?" if close else f" Known are: {', '.join(names)}."
+    return f"{name} is no setting of this version.{hint}"
+
+
+def _check(settings: Settings) -> None:
+    checks = (
+        ("SPAWN_LISTEN", _is_listen(settings.listen), "host:port, such as 127.0.0.1:8402"),
+        ("SPAWN_PAYMENTS", settings.payments == "devnet", "devnet is the only one in this version"),
+        ("SPAWN_PROVIDERS", settings.providers == "simulated", "simulated is the only one in this version"),
+        ("SPAWN_X402_NETWORK", _is_caip2(settings.x402_network), "a CAIP-2 name such as eip155:84532"),
+        ("SPAWN_X402_PAY_TO", _is_address(settings.x402_pay_to), "an address, 0x and 40 hex digits"),
+        ("SPAWN_X402_ASSET", _is_address(settings.x402_asset), "an address, 0x and 40 hex digits"),
+        ("SPAWN_PUBLIC_URL", _is_url(settings.public_url), "http://host[:port] or https://host[:port]"),
+        ("SPAWN_SIMULATED_SPEED", 0 < settings.simulated_speed < math.inf, "more than 0; 1 is real time"),
+        ("SPAWN_SECRET_KEY", _is_secret(settings.secret_key), "64 hex digits (32 random bytes)"),
+        ("SPAWN_DEPOSIT_DEFAULT", _is_amount(settings.deposit_default), "an amount such as 1.00"),
+        ("SPAWN_DEPOSIT_MINIMUM", _is_amount(settings.deposit_minimum), "an amount such as 0.01"),
+        ("SPAWN_DEPOSIT_DAILY_CAP", _is_amount(settings.deposit_daily_cap), "an amount such as 2000.00"),
+        ("SPAWN_BODY_MAX_BYTES", settings.body_max_bytes > 0, "more than 0"),
+        ("SPAWN_FIRST_ANSWER_S", 0 <= settings.first_answer_s <= _PATIENCE_S, _SECONDS),
+        ("SPAWN_IN_FLIGHT_WAIT_S", 0 <= settings.in_flight_wait_s <= _PATIENCE_S, _SECONDS),
+        ("SPAWN_X402_TIMEOUT_S", 30 <= settings.x402_timeout_s <= 3600, "30 to 3600 seconds"),
+        ("SPAWN_TICK_S", 0.01 <= settings.tick_s <= 60, "0.01 to 60 seconds"),
+        ("SPAWN_BURN_EVERY_S", 1 <= settings.burn_every_s <= 3600, "1 to 3600 seconds"),
+        ("SPAWN_RECONCILE_EVERY_S", 1 <= settings.reconcile_every_s <= 86_400, "1 to 86400 seconds"),
+    )
+    for name, fine, wanted in checks:
+        if not fine:
+            raise InvalidSetting(f"{name} should be {wanted}.")
+
+
+def _is_caip2(text: str) -> bool:
+    chain = text.removeprefix("eip155:")
+    return chain != text and chain.isascii() and chain.isdigit()
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parse_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_amount(text: str) -> bool:
+    try:
+        parse_usdc(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_url(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        usable = url.port is None or url.port > 0
+    except ValueError:
+        return False
+    bare = url.path in {"", "/"} and not url.query and not url.fragment and url.username is None
+    return usable and bare and url.scheme in {"http", "https"} and bool(url.hostname)
+
+
+def _is_listen(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(host) and port.isascii() and port.isdigit() and 0 < int(port) < 65536
+
+
+def _is_secret(text: str) -> bool:
+    return text == "" or (len(text) == 64 and all(c in "0123456789abcdefABCDEF" for c in text))

@@ -1,0 +1,153 @@
+"""The `reservation` and `idempotency` tables: each payment or signature is used once, each answer is kept.
+
+Invariant: a nonce names at most one reservation for ever, and an idempotency key at most one per wallet while
+it is remembered; both are inserted before any money moves.
+"""
+
+from enum import StrEnum
+from typing import Any, Final
+
+import msgspec
+from spawn_ledger.tx import Row, Tx
+from spawn_schemas.ids import ActionId, Address, ReservationId
+from spawn_schemas.money import Usdc
+
+
+class Rail(StrEnum):
+    X402 = "x402"
+    SIGNED = "signed"
+
+
+class State(StrEnum):
+    """How far a paid call has come; each step is recorded before the next is taken."""
+
+    RESERVED = "reserved"
+    """The payment is ours to settle; nothing was asked of the chain, or its answer is not known."""
+    SETTLED = "settled"
+    """The money is in the ledger; the call has not been done."""
+    REFUSED = "refused"
+    """The payment did not settle. Final."""
+    ACTED = "acted"
+    """The call was done in our books; its operation's first answer is awaited."""
+    DONE = "done"
+    """Answered. Final."""
+
+
+class Reservation(msgspec.Struct, frozen=True, kw_only=True):
+    """One identified call. `payment` is the encoded authorization, kept until it cannot be settled any more."""
+
+    id: ReservationId
+    nonce_key: str
+    wallet: Address
+    rail: Rail
+    idempotency_key: str | None
+    fingerprint: str
+    state: State
+    fee: Usdc
+    amount: Usdc
+    payment: bytes | None
+    valid_before: int
+    settlement: str | None
+    operation_id: ActionId | None
+    answer: bytes | None
+    claim: str | None
+    claim_until: int
+    created_at: int
+    keep_until: int
+
+
+_COLUMNS: Final = Reservation.__struct_fields__
+
+INSERT_RESERVATION: Final = """
+INSERT INTO reservation (
+  id, nonce_key, wallet, rail, idempotency_key, fingerprint, state, fee, amount, payment, valid_before, settlement,
+  operation_id, answer, claim, claim_until, created_at, keep_until
+) VALUES (
+  :id, :nonce_key, :wallet, :rail, :idempotency_key, :fingerprint, :state, :fee, :amount, :payment, :valid_before,
+  :settlement, :operation_id, :answer, :claim, :claim_until, :created_at, :keep_until
+) ON CONFLICT (nonce_key) DO NOTHING
+"""
+UPDATE_RESERVATION: Final = """
+UPDATE reservation SET
+  state = :state, fee = :fee, settlement = :settlement, operation_id = :operation_id,
+  answer = :answer, payment = :payment, keep_until = :keep_until, claim = :claim, claim_until = :claim_until
+WHERE id = :id AND state = :expected_state AND claim IS NOT DISTINCT FROM :expected_claim
+"""
+SELECT_BY_ID: Final = "SELECT * FROM reservation WHERE id = :id"
+SELECT_BY_NONCE: Final = "SELECT * FROM reservation WHERE nonce_key = :nonce_key"
+SELECT_BY_KEY: Final = """
+SELECT reservation.* FROM idempotency JOIN reservation ON reservation.id = idempotency.reservation_id
+WHERE idempotency.wallet = :wallet AND idempotency.key = :key AND idempotency.keep_until > :now
+"""
+DELETE_EXPIRED_KEY: Final = """
+DELETE FROM idempotency WHERE wallet = :wallet AND key = :key AND keep_until <= :now
+"""
+INSERT_KEY: Final = """
+INSERT INTO idempotency (wallet, key, reservation_id, keep_until)
+VALUES (:wallet, :key, :reservation_id, :keep_until) ON CONFLICT (wallet, key) DO NOTHING
+"""
+DELETE_KEY: Final = "DELETE FROM idempotency WHERE reservation_id = :reservation_id"
+SELECT_UNSETTLED: Final = """
+SELECT * FROM reservation
+WHERE state = 'reserved' AND claim_until <= :now
+  AND (created_at > :created_at OR (created_at = :created_at AND id > :id))
+ORDER BY created_at, id LIMIT :limit
+"""
+RELEASE_CLAIMS: Final = """
+UPDATE reservation SET claim = NULL, claim_until = 0
+WHERE claim IS NOT NULL AND state IN ('reserved', 'settled', 'acted')
+"""
+DELETE_OLD_KEYS: Final = """
+DELETE FROM idempotency WHERE reservation_id IN
+  (SELECT reservation_id FROM idempotency WHERE keep_until <= :now ORDER BY keep_until LIMIT :limit)
+"""
+DELETE_OLD_RESERVATIONS: Final = """
+DELETE FROM reservation WHERE id IN (
+  SELECT id FROM reservation WHERE keep_until <= :now AND state <> 'reserved'
+    AND NOT EXISTS (SELECT 1 FROM idempotency WHERE idempotency.reservation_id = reservation.id)
+  ORDER BY keep_until LIMIT :limit)
+"""
+
+
+def reservation_from(row: Row) -> Reservation:
+    """Read one row of `SELECT * FROM reservation`."""
+    values: dict[str, Any] = {name: row[name] for name in _COLUMNS}
+    values["rail"] = Rail(values["rail"])
+    values["state"] = State(values["state"])
+    return Reservation(**values)
+
+
+def _params(reservation: Reservation) -> dict[str, Any]:
+    values: dict[str, Any] = {name: getattr(reservation, name) for name in _COLUMNS}
+    values["rail"] = reservation.rail.value
+    values["state"] = reservation.state.value
+    return values
+
+
+def insert_reservation(tx: Tx, reservation: Reservation) -> bool:
+    """Take the nonce; False when somebody has it already."""
+    return tx.execute(INSERT_RESERVATION, _params(reservation)) == 1
+
+
+def insert_key(tx: Tx, reservation: Reservation, key: str, keep_until: int) -> bool:
+    """Take the wallet's idempotency key; False when it is taken."""
+    params = {
+        "wallet": reservation.wallet,
+        "key": key,
+        "reservation_id": reservation.id,
+        "keep_until": keep_until,
+    }
+    return tx.execute(INSERT_KEY, params) == 1
+
+
+def update_reservation(tx: Tx, before: Reservation, after: Reservation) -> bool:
+    """Move on by compare-and-set of state and claim; False when another got there first."""
+    params = _params(after)
+    params["expected_state"] = before.state.value
+    params["expected_claim"] = before.claim
+    return tx.execute(UPDATE_RESERVATION, params) == 1
+
+
+def forget_key(tx: Tx, reservation_id: ReservationId) -> None:
+    """Keys remember only success: after a refusal the same key may be tried again."""
+    tx.execute(DELETE_KEY, {"reservation_id": reservation_id})

@@ -1,0 +1,144 @@
+"""The `server` table: rows in, `Server` out.
+
+Invariant: a server is written back only by whoever read it in the same transaction, and its meter moves by
+compare-and-set, so that one stretch of time can never be charged twice.
+"""
+
+from typing import Any, Final
+
+import msgspec
+from spawn_ledger.tx import Row, Tx
+from spawn_schemas.errors import Code, SpawnError
+from spawn_schemas.ids import Address, ServerId
+from spawn_schemas.money import Usdc
+
+from spawn.domain.servers import Reason, Server, Status
+
+_COLUMNS: Final = Server.__struct_fields__
+
+INSERT_SERVER: Final = """
+INSERT INTO server (
+  id, wallet, name, type, image, location, network, ssh_keys, provider, provider_type, provider_ref, architecture,
+  cores, memory_gb, disk_gb, status, reason, ipv4, ipv6, auto_renew, created_at, ended_at, missing_since,
+  daily_usdc, remainder, charged_until, charged_usdc, minimum_usdc, due_at
+) VALUES (
+  :id, :wallet, :name, :type, :image, :location, :network, :ssh_keys, :provider, :provider_type, :provider_ref,
+  :architecture, :cores, :memory_gb, :disk_gb, :status, :reason, :ipv4, :ipv6, :auto_renew, :created_at, :ended_at,
+  :missing_since, :daily_usdc, :remainder, :charged_until, :charged_usdc, :minimum_usdc, :due_at
+)
+"""
+UPDATE_SERVER: Final = """
+UPDATE server SET
+  name = :name, type = :type, image = :image, provider_type = :provider_type, provider_ref = :provider_ref,
+  cores = :cores, memory_gb = :memory_gb, disk_gb = :disk_gb, status = :status, reason = :reason, ipv4 = :ipv4,
+  ipv6 = :ipv6, auto_renew = :auto_renew, ended_at = :ended_at, missing_since = :missing_since,
+  daily_usdc = :daily_usdc, remainder = :remainder, charged_until = :charged_until, charged_usdc = :charged_usdc,
+  minimum_usdc = :minimum_usdc, due_at = :due_at
+WHERE id = :id AND charged_until IS NOT DISTINCT FROM :expected_charged_until
+"""
+SELECT_SERVER: Final = "SELECT * FROM server WHERE id = :id"
+SELECT_NAME_TAKEN: Final = (
+    "SELECT id FROM server WHERE wallet = :wallet AND LOWER(name) = LOWER(:name) AND ended_at IS NULL"
+)
+SELECT_PAGE: Final = """
+SELECT * FROM server WHERE wallet = :wallet AND ended_at IS NULL ORDER BY created_at, id LIMIT :limit OFFSET :offset
+"""
+SELECT_PAGE_BY_STATUS: Final = """
+SELECT * FROM server WHERE wallet = :wallet AND ended_at IS NULL AND status = :status
+ORDER BY created_at, id LIMIT :limit OFFSET :offset
+"""
+COUNT_LIVE: Final = "SELECT COUNT(*) AS n FROM server WHERE wallet = :wallet AND ended_at IS NULL"
+COUNT_LIVE_BY_STATUS: Final = """
+SELECT COUNT(*) AS n FROM server WHERE wallet = :wallet AND ended_at IS NULL AND status = :status
+"""
+# Servers that ended answer as tombstones for a while.
+SELECT_ENDED_PAGE: Final = """
+SELECT * FROM server WHERE wallet = :wallet AND ended_at > :since AND status = :status
+ORDER BY created_at, id LIMIT :limit OFFSET :offset
+"""
+COUNT_ENDED: Final = """
+SELECT COUNT(*) AS n FROM server WHERE wallet = :wallet AND ended_at > :since AND status = :status
+"""
+SELECT_BILLED: Final = """
+SELECT server.*, account.balance AS reserve FROM server
+JOIN account ON account.id = 'srv:' || server.id
+WHERE server.wallet = :wallet AND server.due_at IS NOT NULL ORDER BY server.id
+"""
+# What a wallet spends changes when a server ends whose own reserve does not last until it is looked at next.
+SELECT_PRESSING: Final = """
+SELECT server.id FROM server
+JOIN account ON account.id = 'srv:' || server.id
+WHERE server.wallet = :wallet AND server.due_at IS NOT NULL AND (server.due_at <= :now OR (
+    server.auto_renew = 1 AND (server.due_at - server.charged_until) * server.daily_usdc >= account.balance * 86400
+))
+LIMIT 1
+"""
+SELECT_DUE_WALLETS: Final = """
+SELECT DISTINCT wallet FROM server WHERE due_at IS NOT NULL AND due_at <= :now LIMIT :limit
+"""
+SELECT_LIVE: Final = "SELECT * FROM server WHERE ended_at IS NULL AND id > :after ORDER BY id LIMIT :limit"
+
+
+class Billed(msgspec.Struct, frozen=True, kw_only=True):
+    """A server that costs money, with what is left in its reserve."""
+
+    server: Server
+    reserve_usdc: Usdc
+
+
+def server_from(row: Row) -> Server:
+    """Read one row of `SELECT * FROM server`."""
+    values: dict[str, Any] = {name: row[name] for name in _COLUMNS}
+    values["ssh_keys"] = tuple(msgspec.json.decode(values["ssh_keys"], type=list[str]))
+    values["status"] = Status(values["status"])
+    values["reason"] = None if values["reason"] is None else Reason(values["reason"])
+    values["auto_renew"] = bool(values["auto_renew"])
+    return Server(**values)
+
+
+def _params(server: Server) -> dict[str, Any]:
+    values: dict[str, Any] = {name: getattr(server, name) for name in _COLUMNS}
+    values["ssh_keys"] = msgspec.json.encode(server.ssh_keys).decode()
+    values["status"] = server.status.value
+    values["reason"] = None if server.reason is None else server.reason.value
+    values["auto_renew"] = int(server.auto_renew)
+    return values
+
+
+def insert_server(tx: Tx, server: Server) -> None:
+    tx.execute(INSERT_SERVER, _params(server))
+
+
+def update_server(tx: Tx, before: Server, after: Server) -> None:
+    """Write back; `before` is what this transaction read. Raises if the meter moved in between."""
+    params = _params(after)
+    params["expected_charged_until"] = before.charged_until
+    if tx.execute(UPDATE_SERVER, params) != 1:
+        raise RuntimeError(f"the meter of {before.id} moved within one transaction")
+
+
+def find_server(tx: Tx, server_id: ServerId) -> Server | None:
+    row = tx.one(SELECT_SERVER, {"id": server_id})
+    return None if row is None else server_from(row)
+
+
+def get_server(tx: Tx, server_id: ServerId) -> Server:
+    """Raise `not_found` when there is no such server."""
+    server = find_server(tx, server_id)
+    if server is None:
+        raise unknown_server(server_id)
+    return server
+
+
+def unknown_server(server_id: str) -> SpawnError:
+    return SpawnError(
+        Code.NOT_FOUND, f"There is no server {server_id}.", next="GET /v1/servers lists the servers you own."
+    )
+
+
+def list_billed(tx: Tx, wallet: Address) -> list[Billed]:
+    """Every server of the wallet that costs money, in a fixed order."""
+    return [
+        Billed(server=server_from(row), reserve_usdc=Usdc(row["reserve"]))
+        for row in tx.all(SELECT_BILLED, {"wallet": wallet})
+    ]

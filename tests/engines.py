@@ -1,0 +1,175 @@
+"""The engines that some tests need and a fresh machine may lack: each is skipped by name, or demanded.
+
+Invariant: a test that needs an engine says so through `require`, so that `SPAWN_TEST_REQUIRE` (`all`, or a
+comma list of engines) can turn its absence into a failure. CI demands all of them.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+NODE_PROJECT: Final = ROOT / "tests" / "interop" / "node"
+REQUIRE_VARIABLE: Final = "SPAWN_TEST_REQUIRE"
+
+
+def _postgres_folder() -> Path | None:
+    """Where `initdb` and `postgres` are; distributions keep them off the PATH."""
+    on_path = shutil.which("initdb")
+    if on_path is not None:
+        return Path(on_path).resolve().parent
+    versions = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")]
+    return max(versions, key=lambda folder: int(folder.parent.name), default=None)
+
+
+def _has_docker() -> bool:
+    if shutil.which("docker") is None:
+        return False
+    answer = subprocess.run(["docker", "info"], capture_output=True, timeout=30, check=False)
+    return answer.returncode == 0
+
+
+def chromium() -> str | None:
+    """The path of a Chromium or Chrome, or None."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next((path for path in map(shutil.which, names) if path is not None), None)
+
+
+ENGINES: Final[dict[str, Callable[[], bool]]] = {
+    "postgresql": lambda: _postgres_folder() is not None and shutil.which("psql") is not None,
+    "docker": _has_docker,
+    "chromium": lambda: chromium() is not None,
+    "node": lambda: shutil.which("node") is not None and shutil.which("npm") is not None,
+}
+"""Every engine a test may need, and how to see that it is here."""
+
+
+def demanded() -> frozenset[str]:
+    """The engines that must be present; raise ValueError for a name that is not an engine."""
+    text = os.environ.get(REQUIRE_VARIABLE, "")
+    if text == "all":
+        return frozenset(ENGINES)
+    names = frozenset(name.strip() for name in text.split(",") if name.strip())
+    if unknown := names - ENGINES.keys():
+        raise ValueError(
+            f"{REQUIRE_VARIABLE} names {', '.join(sorted(unknown))}; engines are {', '.join(ENGINES)}, or all"
+        )
+    return names
+
+
+def skips_refused() -> bool:
+    """Whether any skip at all is a failure."""
+    return os.environ.get(REQUIRE_VARIABLE) == "all"
+
+
+def require(engine: str) -> None:
+    """Skip the running test unless `engine` is here; fail it when the engine is demanded."""
+    if not ENGINES[engine]():
+        missing(engine, f"{engine} is not installed")
+
+
+def missing(engine: str, reason: str) -> None:
+    """End the running test because `engine` cannot be used: a failure when it is demanded, or else a skip."""
+    if engine in demanded():
+        pytest.fail(f"{reason}, and {REQUIRE_VARIABLE} demands it", pytrace=False)
+    pytest.skip(reason)
+
+
+def _node_packages_installed() -> bool:
+    wanted = json.loads((NODE_PROJECT / "package.json").read_text(encoding="utf-8"))["dependencies"]
+    found = {}
+    for name in wanted:
+        path = NODE_PROJECT / "node_modules" / name / "package.json"
+        if path.exists():
+            found[name] = json.loads(path.read_text(encoding="utf-8"))["version"]
+    return bool(found == wanted)
+
+
+def node_project() -> Path:
+    """The folder of the Node clients, with their packages installed at the exact versions it names.
+
+    Node 18, the oldest we meet, has no global `crypto`; a script that signs takes it from `node:crypto`.
+    """
+    require("node")
+    if not _node_packages_installed():
+        # The lock would record where packages were fetched from, and the tree names no host.
+        install = subprocess.run(
+            ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock"],
+            cwd=NODE_PROJECT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        if install.returncode != 0:
+            missing("node", f"npm could not install the clients of {NODE_PROJECT.name}:\n{install.stderr}")
+    return NODE_PROJECT
+
+
+class Postgres:
+    """A PostgreSQL of our own: one cluster in one folder, reached over a socket in that folder only."""
+
+    def __init__(self, folder: Path, programs: Path) -> None:
+        self._folder = folder
+        self._programs = programs
+        # The server refuses to run as root; its package brings a user for it.
+        self._as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+
+    def _run(self, *command: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [*self._as_user, *command],
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            text=True,
+            cwd=self._folder,
+            timeout=60,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"{Path(command[0]).name} failed:\n{done.stdout}{done.stderr}")
+        return done
+
+    def start(self) -> None:
+        if self._as_user:
+            shutil.chown(self._folder, user="postgres")
+        data = str(self._folder / "data")
+        # `trust` is safe here: only the owner of the folder can reach the socket in it.
+        self._run(str(self._programs / "initdb"), "-D", data, "-A", "trust", "-E", "UTF8", "-N", "--locale=C")
+        options = f"-c listen_addresses= -c unix_socket_directories={self._folder} -c fsync=off"
+        log = str(self._folder / "log")
+        self._run(str(self._programs / "pg_ctl"), "-D", data, "-l", log, "-w", "-o", options, "start")
+
+    def stop(self) -> None:
+        data = str(self._folder / "data")
+        self._run(str(self._programs / "pg_ctl"), "-D", data, "-m", "immediate", "-w", "stop")
+
+    def psql(self, script: str, *, stop_at_error: bool = True) -> str:
+        """Run a script; return what psql wrote to stderr. Raise RuntimeError where it stops."""
+        stop = f"--set=ON_ERROR_STOP={int(stop_at_error)}"
+        where = ("-h", str(self._folder), "-d", "postgres")
+        return self._run("psql", "--no-psqlrc", "--quiet", stop, *where, stdin=script).stderr
+
+
+@contextmanager
+def postgres() -> Iterator[Postgres]:
+    """A running, empty PostgreSQL, gone afterwards. Skips or fails like `require`."""
+    require("postgresql")
+    programs = _postgres_folder()
+    assert programs is not None
+    # Not pytest's folder: a socket's path may have about 100 bytes, and another user has to reach it.
+    with tempfile.TemporaryDirectory(prefix="spawn-pg-") as name:
+        server = Postgres(Path(name), programs)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()

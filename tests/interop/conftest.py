@@ -1,0 +1,16 @@
+"""One running service for every test of stock clients: each brings a wallet of its own."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.interop.service import RunningService, spawn_dev
+
+# The story asserts outside of a test module; pytest has to be told to explain what failed there.
+pytest.register_assert_rewrite("tests.interop.story")
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    with spawn_dev(tmp_path_factory.mktemp("spawn-dev")) as running:
+        yield running
