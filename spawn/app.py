@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final, cast
 
 from litestar import Litestar
 from litestar.config.cors import CORSConfig
@@ -20,10 +21,14 @@ from spawn_providers.simulated import SimulatedProvider
 from spawn_schemas.ids import Entropy, parse_address
 
 from spawn.api import pages
+from spawn.api.asking import Asking
+from spawn.api.callers import Callers
 from spawn.api.errors import EXCEPTION_HANDLERS
+from spawn.api.front import Front
 from spawn.api.gate import Gate
-from spawn.api.requests import JsonRequest, refuse_other_spellings
-from spawn.api.routes import HANDLERS, fees
+from spawn.api.replies import App
+from spawn.api.requests import JsonRequest, arrival_of
+from spawn.api.routes import HANDLERS, ROUTES, fees
 from spawn.api.services import Services
 from spawn.clock import Clock, SystemClock, SystemEntropy
 from spawn.jobs.burn import Burn
@@ -49,6 +54,18 @@ from spawn.store.secrets import Vault
 from spawn.store.sqlite import SqliteDatabase
 
 log = logging.getLogger(__name__)
+
+EXPOSED_HEADERS: Final = (
+    "PAYMENT-REQUIRED",
+    "PAYMENT-RESPONSE",
+    "Spawn-Fee",
+    "Spawn-Balance",
+    "Spawn-Runway",
+    "Idempotent-Replayed",
+    "Retry-After",
+    "X-Request-Id",
+)
+"""What a browser's script may read of an answer besides its body."""
 
 
 @dataclass(kw_only=True)
@@ -138,7 +155,8 @@ def _die(error: BaseException) -> None:
 class Service:
     """The built service: an ASGI app, and the jobs that tests tick by hand."""
 
-    app: Litestar
+    app: Front
+    framework: Litestar
     services: Services
     paid_calls: PaidCalls
     operator: Operator
@@ -170,9 +188,13 @@ async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Se
         first_answer_s=settings.first_answer_s,
         in_flight_wait_s=settings.in_flight_wait_s,
         daily_cap_usdc=settings.deposit_daily_cap_usdc,
+        take_turn=lambda _: None,
     )
     our_terms = x402_terms(settings)
-    gate = Gate(paid_calls, parts.db, parts.clock, settings, our_terms, Challenges(our_terms))
+    asking = Asking(
+        Challenges(our_terms), settings.public_url, {route: {} for route in ROUTES if route.is_priced}
+    )
+    gate = Gate(paid_calls, settings, asking)
     name, provider = next(iter(parts.providers.items()))
     services = Services(
         gate=gate,
@@ -187,9 +209,23 @@ async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Se
     )
     jobs = _jobs(settings, parts, operator, reconciler)
     ticker = Ticker(tuple(jobs.values()), parts.clock) if ticking else None
-    app = litestar(settings, services, parts, operator, ticker)
+    framework = litestar(settings, services, parts, operator, ticker)
+    app = Front(
+        cast("App", framework),
+        ROUTES,
+        Callers(our_terms, parts.clock, authority=settings.authority),
+        services,
+        new_request_id=lambda: f"req_{parts.entropy.bytes(10).hex()}",
+        exposed=", ".join(EXPOSED_HEADERS).encode(),
+    )
     return Service(
-        app=app, services=services, paid_calls=paid_calls, operator=operator, reconciler=reconciler, jobs=jobs
+        app=app,
+        framework=framework,
+        services=services,
+        paid_calls=paid_calls,
+        operator=operator,
+        reconciler=reconciler,
+        jobs=jobs,
     )
 
 
@@ -223,19 +259,20 @@ def litestar(
 
     app = Litestar(
         route_handlers=[*HANDLERS, *pages.HANDLERS],
-        dependencies={"services": Provide(lambda: services, sync_to_thread=False)},
+        dependencies={
+            "services": Provide(lambda: services, sync_to_thread=False),
+            "arrival": Provide(arrival_of, sync_to_thread=False),
+        },
         exception_handlers=EXCEPTION_HANDLERS,
         lifespan=[lifespan],
         cors_config=cors(),
         openapi_config=None,  # the framework would serve pages that fetch scripts from elsewhere
         request_class=JsonRequest,
-        before_request=refuse_other_spellings,
         request_max_body_size=settings.body_max_bytes,
         logging_config=None,
         debug=False,
     )
     app.state.fees = fees()
-    app.state.new_request_id = lambda: f"req_{parts.entropy.bytes(10).hex()}"
     return app
 
 
@@ -245,14 +282,5 @@ def cors() -> CORSConfig:
         allow_origins=["*"],
         allow_methods=["GET", "POST", "PATCH", "DELETE", "OPTIONS"],
         allow_headers=["*"],
-        expose_headers=[
-            "PAYMENT-REQUIRED",
-            "PAYMENT-RESPONSE",
-            "Spawn-Fee",
-            "Spawn-Balance",
-            "Spawn-Runway",
-            "Idempotent-Replayed",
-            "Retry-After",
-            "X-Request-Id",
-        ],
+        expose_headers=list(EXPOSED_HEADERS),
     )

@@ -8,10 +8,14 @@ import re
 from typing import Any, Final
 
 import msgspec
-from litestar import Request, Response
+from litestar import Request
 from litestar.exceptions import HTTPException, ValidationException
 from spawn_schemas import api
 from spawn_schemas.errors import Code, SpawnError
+
+from spawn.api.replies import JSON, Reply
+
+Http = Request[Any, Any, Any]
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +46,7 @@ STATUS: Final[dict[Code, int]] = {
 """A new status is chosen by who must react: the caller's code (4xx) or time (503)."""
 
 _PATTERN: Final = re.compile(r"Expected `str` matching regex '.*?'(?= - at |$)")
+_encoder: Final = msgspec.json.Encoder()
 _RETRYABLE: Final = frozenset({429, 500, 503})
 
 _OF_STATUS: Final = {
@@ -53,19 +58,7 @@ _OF_STATUS: Final = {
 }
 
 
-def request_id(request: Request[Any, Any, Any]) -> str:
-    """The id every answer and log line of this request carries."""
-    found = request.headers.get("x-request-id", "")
-    state = request.scope.setdefault("state", {})
-    if "request_id" not in state:
-        kept = found if 0 < len(found) <= 64 and found.isascii() and found.replace("-", "").isalnum() else ""
-        state["request_id"] = kept or request.app.state.new_request_id()
-    return str(state["request_id"])
-
-
-def error_response(
-    request: Request[Any, Any, Any], error: SpawnError, *, headers: dict[str, str] | None = None
-) -> Response[Any]:
+def refusal(request_id: str, error: SpawnError, *, headers: list[tuple[bytes, bytes]] | None = None) -> Reply:
     """The envelope every refusal comes in."""
     status = STATUS[error.code]
     body = api.ErrorAnswer(
@@ -77,14 +70,25 @@ def error_response(
             retry_after=error.retry_after_s,
             details=error.details,
             next=error.next,
-            request_id=request_id(request),
+            request_id=request_id,
         )
     )
-    all_headers = {"Cache-Control": "no-store", "X-Request-Id": request_id(request), **(headers or {})}
+    all_headers = [JSON, (b"cache-control", b"no-store"), (b"x-request-id", request_id.encode())]
     if error.retry_after_s is not None:
-        all_headers["Retry-After"] = str(error.retry_after_s)
-    return Response(
-        msgspec.json.encode(body), status_code=status, media_type="application/json", headers=all_headers
+        all_headers.append((b"retry-after", b"%d" % error.retry_after_s))
+    return Reply(status, _encoder.encode(body), all_headers + (headers or []))
+
+
+def defect(request_id: str, error: Exception) -> Reply:
+    """A defect of ours: logged in full, shown as nothing but its id."""
+    log.error("request %s failed", request_id, exc_info=error)
+    return refusal(
+        request_id,
+        SpawnError(
+            Code.INTERNAL,
+            "Something broke on our side. Nothing is lost: repeat the request with the same payment or key.",
+            next="If it stays, report the request id.",
+        ),
     )
 
 
@@ -93,11 +97,15 @@ def plain(problem: str) -> str:
     return _PATTERN.sub("does not have the right form", problem)
 
 
-def on_spawn_error(request: Request[Any, Any, Any], error: SpawnError) -> Response[Any]:
-    return error_response(request, error)
+def _id(request: Http) -> str:
+    return str(request.scope["state"]["request_id"])
 
 
-def on_validation_error(request: Request[Any, Any, Any], error: ValidationException) -> Response[Any]:
+def on_spawn_error(request: Http, error: SpawnError) -> Reply:
+    return refusal(_id(request), error)
+
+
+def on_validation_error(request: Http, error: ValidationException) -> Reply:
     """The framework's words for a bad body or parameter, in our envelope."""
     problems = [
         {"field": str(item.get("key", "")), "problem": str(item.get("message", ""))}
@@ -108,8 +116,8 @@ def on_validation_error(request: Request[Any, Any, Any], error: ValidationExcept
         problem["problem"] = plain(problem["problem"])
         problem["field"] = "body" if problem["field"] == "data" else problem["field"]
     sentence = "; ".join(f"{p['field']}: {p['problem']}" if p["field"] else p["problem"] for p in problems)
-    return error_response(
-        request,
+    return refusal(
+        _id(request),
         SpawnError(
             Code.INVALID_REQUEST,
             sentence or error.detail,
@@ -119,7 +127,7 @@ def on_validation_error(request: Request[Any, Any, Any], error: ValidationExcept
     )
 
 
-def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
+def on_http_error(request: Http, error: HTTPException) -> Reply:
     """What the framework refuses by itself: no such route, wrong method, too large, not JSON."""
     code = _OF_STATUS.get(error.status_code)
     if code is None:
@@ -130,29 +138,20 @@ def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Resp
         Code.REQUEST_TOO_LARGE: "The body is larger than this service takes.",
         Code.UNSUPPORTED_MEDIA_TYPE: "Send the body as application/json.",
     }
-    allow = {"Allow": error.headers["allow"]} if error.headers and "allow" in error.headers else None
-    return error_response(
-        request,
+    allow = error.headers.get("allow") if error.headers else None
+    return refusal(
+        _id(request),
         SpawnError(
             code,
             messages.get(code, error.detail),
             next="GET / lists what can be called." if code in messages else None,
         ),
-        headers=allow,
+        headers=None if allow is None else [(b"allow", allow.encode())],
     )
 
 
-def on_unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
-    """A defect of ours: logged in full, shown as nothing but its id."""
-    log.error("request %s failed", request_id(request), exc_info=error)
-    return error_response(
-        request,
-        SpawnError(
-            Code.INTERNAL,
-            "Something broke on our side. Nothing is lost: repeat the request with the same payment or key.",
-            next="If it stays, report the request id.",
-        ),
-    )
+def on_unexpected(request: Http, error: Exception) -> Reply:
+    return defect(_id(request), error)
 
 
 EXCEPTION_HANDLERS: Final[dict[Any, Any]] = {

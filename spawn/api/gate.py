@@ -1,272 +1,198 @@
-"""The door of every priced route: who pays, how much, and what an unpaid caller is told.
+"""The door of every priced route: how much, may this caller, and what an unpaid one is told.
 
 Invariant: nothing behind the gate runs for a caller who has not proven a wallet, and a 402 that asks for money is
 answered only when no money can be on its way.
 """
 
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
-from litestar import Request, Response
-from msgspec.structs import replace
-from spawn_schemas import api
 from spawn_schemas.errors import Code, SpawnError
 from spawn_schemas.money import Usdc, format_usdc
 
-from spawn.api.errors import error_response, plain, request_id
-from spawn.clock import Clock
+from spawn.api.arrivals import Arrival
+from spawn.api.asking import Asking
+from spawn.api.errors import plain, refusal
+from spawn.api.replies import JSON, Reply
 from spawn.domain.charges import Charge, Kind, Price, quote
-from spawn.payments import exact, signed
-from spawn.payments.challenge import Challenges, settle_response
+from spawn.payments.challenge import settle_response
 from spawn.payments.curve import checksummed
-from spawn.payments.exact import PaymentInvalid, Terms
-from spawn.services import standing
-from spawn.services.calls import Answer, Identity, PaidCall, UseCase
+from spawn.payments.exact import PaymentInvalid
+from spawn.services.calls import Answer, Identity, PaidCall, Proof, UseCase
 from spawn.services.calls import Request as PaidRequest
 from spawn.services.paid_calls import PaidCalls
 from spawn.settings import Settings
-from spawn.store.database import Database
 
 B = TypeVar("B", bound=msgspec.Struct)
 
-PAYMENT_SIGNATURE: Final = "payment-signature"
-_KEY_MAX: Final = 255
-_HEADERS_MAX: Final = 100
-_HEADER_BYTES_MAX: Final = 65_536
-_PAY: Final = "Pay with any x402 v2 client (PAYMENT-SIGNATURE)"
-_SIGN: Final = "sign the request with your wallet (RFC 9421, ERC-8128)"
-_ASKED: Final = {
-    Kind.IDENTIFIED: (
-        "Say which wallet asks; the answer itself is free.",
-        f"Either {_SIGN}, or pay with any x402 v2 client: all of that payment becomes balance.",
-    ),
-    Kind.DEPOSIT: (
-        "Pay in by x402: all of the payment becomes balance.",
-        f"{_PAY}; a signature moves no money on chain.",
-    ),
-}
-"""Message and next step of a 402 to a caller who proved nothing, where they are not those of a priced call."""
-_ASKED_PRICED: Final = ("This call costs money.", f"{_PAY}, or {_SIGN} to pay from your balance.")
-_BROKE: Final = f"{_PAY}, or pay into your balance first: POST /v1/balance/deposit."
+_PRIVATE: Final = (b"cache-control", b"no-store, private")
 
 
 class Gate:
-    """Turns an HTTP request into a paid call, and its outcome into an HTTP answer."""
+    """Turns an arrival into a paid call, and its outcome into an answer."""
 
-    def __init__(
-        self,
-        paid_calls: PaidCalls,
-        db: Database,
-        clock: Clock,
-        settings: Settings,
-        terms: Terms,
-        challenges: Challenges,
-    ) -> None:
+    def __init__(self, paid_calls: PaidCalls, settings: Settings, asking: Asking) -> None:
         self._paid_calls = paid_calls
-        self._db = db
-        self._clock = clock
         self._settings = settings
-        self._terms = terms
-        self._challenges = challenges
+        self._asking = asking
+        self._minimum_usdc = settings.deposit_minimum_usdc
+        self._cap_usdc = settings.deposit_daily_cap_usdc
+        self._default_deposit_usdc = settings.deposit_default_usdc
 
     async def run(
-        self,
-        request: Request[Any, Any, Any],
-        use_case: Callable[[], UseCase] | None,
-        *,
-        fund: str | None = None,
-    ) -> Response[Any]:
+        self, arrival: Arrival, use_case: Callable[[], UseCase] | None, *, fund: str | None = None
+    ) -> Reply:
         """Answer a priced route. `fund` is what the body adds to the price.
 
         Without a `use_case` the body is missing: a crawler that sends nothing is told the price, a caller who
         pays for nothing is refused.
         """
-        charge: Charge = request.route_handler.opt["charge"]
-        price = quote(charge, fund=fund, default_deposit_usdc=self._settings.deposit_default_usdc)
-        self._check_limits(charge, price)
+        charge = arrival.route.charge
+        price = quote(charge, fund=fund, default_deposit_usdc=self._default_deposit_usdc)
+        if price.fund_usdc > 0:
+            self._check_limits(charge, price)
         case = None if use_case is None else use_case()
         try:
-            call = await self._identify(request, charge, price, fund)
-            if call is None:
-                message, next_step = _ASKED.get(charge.kind, _ASKED_PRICED)
-                return self._challenge(request, price, "payment_required", message, next_step)
+            if arrival.invalid is not None:
+                raise arrival.invalid
+            if arrival.identity is None:
+                return self._asking.price(arrival, price)
             if case is None:
                 raise SpawnError(
                     Code.INVALID_REQUEST,
                     "This call needs a JSON body.",
                     next="GET /openapi.json describes it.",
                 )
+            call = self._paid_call(arrival, arrival.identity, price, fund)
+            _check_proof(arrival.identity, case)
             answer = await self._paid_calls.run(call, case)
         except PaymentInvalid as error:
-            return self._challenge(request, price, error.reason, error.message, f"Mend that. {_PAY}.")
+            return self._asking.mend(arrival, price, error)
         except SpawnError as error:
-            return self._refusal(request, price, error)
-        return await self._answer(request, answer)
+            return self._refusal(arrival, price, error)
+        return self._answer(arrival, answer)
 
     async def run_with_body(
         self,
-        request: Request[Any, Any, Any],
+        arrival: Arrival,
         body: B | None,
         use_case: Callable[[B], UseCase],
         *,
         fund: Callable[[B], str | None] = lambda _: None,
-    ) -> Response[Any]:
+    ) -> Reply:
         """Answer a priced route that takes a body; `fund` reads from it what it adds to the price."""
         if body is None:
-            return await self.run(request, None)
-        exact_body = _strict(await request.body(), type(body))
-        return await self.run(request, lambda: use_case(exact_body), fund=fund(exact_body))
+            return await self.run(arrival, None)
+        exact_body = _strict(arrival.body, type(body))
+        return await self.run(arrival, lambda: use_case(exact_body), fund=fund(exact_body))
 
     def _check_limits(self, charge: Charge, price: Price) -> None:
-        minimum = self._settings.deposit_minimum_usdc
-        if charge.kind is Kind.DEPOSIT and price.fund_usdc < minimum:
+        if charge.kind is Kind.DEPOSIT and price.fund_usdc < self._minimum_usdc:
+            least = format_usdc(self._minimum_usdc)
             raise SpawnError(
                 Code.INVALID_REQUEST,
-                f"The smallest deposit is {format_usdc(minimum)} USDC.",
-                next=f'POST /v1/balance/deposit {{"amount": "{format_usdc(minimum)}"}}',
+                f"The smallest deposit is {least} USDC.",
+                next=f'POST /v1/balance/deposit {{"amount": "{least}"}}',
             )
-        cap = self._settings.deposit_daily_cap_usdc
-        if price.fund_usdc > cap:
+        if price.fund_usdc > self._cap_usdc:
             raise SpawnError(
                 Code.DEPOSIT_LIMIT,
-                f"A wallet may pay in {format_usdc(cap)} USDC within 24 hours.",
-                details={"cap": format_usdc(cap)},
+                f"A wallet may pay in {format_usdc(self._cap_usdc)} USDC within 24 hours.",
+                details={"cap": format_usdc(self._cap_usdc)},
                 next="Pay in less at once.",
             )
 
-    async def _identify(
-        self, request: Request[Any, Any, Any], charge: Charge, price: Price, fund: str | None
-    ) -> PaidCall | None:
-        """Who calls, or None for a caller who proves nothing."""
-        headers = _combined_headers(request)
-        paid_request = PaidRequest(
-            method=request.method,
-            path=request.scope["raw_path"].decode("latin-1"),
-            query=request.scope["query_string"].decode("latin-1"),
-            body=await request.body(),
-            idempotency_key=_idempotency_key(headers.get("idempotency-key")),
-        )
-        if PAYMENT_SIGNATURE in headers:
-            payload = exact.decode_payment(headers[PAYMENT_SIGNATURE])
-            payment = exact.identify(payload, self._terms)
-            key = paid_request.idempotency_key or exact.payment_identifier(payload)
-            identity = Identity(
-                wallet=payment.payer,
-                nonce_key=payment.nonce_key(self._terms.chain_id, self._terms.asset),
-                valid_before=payment.valid_before,
-                payment=payment,
-            )
-            return PaidCall(
-                request=replace(paid_request, idempotency_key=key), price=price, identity=identity
-            )
-        if signed.present(headers):
-            return self._signed_call(paid_request, headers, charge, price, fund)
-        return None
-
-    def _signed_call(
-        self,
-        paid_request: PaidRequest,
-        headers: dict[str, str],
-        charge: Charge,
-        price: Price,
-        fund: str | None,
-    ) -> PaidCall:
-        proof = signed.verify(
-            method=paid_request.method,
-            path=paid_request.path,
-            query=f"?{paid_request.query}" if paid_request.query else "",
-            headers=headers,
-            body=paid_request.body,
-            authority=self._settings.authority,
-            chain_id=self._terms.chain_id,
-            now=self._clock.now_s(),
-        )
-        if charge.kind is Kind.DEPOSIT:
-            raise SpawnError(
-                Code.PAYMENT_REQUIRED, "A deposit is paid by x402.", next=_ASKED[Kind.DEPOSIT][1]
-            )
-        if charge.kind is Kind.FUNDED and fund is not None:
-            raise SpawnError(
-                Code.INVALID_REQUEST,
-                "fund is paid by x402; a signed request pays from the balance.",
-                next="Leave fund out, or pay this call by x402 instead of signing it.",
-            )
+    def _paid_call(self, arrival: Arrival, identity: Identity, price: Price, fund: str | None) -> PaidCall:
+        if identity.payment is None:
+            price = _from_balance(arrival.route.charge, price, fund)
         return PaidCall(
-            request=paid_request,
-            price=Price(fee_usdc=price.fee_usdc, fund_usdc=Usdc(0)),
-            identity=Identity(
-                wallet=proof.wallet, nonce_key=proof.nonce_key, valid_before=proof.expires, payment=None
+            request=PaidRequest(
+                method=arrival.method,
+                path=arrival.path,
+                query=arrival.query,
+                body=arrival.body,
+                idempotency_key=arrival.idempotency_key,
             ),
+            price=price,
+            identity=identity,
+            rate_limited=arrival.route.is_rate_limited,
         )
 
-    def _challenge(
-        self, request: Request[Any, Any, Any], price: Price, error: str, message: str, next_step: str
-    ) -> Response[Any]:
-        """402: the price in the `PAYMENT-REQUIRED` header, and a body that people and older clients can read."""
-        resource = f"{self._settings.public_url.rstrip('/')}{request.scope['raw_path'].decode('latin-1')}"
-        summary = str(request.route_handler.opt["summary"])
-        header = self._challenges.header(price.payment_usdc, resource, summary, error=error)
-        body = api.PaymentRequiredBody(
-            x402Version=1,
-            accepts=(),
-            error=error,
-            code=Code.PAYMENT_REQUIRED.value,
-            message=message,
-            status=402,
-            price=format_usdc(price.payment_usdc),
-            next=next_step,
-            request_id=request_id(request),
-        )
-        return Response(
-            msgspec.json.encode(body),
-            status_code=402,
-            media_type="application/json",
-            headers={
-                "PAYMENT-REQUIRED": header.decode(),
-                "Cache-Control": "no-store",
-                "X-Request-Id": request_id(request),
-            },
-        )
-
-    def _refusal(self, request: Request[Any, Any, Any], price: Price, error: SpawnError) -> Response[Any]:
+    def _refusal(self, arrival: Arrival, price: Price, error: SpawnError) -> Reply:
         """A refusal after identification; only a plain lack of money is answered with a new challenge."""
         match error.code:
             case Code.PAYMENT_REQUIRED:
-                code = Code.PAYMENT_REQUIRED.value
-                return self._challenge(request, price, code, error.message, error.next or _BROKE)
+                return self._asking.more(arrival, price, error)
             case Code.SETTLEMENT_FAILED:
                 reason = str((error.details or {}).get("reason", error.code.value))
             case Code.SETTLEMENT_PENDING:
                 reason = error.code.value
             case _:
-                return error_response(request, error)
-        failed = settle_response(success=False, network=self._terms.network, error_reason=reason)
-        return error_response(request, error, headers={"PAYMENT-RESPONSE": failed.decode()})
+                return refusal(arrival.request_id, error)
+        receipt = settle_response(
+            success=False, network=self._settings.x402_network, error_reason=reason, payer=_payer(arrival)
+        )
+        return refusal(arrival.request_id, error, headers=[(b"payment-response", receipt)])
 
-    async def _answer(self, request: Request[Any, Any, Any], answer: Answer) -> Response[Any]:
-        now = self._clock.now_s()
-        now_standing = await standing.read(self._db, answer.wallet, now)
-        headers = {
-            "Cache-Control": "no-store, private",
-            "X-Request-Id": request_id(request),
-            "Spawn-Fee": format_usdc(answer.fee_usdc),
-            "Spawn-Balance": format_usdc(now_standing.available_usdc),
-        }
-        runway_s = now_standing.runway_s(now)
-        if runway_s is not None:
-            headers["Spawn-Runway"] = str(runway_s)
+    def _answer(self, arrival: Arrival, answer: Answer) -> Reply:
+        headers = [
+            JSON,
+            _PRIVATE,
+            (b"x-request-id", arrival.request_id.encode()),
+            (b"spawn-fee", format_usdc(answer.fee_usdc).encode()),
+            (b"spawn-balance", format_usdc(answer.left.available_usdc).encode()),
+        ]
+        if answer.left.runway_s is not None:
+            headers.append((b"spawn-runway", b"%d" % answer.left.runway_s))
         if answer.replayed:
-            headers["Idempotent-Replayed"] = "true"
+            headers.append((b"idempotent-replayed", b"true"))
         if answer.settlement is not None and answer.paid_usdc is not None:
-            headers["PAYMENT-RESPONSE"] = settle_response(
-                success=True,
-                network=self._terms.network,
-                transaction=answer.settlement,
-                payer=checksummed(answer.wallet),
-                amount=str(answer.paid_usdc),
-            ).decode()
-        return Response(answer.body, media_type="application/json", headers=headers)
+            headers.append((b"payment-response", self._receipt(answer, answer.settlement, answer.paid_usdc)))
+        return Reply(arrival.route.success_status, answer.body, headers)
+
+    def _receipt(self, answer: Answer, transaction: str, paid_usdc: Usdc) -> bytes:
+        return settle_response(
+            success=True,
+            network=self._settings.x402_network,
+            transaction=transaction,
+            payer=checksummed(answer.wallet),
+            amount=str(paid_usdc),
+        )
+
+
+def _payer(arrival: Arrival) -> str | None:
+    return None if arrival.identity is None else checksummed(arrival.identity.wallet)
+
+
+def _from_balance(charge: Charge, price: Price, fund: str | None) -> Price:
+    """What a caller who sends no payment pays from the balance. Raises SpawnError where only a payment will do."""
+    if charge.kind is Kind.DEPOSIT:
+        raise SpawnError(
+            Code.PAYMENT_REQUIRED,
+            "A deposit is paid by x402.",
+            next="Pay with any x402 client; a signature moves no money on chain.",
+        )
+    if charge.kind is Kind.FUNDED and fund is not None:
+        raise SpawnError(
+            Code.INVALID_REQUEST,
+            "fund is paid by x402; a signed request pays from the balance.",
+            next="Leave fund out, or pay this call by x402 instead of signing it.",
+        )
+    return Price(fee_usdc=price.fee_usdc, fund_usdc=Usdc(0))
+
+
+def _check_proof(identity: Identity, case: UseCase) -> None:
+    """Raise `invalid_signature` for a write by somebody who has not vouched for this very request."""
+    if identity.binds_request or case.only_reads:
+        return
+    what = "A session" if identity.proof is Proof.SESSION else "A sign-in"
+    raise SpawnError(
+        Code.INVALID_SIGNATURE,
+        f"{what} is good for reading only: it says who you are, not what you want.",
+        details={"reason": "read_only"},
+        next="Pay by x402, or sign this very request with your wallet (RFC 9421, ERC-8128).",
+    )
 
 
 def _strict(body: bytes, form: type[B]) -> B:
@@ -277,31 +203,3 @@ def _strict(body: bytes, form: type[B]) -> B:
         raise SpawnError(
             Code.INVALID_REQUEST, f"{plain(str(error))}.", next="GET /openapi.json describes every field."
         ) from error
-
-
-def _combined_headers(request: Request[Any, Any, Any]) -> dict[str, str]:
-    """Header values by lower-case name; repeated ones joined as RFC 9110 section 5.3 has it."""
-    raw = tuple(request.scope["headers"])
-    if len(raw) > _HEADERS_MAX or sum(len(name) + len(value) for name, value in raw) > _HEADER_BYTES_MAX:
-        raise SpawnError(
-            Code.REQUEST_TOO_LARGE,
-            f"A request has at most {_HEADERS_MAX} header lines and {_HEADER_BYTES_MAX} bytes of them.",
-            next="Send fewer headers.",
-        )
-    combined: dict[str, str] = {}
-    for raw_name, raw_value in raw:
-        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
-        combined[name] = f"{combined[name]}, {value}" if name in combined else value
-    return combined
-
-
-def _idempotency_key(text: str | None) -> str | None:
-    if text is None:
-        return None
-    if not 0 < len(text) <= _KEY_MAX or not text.isascii() or not text.isprintable():
-        raise SpawnError(
-            Code.INVALID_REQUEST,
-            f"An Idempotency-Key is 1 to {_KEY_MAX} printable ASCII characters.",
-            next="Use a UUID.",
-        )
-    return text

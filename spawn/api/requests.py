@@ -1,8 +1,4 @@
-"""How a request is read: whatever cannot be read is the caller's mistake, and is answered as one.
-
-Invariant: a thing has one path. A router that is generous about slashes and escapes gives it many, and what is
-signed, fingerprinted or priced by path then has to agree on all of them.
-"""
+"""How the framework reads a request: whatever cannot be read is the caller's mistake, and is answered as one."""
 
 from typing import Any
 
@@ -10,16 +6,7 @@ from litestar import Request
 from litestar.exceptions import SerializationException
 from spawn_schemas.errors import Code, SpawnError
 
-
-def refuse_other_spellings(request: Request[Any, Any, Any]) -> None:
-    """Raise `not_found` for a path with an escape, a doubled or a trailing slash: ours need none of them."""
-    path = request.scope["raw_path"]
-    if b"%" in path or b"//" in path or (path.endswith(b"/") and path != b"/"):
-        raise SpawnError(
-            Code.NOT_FOUND,
-            f"There is nothing at {path.decode('latin-1')}: paths have no escapes, double or trailing slashes.",
-            next="GET / lists what can be called.",
-        )
+from spawn.api.arrivals import Arrival
 
 
 class JsonRequest(Request[Any, Any, Any]):
@@ -38,3 +25,9 @@ class JsonRequest(Request[Any, Any, Any]):
                 f"The body is not JSON that can be read: {error}.",
                 next="GET /openapi.json describes every body.",
             ) from error
+
+
+def arrival_of(request: Request[Any, Any, Any]) -> Arrival:
+    """What was found out about this request before the framework had it."""
+    arrival: Arrival = request.scope["state"]["arrival"]
+    return arrival

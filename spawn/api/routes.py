@@ -1,12 +1,14 @@
 """Every route of the API in one list, and the price list made from it."""
 
 from collections.abc import Iterator
+from typing import Final
 
 from litestar.handlers import HTTPRouteHandler
 from spawn_schemas import api
 from spawn_schemas.money import format_usdc
 
 from spawn.api import balance, keys, public, servers
+from spawn.api.routing import Routes
 from spawn.domain.charges import Charge, Kind
 
 HANDLERS: tuple[HTTPRouteHandler, ...] = (
@@ -17,12 +19,13 @@ HANDLERS: tuple[HTTPRouteHandler, ...] = (
 )
 
 
+ROUTES: Final = Routes(HANDLERS)
+
+
 def charged_routes() -> Iterator[tuple[str, str, Charge, str]]:
-    """Method, path template, charge and summary of each route. KeyError where a route declares no charge."""
-    for handler in HANDLERS:
-        for path in sorted(handler.paths):
-            for method in sorted(handler.http_methods):
-                yield str(method), path.replace(":str", ""), handler.opt["charge"], handler.opt["summary"]
+    """Method, path template, charge and summary of each route."""
+    for route in ROUTES:
+        yield route.method, route.template, route.charge, route.summary
 
 
 def fees() -> tuple[api.FeeView, ...]:

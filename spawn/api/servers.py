@@ -2,13 +2,14 @@
 
 from typing import Annotated, Any
 
-from litestar import Request, Response, delete, get, patch, post
+from litestar import Response, delete, get, patch, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody, QueryParameter
 from spawn_schemas import api
 from spawn_schemas.errors import Code, SpawnError
 from spawn_schemas.ids import ServerId
 
+from spawn.api.arrivals import Arrival
 from spawn.api.priced import priced
 from spawn.api.services import Services
 from spawn.domain import charges
@@ -16,7 +17,6 @@ from spawn.domain.servers import Command, Status
 from spawn.services import server_actions, servers
 from spawn.services.create_server import CreateServer
 
-Http = Request[Any, Any, Any]
 Limit = Annotated[int, QueryParameter(ge=1, le=100, description="Results per page.")]
 Page = Annotated[int, QueryParameter(ge=1, le=1_000_000, description="Page number, from 1.")]
 Wait = Annotated[
@@ -29,16 +29,18 @@ StatusFilter = Annotated[
 
 @post("/v1/servers", status_code=201, **priced(charges.CREATE_SERVER, "Rent a server", 403, 404, 409, 422))
 async def create_server(
-    request: Http, services: NamedDependency[Services], data: JSONBody[api.CreateServer | None] = None
+    arrival: NamedDependency[Arrival],
+    services: NamedDependency[Services],
+    data: JSONBody[api.CreateServer | None] = None,
 ) -> Response[api.ServerCreated]:
     return await services.gate.run_with_body(
-        request, data, lambda body: CreateServer(services.shop, body), fund=lambda body: body.fund
+        arrival, data, lambda body: CreateServer(services.shop, body), fund=lambda body: body.fund
     )
 
 
 @get("/v1/servers", **priced(charges.READ, "List your servers"))
 async def list_servers(
-    request: Http,
+    arrival: NamedDependency[Arrival],
     services: NamedDependency[Services],
     status: StatusFilter = None,
     limit: Limit = 25,
@@ -46,16 +48,19 @@ async def list_servers(
 ) -> Response[api.ServerList]:
     wanted = _status(status)
     return await services.gate.run(
-        request, lambda: servers.ListServers(status=wanted, limit=limit, page=page)
+        arrival, lambda: servers.ListServers(status=wanted, limit=limit, page=page)
     )
 
 
 @get("/v1/servers/{server_id:str}", **priced(charges.READ, "Show a server", 403, 404))
 async def show_server(
-    request: Http, server_id: FromPath[str], services: NamedDependency[Services], wait: Wait = 0
+    arrival: NamedDependency[Arrival],
+    server_id: FromPath[str],
+    services: NamedDependency[Services],
+    wait: Wait = 0,
 ) -> Response[api.ServerShown]:
     return await services.gate.run(
-        request,
+        arrival,
         lambda: servers.ShowServer(ServerId(server_id), services.operator, services.shop.vault, wait_s=wait),
     )
 
@@ -65,13 +70,13 @@ async def show_server(
     **priced(charges.UPDATE, "Rename a server, or stop its renewal", 403, 404, 409),
 )
 async def update_server(
-    request: Http,
+    arrival: NamedDependency[Arrival],
     server_id: FromPath[str],
     services: NamedDependency[Services],
     data: JSONBody[api.UpdateServer | None] = None,
 ) -> Response[api.ServerShown]:
     return await services.gate.run_with_body(
-        request, data, lambda body: servers.UpdateServer(ServerId(server_id), body, services.shop.entropy)
+        arrival, data, lambda body: servers.UpdateServer(ServerId(server_id), body, services.shop.entropy)
     )
 
 
@@ -81,10 +86,10 @@ async def update_server(
     **priced(charges.DESTROY, "Destroy a server", 403, 404, 409),
 )
 async def destroy_server(
-    request: Http, server_id: FromPath[str], services: NamedDependency[Services]
+    arrival: NamedDependency[Arrival], server_id: FromPath[str], services: NamedDependency[Services]
 ) -> Response[api.ServerDestroyed]:
     return await services.gate.run(
-        request, lambda: servers.DestroyServer(ServerId(server_id), services.shop.entropy)
+        arrival, lambda: servers.DestroyServer(ServerId(server_id), services.shop.entropy)
     )
 
 
@@ -94,19 +99,19 @@ async def destroy_server(
     **priced(charges.UPDATE, "Add to a server's deposit", 403, 404, 409, 422),
 )
 async def fund_server(
-    request: Http,
+    arrival: NamedDependency[Arrival],
     server_id: FromPath[str],
     services: NamedDependency[Services],
     data: JSONBody[api.FundServer | None] = None,
 ) -> Response[api.ServerFunded]:
     return await services.gate.run_with_body(
-        request, data, lambda body: servers.FundServer(ServerId(server_id), body, services.shop.entropy)
+        arrival, data, lambda body: servers.FundServer(ServerId(server_id), body, services.shop.entropy)
     )
 
 
-async def _power(request: Http, server_id: str, command: Command, services: Services) -> Response[Any]:
+async def _power(arrival: Arrival, server_id: str, command: Command, services: Services) -> Response[Any]:
     return await services.gate.run(
-        request, lambda: server_actions.Power(ServerId(server_id), command, services.shop)
+        arrival, lambda: server_actions.Power(ServerId(server_id), command, services.shop)
     )
 
 
@@ -116,9 +121,9 @@ async def _power(request: Http, server_id: str, command: Command, services: Serv
     **priced(charges.POWER, "Start a server", 403, 404, 409),
 )
 async def start_server(
-    request: Http, server_id: FromPath[str], services: NamedDependency[Services]
+    arrival: NamedDependency[Arrival], server_id: FromPath[str], services: NamedDependency[Services]
 ) -> Response[api.ActionStarted]:
-    return await _power(request, server_id, Command.START, services)
+    return await _power(arrival, server_id, Command.START, services)
 
 
 @post(
@@ -127,9 +132,9 @@ async def start_server(
     **priced(charges.POWER, "Shut a server down", 403, 404, 409),
 )
 async def stop_server(
-    request: Http, server_id: FromPath[str], services: NamedDependency[Services]
+    arrival: NamedDependency[Arrival], server_id: FromPath[str], services: NamedDependency[Services]
 ) -> Response[api.ActionStarted]:
-    return await _power(request, server_id, Command.STOP, services)
+    return await _power(arrival, server_id, Command.STOP, services)
 
 
 @post(
@@ -138,9 +143,9 @@ async def stop_server(
     **priced(charges.POWER, "Cut a server's power", 403, 404, 409),
 )
 async def poweroff_server(
-    request: Http, server_id: FromPath[str], services: NamedDependency[Services]
+    arrival: NamedDependency[Arrival], server_id: FromPath[str], services: NamedDependency[Services]
 ) -> Response[api.ActionStarted]:
-    return await _power(request, server_id, Command.POWEROFF, services)
+    return await _power(arrival, server_id, Command.POWEROFF, services)
 
 
 @post(
@@ -149,9 +154,9 @@ async def poweroff_server(
     **priced(charges.POWER, "Reboot a server", 403, 404, 409),
 )
 async def reboot_server(
-    request: Http, server_id: FromPath[str], services: NamedDependency[Services]
+    arrival: NamedDependency[Arrival], server_id: FromPath[str], services: NamedDependency[Services]
 ) -> Response[api.ActionStarted]:
-    return await _power(request, server_id, Command.REBOOT, services)
+    return await _power(arrival, server_id, Command.REBOOT, services)
 
 
 @post(
@@ -160,13 +165,13 @@ async def reboot_server(
     **priced(charges.RESIZE, "Change a server's type", 403, 404, 409, 422),
 )
 async def resize_server(
-    request: Http,
+    arrival: NamedDependency[Arrival],
     server_id: FromPath[str],
     services: NamedDependency[Services],
     data: JSONBody[api.ResizeServer | None] = None,
 ) -> Response[api.ServerResized]:
     return await services.gate.run_with_body(
-        request, data, lambda body: server_actions.Resize(ServerId(server_id), body, services.shop)
+        arrival, data, lambda body: server_actions.Resize(ServerId(server_id), body, services.shop)
     )
 
 
@@ -176,13 +181,13 @@ async def resize_server(
     **priced(charges.REBUILD, "Reinstall a server", 403, 404, 409),
 )
 async def rebuild_server(
-    request: Http,
+    arrival: NamedDependency[Arrival],
     server_id: FromPath[str],
     services: NamedDependency[Services],
     data: JSONBody[api.RebuildServer | None] = None,
 ) -> Response[api.ServerRebuilt]:
     return await services.gate.run_with_body(
-        request, data, lambda body: server_actions.Rebuild(ServerId(server_id), body, services.shop)
+        arrival, data, lambda body: server_actions.Rebuild(ServerId(server_id), body, services.shop)
     )
 
 

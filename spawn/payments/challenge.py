@@ -38,13 +38,16 @@ PAYMENT_IDENTIFIER: Final[dict[str, Any]] = {
 }
 """Tells clients that they may name a purchase, so that a second attempt finds the first (x402 extension)."""
 
+_SLOTS: Final = ("\ue000error", "\ue000url", "\ue000amount")
+"""What stands for the parts that are not known at start, in the order in which they are encoded."""
+
 _encoder: Final = msgspec.json.Encoder()
 
 
 class Challenges:
     """Writes offers on fixed terms. What depends on the terms alone is worked out once."""
 
-    def __init__(self, terms: Terms, *, extensions: dict[str, Any] | None = None) -> None:
+    def __init__(self, terms: Terms) -> None:
         self._offer = PaymentRequirements(
             scheme=SCHEME_EXACT,
             network=terms.network,
@@ -55,24 +58,51 @@ class Challenges:
             # `upfront`: the money moves before the work is done, and stays as credit if the work fails.
             extra={"name": terms.asset_name, "version": terms.asset_version, "paymentFlow": "upfront"},
         )
-        self._extensions = PAYMENT_IDENTIFIER if extensions is None else extensions
 
     def requirements(self, amount_usdc: Usdc) -> PaymentRequirements:
         """The one way to pay `amount_usdc`."""
         return msgspec.structs.replace(self._offer, amount=str(amount_usdc))
 
-    def header(
-        self, amount_usdc: Usdc, resource_url: str, description: str, error: str | None = None
-    ) -> bytes:
-        """The value of `PAYMENT-REQUIRED`: a pure function, so a fixed price needs it only once."""
-        return _base64(
+    def prepare(self, description: str, extensions: dict[str, Any]) -> "Prepared":
+        """The offer of one route, complete but for what differs from call to call."""
+        return Prepared(
             PaymentRequired(
                 x402_version=X402_VERSION,
-                error=error,
-                resource=Resource(url=resource_url, description=description, mime_type="application/json"),
-                accepts=(self.requirements(amount_usdc),),
-                extensions=self._extensions,
+                error=_SLOTS[0],
+                resource=Resource(url=_SLOTS[1], description=description, mime_type="application/json"),
+                accepts=(msgspec.structs.replace(self._offer, amount=_SLOTS[2]),),
+                extensions=PAYMENT_IDENTIFIER | extensions,
             )
+        )
+
+
+class Prepared:
+    """A challenge in JSON, cut at the places that are filled in for each call."""
+
+    def __init__(self, required: PaymentRequired) -> None:
+        text = _encoder.encode(required)
+        self._pieces: list[bytes] = []
+        for slot in _SLOTS:
+            piece, _, text = text.partition(_encoder.encode(slot))
+            self._pieces.append(piece)
+        self._pieces.append(text)
+
+    def header(self, amount_usdc: Usdc, resource_url: str, error: str) -> bytes:
+        """The value of `PAYMENT-REQUIRED`."""
+        before_error, before_url, before_amount, rest = self._pieces
+        return b2a_base64(
+            b"".join(
+                (
+                    before_error,
+                    _encoder.encode(error),
+                    before_url,
+                    _encoder.encode(resource_url),
+                    before_amount,
+                    b'"%d"' % amount_usdc,
+                    rest,
+                )
+            ),
+            newline=False,
         )
 
 

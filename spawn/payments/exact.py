@@ -7,19 +7,15 @@ Invariant: an `ExactPayment` made by `identify` is signed by its `payer`, for ou
 """
 
 import re
-from binascii import a2b_base64, b2a_base64
 from typing import Final
 
 import msgspec
-from spawn_schemas.errors import Code, SpawnError
 from spawn_schemas.ids import Address
 from spawn_schemas.money import Usdc, format_usdc
 from spawn_schemas.x402 import SCHEME_EXACT, X402_VERSION, ExactEvmPayload, PaymentPayload, Reason
 
 from spawn.payments.curve import keccak256, recover
-
-MAX_HEADER_BYTES: Final = 8 * 1024
-"""A stock client's payment header is about 1 KiB; extensions may add some."""
+from spawn.payments.header import PaymentHeader
 
 MAX_LIFE_S: Final = 3600
 """How far ahead an authorization may expire: used nonces are remembered at least that long."""
@@ -37,7 +33,9 @@ _TRANSFER_TYPE: Final = keccak256(
 _PAD: Final = "0" * 24  # an address fills the low 20 of 32 bytes
 
 _PAYMENT_IDENTIFIER: Final = re.compile(r"[A-Za-z0-9_-]{16,128}")
-_decoder: Final = msgspec.json.Decoder(PaymentPayload)
+_header: Final = PaymentHeader(
+    "PAYMENT-SIGNATURE", PaymentPayload, version=X402_VERSION, offer="the PAYMENT-REQUIRED header"
+)
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,22 +110,7 @@ def terms(
 
 def decode_payment(header: str | bytes) -> PaymentPayload:
     """Read a `PAYMENT-SIGNATURE` header; raise SpawnError(INVALID_PAYMENT) unless it is well formed."""
-    if len(header) > MAX_HEADER_BYTES:
-        raise _malformed("is longer than 8 KiB")
-    try:
-        text = header.encode("ascii") if isinstance(header, str) else header
-        raw = a2b_base64(text)
-    except ValueError as error:
-        raise _malformed("is not base64") from error
-    # Decoders skip what they do not know; encoding again shows whether anything was skipped.
-    if b2a_base64(raw, newline=False) != text:
-        raise _malformed("is not plain base64 (standard alphabet, padded, nothing else in it)")
-    try:
-        return _decoder.decode(raw)
-    except msgspec.ValidationError as error:
-        raise _malformed(f"does not hold an x402 version 2 payment of scheme exact: {error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _malformed("does not hold JSON in base64") from error
+    return _header.decode(header)
 
 
 def payment_identifier(payload: PaymentPayload) -> str | None:
@@ -139,7 +122,7 @@ def payment_identifier(payload: PaymentPayload) -> str | None:
         case {"info": {"id": str(key)}} if _PAYMENT_IDENTIFIER.fullmatch(key):
             return key
         case {"info": {"id": _}}:
-            raise _malformed("has a payment-identifier that is not 16 to 128 letters, digits, - or _")
+            raise _header.malformed("has a payment-identifier that is not 16 to 128 letters, digits, - or _")
         case _:
             return None
 
@@ -246,11 +229,3 @@ def _digest(payment: ExactPayment, terms: Terms) -> bytes:
         f"{payment.value:064x}{payment.valid_after:064x}{payment.valid_before:064x}{payment.nonce[2:]}"
     )
     return keccak256(terms.digest_prefix + keccak256(bytes.fromhex(words)))
-
-
-def _malformed(what: str) -> SpawnError:
-    return SpawnError(
-        Code.INVALID_PAYMENT,
-        f"The PAYMENT-SIGNATURE header {what}.",
-        next="Send the request without a payment, then pay what the PAYMENT-REQUIRED header asks.",
-    )

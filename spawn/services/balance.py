@@ -10,13 +10,10 @@ from spawn_ledger.tx import Tx
 from spawn_ledger.wallets import NEWEST, STATEMENT, Kind, statement_from, statement_params
 from spawn_schemas import api
 from spawn_schemas.errors import Code, SpawnError
-from spawn_schemas.ids import Address
 from spawn_schemas.money import Usdc, format_usdc
 
 from spawn.services import standing, views
-from spawn.services.calls import Acted, AtOnce, Context
-from spawn.services.purse import Purse
-from spawn.store.database import Database
+from spawn.services.calls import Acted, Context, Read, UseCase
 from spawn.store.reservations import Reservation
 
 PAID_IN_SINCE: Final = """
@@ -27,26 +24,20 @@ AS BIGINT) AS paid
 """
 
 
-class ShowBalance(AtOnce):
+class ShowBalance(Read):
     """`GET /v1/balance`, accrued to this second."""
-
-    async def prepare(self, db: Database, wallet: Address, purse: Purse, now: int) -> None:
-        """Nothing can be wrong with asking."""
 
     def act(self, tx: Tx, context: Context) -> Acted:
         view = views.balance_view(standing.of(tx, context.wallet, context.now))
         return Acted(answer=views.encode(view))
 
 
-class ListTransactions(AtOnce):
+class ListTransactions(Read):
     """`GET /v1/balance/transactions`, newest first; the cursor is opaque to callers."""
 
     def __init__(self, *, cursor: str | None, limit: int) -> None:
         self._before = NEWEST if cursor is None else _read_cursor(cursor)
         self._limit = limit
-
-    async def prepare(self, db: Database, wallet: Address, purse: Purse, now: int) -> None:
-        """Nothing can be wrong with asking."""
 
     def act(self, tx: Tx, context: Context) -> Acted:
         params = statement_params(context.wallet, before=self._before, limit=self._limit + 1)
@@ -72,11 +63,8 @@ class ListTransactions(AtOnce):
         )
 
 
-class TopUp(AtOnce):
+class TopUp(UseCase):
     """`POST /v1/balance/deposit`: all of the payment is credit."""
-
-    async def prepare(self, db: Database, wallet: Address, purse: Purse, now: int) -> None:
-        """The limits on payments are checked for every paid call alike."""
 
     def act(self, tx: Tx, context: Context) -> Acted:
         view = views.balance_view(standing.of(tx, context.wallet, context.now))

@@ -1,11 +1,13 @@
 """A paid call as data, and what the use cases behind it must offer.
 
-Invariant: `prepare` reads and refuses, `act` writes in one transaction; whatever `act` raises changes nothing.
+Invariant: `check` reads and refuses before money moves on chain, `act` does it in one transaction; whatever either
+raises changes nothing.
 """
 
 import hashlib
 from collections.abc import Mapping
-from typing import Protocol
+from enum import Enum, auto
+from typing import ClassVar
 
 import msgspec
 from spawn_ledger.tx import Tx
@@ -17,16 +19,36 @@ from spawn.domain.charges import Price
 from spawn.domain.operations import Operation
 from spawn.payments.exact import ExactPayment
 from spawn.services.purse import Purse
+from spawn.services.standing import Left
 from spawn.store.database import Database
 
 
-class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """Who calls, proven by a payment or a signature. `nonce_key` may be used once, for one request."""
+class Proof(Enum):
+    """How a caller showed which wallet it is."""
 
+    PAYMENT = auto()
+    """An x402 payment: it pays for the call itself."""
+    SIGNATURE = auto()
+    """The request is signed, method and body included: good for every verb, paid from the balance."""
+    SIGN_IN = auto()
+    """A signed message that names neither method nor body: good for one read."""
+    SESSION = auto()
+    """A bearer that a proof was exchanged for: good for reads until it expires."""
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """Who calls. `nonce_key` may be used once, for one request; a session makes one up for each."""
+
+    proof: Proof
     wallet: Address
     nonce_key: str
     valid_before: int
     payment: ExactPayment | None
+
+    @property
+    def binds_request(self) -> bool:
+        """Whether the caller vouched for this very request, and not only for being the caller."""
+        return self.proof in {Proof.PAYMENT, Proof.SIGNATURE}
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,21 +70,23 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PaidCall(msgspec.Struct, frozen=True, kw_only=True):
-    """A request with its price and with who pays it."""
+    """A request with its price and with who pays it. `rate_limited`: whether it takes one of the wallet's turns."""
 
     request: Request
     price: Price
     identity: Identity
+    rate_limited: bool
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):
     """What `act` knows besides its own request. `now` is unix seconds.
 
     `ended`: servers whose money turned out to have ended, in this very transaction, with the operation that
-    destroys each and what came back of it.
+    destroys each and what came back of it. `binds_request` is that of the caller's identity.
     """
 
     wallet: Address
+    binds_request: bool
     reservation: ReservationId
     fee_usdc: Usdc
     payment_usdc: Usdc
@@ -83,35 +107,38 @@ class Acted(msgspec.Struct, frozen=True, kw_only=True):
     operation: ActionId | None = None
 
 
-class UseCase(Protocol):
+class UseCase:
     """One thing a caller can pay for.
 
+    `only_reads`: it changes nothing that is anybody's, so that a proof which does not bind the request will do.
     `fee_from_refund`: the call frees money, and its fee may come out of that.
     """
 
-    fee_from_refund: bool
+    only_reads: ClassVar[bool] = False
+    fee_from_refund: ClassVar[bool] = False
 
-    async def prepare(self, db: Database, wallet: Address, purse: Purse, now: int) -> None:
-        """Read, wait if asked to, and raise SpawnError if the call is doomed. Runs before any money moves."""
-        ...
+    async def wait(self, db: Database, wallet: Address, now: int) -> None:
+        """Wait for something, if the caller asked to, before anything is reserved. Raises SpawnError."""
+
+    def check(self, tx: Tx, wallet: Address, purse: Purse, now: int) -> None:
+        """Raise SpawnError if the call is doomed. Runs with the reservation, before any money moves on chain.
+
+        A read that is paid from the balance goes straight to `act`, which looks at everything itself.
+        """
 
     def act(self, tx: Tx, context: Context) -> Acted:
-        """Do it, the fee included, looking again at what `prepare` saw. Raises SpawnError."""
-        ...
+        """Do it, the fee included, looking again at what `check` saw. Raises SpawnError."""
+        raise NotImplementedError
 
     def complete(self, tx: Tx, draft: bytes, operation: Operation) -> "Completed":
         """The answer after the provider's first word. Only called when `act` named an operation."""
-        ...
-
-
-class AtOnce:
-    """Base of the use cases that are done when their transaction commits: they start no operation."""
-
-    fee_from_refund = False
-
-    def complete(self, tx: Tx, draft: bytes, operation: Operation) -> "Completed":
-        """Never called: `act` named no operation."""
         raise RuntimeError(f"{type(self).__name__} starts no operation")
+
+
+class Read(UseCase):
+    """A use case that only shows the caller what is theirs."""
+
+    only_reads = True
 
 
 class Completed(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,10 +149,11 @@ class Completed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What the caller gets. `settlement` is the chain transaction of its payment, if it paid by one."""
+    """What the caller gets, and what it has left. `settlement` is the chain transaction of its payment, if any."""
 
     body: bytes
     wallet: Address
+    left: Left
     settlement: str | None
     paid_usdc: Usdc | None
     fee_usdc: Usdc

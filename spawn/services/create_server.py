@@ -18,11 +18,10 @@ from spawn.domain import charges
 from spawn.domain.operations import Operation, create_plan, new_operation
 from spawn.domain.servers import Command, Server, Status
 from spawn.services import funds, standing, views
-from spawn.services.calls import Acted, Completed, Context
+from spawn.services.calls import Acted, Completed, Context, UseCase
 from spawn.services.ownership import owned_key
 from spawn.services.purse import Purse
 from spawn.store import operations, secrets, servers, ssh_keys
-from spawn.store.database import Database
 from spawn.store.secrets import Vault
 
 SERVERS_MAX = 100
@@ -45,10 +44,8 @@ class Shop(msgspec.Struct, frozen=True, kw_only=True):
     vault: Vault
 
 
-class CreateServer:
+class CreateServer(UseCase):
     """`POST /v1/servers`."""
-
-    fee_from_refund = False
 
     def __init__(self, shop: Shop, wanted: api.CreateServer) -> None:
         self._shop = shop
@@ -71,24 +68,16 @@ class CreateServer:
             )
         return deposit
 
-    async def prepare(self, db: Database, wallet: Address, purse: Purse, now: int) -> None:
+    def check(self, tx: Tx, wallet: Address, purse: Purse, now: int) -> None:
         """Raises conflict, not_found, forbidden or insufficient_deposit."""
-        if await db.read(servers.SELECT_NAME_TAKEN, {"wallet": wallet, "name": self._wanted.name}):
-            raise name_taken(self._wanted.name)
-        count = await db.read(servers.COUNT_LIVE, {"wallet": wallet})
-        _check_count(count[0]["n"])
-        for key_id in self._wanted.ssh_keys:
-            found = await db.read(ssh_keys.SELECT_KEY, {"id": key_id})
-            owned_key(ssh_keys.key_from(found[0]) if found else None, key_id, wallet)
-        await purse.require(self._deposit, next=_FUND)
+        self._check_name_and_count(tx, wallet)
+        self._owned_keys(tx, wallet)
+        purse.require(self._deposit, next=_FUND)
 
     def act(self, tx: Tx, context: Context) -> Acted:
         wallet, now = context.wallet, context.now
-        if tx.one(servers.SELECT_NAME_TAKEN, {"wallet": wallet, "name": self._wanted.name}) is not None:
-            raise name_taken(self._wanted.name)
-        count = tx.one(servers.COUNT_LIVE, {"wallet": wallet})
-        _check_count(0 if count is None else count["n"])
-        keys = [owned_key(ssh_keys.find_key(tx, SshKeyId(k)), k, wallet) for k in self._wanted.ssh_keys]
+        self._check_name_and_count(tx, wallet)
+        keys = self._owned_keys(tx, wallet)
         server = self._new_server(wallet, now)
         servers.insert_server(tx, server)
         operation = new_operation(
@@ -104,6 +93,15 @@ class CreateServer:
         if self._wanted.user_data is not None:
             self._shop.vault.put(tx, server.id, secrets.USER_DATA, self._wanted.user_data, now)
         return Acted(answer=self._answer(tx, server, operation, now), operation=operation.id)
+
+    def _check_name_and_count(self, tx: Tx, wallet: Address) -> None:
+        if tx.one(servers.SELECT_NAME_TAKEN, {"wallet": wallet, "name": self._wanted.name}) is not None:
+            raise name_taken(self._wanted.name)
+        count = tx.one(servers.COUNT_LIVE, {"wallet": wallet})
+        _check_count(0 if count is None else count["n"])
+
+    def _owned_keys(self, tx: Tx, wallet: Address) -> list[ssh_keys.SshKey]:
+        return [owned_key(ssh_keys.find_key(tx, SshKeyId(k)), k, wallet) for k in self._wanted.ssh_keys]
 
     def complete(self, tx: Tx, draft: bytes, operation: Operation) -> Completed:
         """The answer with what the provider said since, and the root password for this one time."""

@@ -57,11 +57,13 @@ def get_owned(tx: Tx, server_id: ServerId, wallet: Address, now: int) -> Server:
     return owned_server(_present(servers.get_server(tx, server_id), now), wallet)
 
 
-async def check_idle(db: Database, server_id: ServerId) -> None:
-    """Raise `conflict` naming the operation that runs on the server."""
-    found = await db.read(operations.SELECT_RUNNING, {"server_id": server_id})
-    if found:
-        raise busy(operations.operation_from(found[0]))
+def get_idle(tx: Tx, server_id: ServerId, wallet: Address, now: int) -> Server:
+    """The wallet's server with nothing running on it. Raises not_found, forbidden or conflict."""
+    server = get_owned(tx, server_id, wallet, now)
+    running = operations.find_running(tx, server.id)
+    if running is not None:
+        raise busy(running)
+    return server
 
 
 def busy(running: Operation) -> SpawnError:

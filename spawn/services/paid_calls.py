@@ -14,25 +14,20 @@ from msgspec.structs import replace
 from spawn_ledger.transfers import InsufficientFunds
 from spawn_ledger.tx import Tx
 from spawn_schemas.errors import Code, SpawnError
-from spawn_schemas.ids import Entropy, new_reservation_id
+from spawn_schemas.ids import Address, Entropy, new_reservation_id
 from spawn_schemas.money import Usdc, format_usdc
 
 from spawn.clock import Clock
 from spawn.payments import exact
 from spawn.payments.exact import ExactPayment, PaymentInvalid
 from spawn.payments.facilitator import Facilitator, Rejected, Settled, SettlementUnclear
-from spawn.services import endings, funds, reservations
+from spawn.services import endings, funds, reservations, standing
 from spawn.services.balance import check_daily_cap
-from spawn.services.calls import (
-    Acted,
-    Answer,
-    Context,
-    PaidCall,
-    UseCase,
-)
+from spawn.services.calls import Answer, Context, Identity, PaidCall, Proof, UseCase
 from spawn.services.operator import Operator
 from spawn.services.purse import Purse, insufficient_deposit, require_fee
 from spawn.services.signals import Signals
+from spawn.services.standing import Left
 from spawn.store import reservations as rows
 from spawn.store.database import Database, StoreError
 from spawn.store.reservations import Rail, Reservation, State
@@ -42,6 +37,20 @@ log = logging.getLogger(__name__)
 CLAIM_S = 60
 SETTLE_TIMEOUT_S = 30
 _FINAL = frozenset({State.DONE, State.REFUSED})
+
+
+class _Done(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer of this moment, which may carry a secret that the stored one does not, and what is left."""
+
+    body: bytes
+    left: Left
+
+
+class _Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a call has come; `done` when that is all the way."""
+
+    reservation: Reservation
+    done: _Done | None = None
 
 
 class PaidCalls:
@@ -59,6 +68,7 @@ class PaidCalls:
         first_answer_s: float,
         in_flight_wait_s: float,
         daily_cap_usdc: Usdc,
+        take_turn: Callable[[Address], None],
     ) -> None:
         self._db = db
         self._facilitator = facilitator
@@ -69,51 +79,59 @@ class PaidCalls:
         self._first_answer_s = first_answer_s
         self._in_flight_wait_s = in_flight_wait_s
         self._daily_cap_usdc = daily_cap_usdc
+        self._take_turn = take_turn
 
     async def run(self, call: PaidCall, use_case: UseCase) -> Answer:
         """Do the call once, however often it is sent.
 
         Raises `PaymentInvalid` for a payment that does not match the price, `SpawnError` for a refusal.
         """
-        known = await self._prepare(call, use_case)
-        if known is not None:
-            return await self._replay(known, call, use_case)
-        reservation = self._new_reservation(call)
-        if call.identity.payment is None:
-            outcome = await self._write(lambda tx: self._reserve_and_act(tx, reservation, use_case))
-        else:
-            outcome = await self._db.write(lambda tx: self._reserve_payment(tx, call, reservation))
-        if outcome.id != reservation.id:
-            return await self._replay(outcome, call, use_case)
-        return await self._go_on(outcome, use_case)
-
-    async def _prepare(self, call: PaidCall, use_case: UseCase) -> Reservation | None:
-        """Raise what dooms the call; but what is in its way may be its own work, or a copy's: then answer that.
-
-        A call that nothing dooms and that is known all the same is found when it is reserved.
-        """
-        try:
-            await self._check(call, use_case)
-        except (PaymentInvalid, SpawnError):
-            copy = await self._find(call)
-            if copy is None:
-                raise
-            return copy
-        return None
-
-    async def _check(self, call: PaidCall, use_case: UseCase) -> None:
         now = self._clock.now_s()
-        payment = call.identity.payment
-        if payment is not None:
-            exact.check(payment, amount_usdc=call.price.payment_usdc, now=now)
-        purse = Purse(
-            self._db,
-            call.identity.wallet,
-            payment_usdc=None if payment is None else call.price.payment_usdc,
-            fee_usdc=call.price.fee_usdc,
-            now=now,
-        )
-        await use_case.prepare(self._db, call.identity.wallet, purse, now)
+        try:
+            self._admit(call, now)
+        except (PaymentInvalid, SpawnError):
+            # Whatever is wrong with it now, what was begun before is finished.
+            known = await self._find(call)
+            if known is None:
+                raise
+            return await self._replay(known, call, use_case)
+        await use_case.wait(self._db, call.identity.wallet, now)
+        reservation = self._new_reservation(call)
+        progress = await self._write(lambda tx: self._begin(tx, call, reservation, use_case))
+        if progress.reservation.id != reservation.id:
+            return await self._replay(progress.reservation, call, use_case)
+        return await self._go_on(progress, call.identity, use_case)
+
+    def _admit(self, call: PaidCall, now: int) -> None:
+        """Raise what can be told without looking anything up."""
+        if call.rate_limited:
+            self._take_turn(call.identity.wallet)
+        if call.identity.payment is not None:
+            exact.check(call.identity.payment, amount_usdc=call.price.payment_usdc, now=now)
+
+    def _begin(self, tx: Tx, call: PaidCall, reservation: Reservation, use_case: UseCase) -> _Progress:
+        """Take key and nonce, or answer who has them; then refuse what is doomed, before money moves on chain.
+
+        A call from the balance has nothing to settle: all of it is this transaction.
+        """
+        taken = reservations.reserve(tx, reservation)
+        if taken.id != reservation.id:
+            return _Progress(reservation=taken)
+        identity, paid_on_chain = call.identity, call.identity.payment is not None
+        if paid_on_chain and call.price.fund_usdc > 0:
+            check_daily_cap(tx, taken, cap_usdc=self._daily_cap_usdc)
+        if paid_on_chain or not use_case.only_reads:
+            purse = Purse(
+                tx,
+                identity.wallet,
+                payment_usdc=call.price.payment_usdc if paid_on_chain else None,
+                fee_usdc=call.price.fee_usdc,
+                now=reservation.created_at,
+            )
+            use_case.check(tx, identity.wallet, purse, reservation.created_at)
+        if paid_on_chain:
+            return _Progress(reservation=taken)
+        return self._act_in(tx, reservation, reservation, identity.binds_request, use_case)
 
     def _new_reservation(self, call: PaidCall) -> Reservation:
         now = self._clock.now_s()
@@ -159,6 +177,14 @@ class PaidCalls:
     # --- what is known already --------------------------------------------------------------------------------
 
     async def _replay(self, known: Reservation, call: PaidCall, use_case: UseCase) -> Answer:
+        if call.identity.proof is Proof.SIGN_IN and known.nonce_key == call.identity.nonce_key:
+            # It binds no request, so whoever shows it again need not be who was answered.
+            raise SpawnError(
+                Code.INVALID_SIGNATURE,
+                "This sign-in was used already.",
+                details={"reason": "nonce_used"},
+                next="Sign in anew for each call, or once for many: POST /v1/sessions.",
+            )
         if known.fingerprint != call.request.fingerprint():
             raise SpawnError(
                 Code.IDEMPOTENCY_CONFLICT,
@@ -166,9 +192,10 @@ class PaidCalls:
                 next="Use a new Idempotency-Key and a new payment for a new request.",
             )
         current = await self._wait_for(known)
-        if current.state in _FINAL:
-            return reservations.stored_answer(current)
         now = self._clock.now_s()
+        if current.state in _FINAL:
+            found = await standing.read(self._db, current.wallet, now)
+            return reservations.stored_answer(current, found.left)
         if current.claim_until > now:
             raise SpawnError(
                 Code.IN_PROGRESS,
@@ -179,7 +206,7 @@ class PaidCalls:
         claimed = replace(current, claim=self._token(), claim_until=now + CLAIM_S)
         if not await self._db.write(lambda tx: rows.update_reservation(tx, current, claimed)):
             return await self._replay(current, call, use_case)
-        return await self._go_on(claimed, use_case)
+        return await self._go_on(_Progress(reservation=claimed), call.identity, use_case)
 
     async def _wait_for(self, known: Reservation) -> Reservation:
         async def read() -> Reservation:
@@ -193,24 +220,30 @@ class PaidCalls:
 
     # --- step by step -----------------------------------------------------------------------------------------
 
-    async def _go_on(self, reservation: Reservation, use_case: UseCase) -> Answer:
+    async def _go_on(self, progress: _Progress, identity: Identity, use_case: UseCase) -> Answer:
         """Take a claimed reservation from wherever it stands to its answer."""
+        reservation = progress.reservation
         try:
-            if reservation.state is State.RESERVED:
-                reservation = await self._settle(reservation)
-            if reservation.state is State.SETTLED:
-                reservation = await self._act(reservation, use_case)
-            if reservation.state is State.ACTED:
-                return await self._complete(reservation, use_case)
-            return reservations.fresh_answer(reservation)
+            if progress.reservation.state is State.RESERVED:
+                progress = await self._settle(reservation, identity, use_case)
+            if progress.reservation.state is State.SETTLED:
+                progress = await self._act(progress.reservation, identity, use_case)
+            if progress.done is None:
+                return await self._complete(progress.reservation, use_case)
+            done = progress.done
+            return reservations.answer_of(progress.reservation, done.body, done.left, replayed=False)
         except Exception:
-            await self._release(reservation)
+            await self._release(progress.reservation)
             raise
         finally:
             self._signals.notify(reservation.id)
 
-    async def _settle(self, reservation: Reservation) -> Reservation:
-        """Ask the chain; whatever it says is recorded before anything else happens."""
+    async def _settle(self, reservation: Reservation, identity: Identity, use_case: UseCase) -> _Progress:
+        """Ask the chain; whatever it says is recorded before anything else happens.
+
+        Mostly the call is done in the transaction that books the payment. Where it cannot be, the payment is
+        booked alone.
+        """
         payment = msgspec.json.decode(reservation.payment or b"", type=ExactPayment)
         try:
             async with asyncio.timeout(SETTLE_TIMEOUT_S):
@@ -225,9 +258,18 @@ class PaidCalls:
             ) from error
         match outcome:
             case Settled():
-                return await self._db.write(
-                    lambda tx: reservations.credit(tx, reservation, outcome, self._clock.now_s())
-                )
+                try:
+                    return await self._db.write(
+                        lambda tx: self._credit_and_act(tx, reservation, outcome, identity, use_case)
+                    )
+                except StoreError:
+                    raise
+                except Exception:  # noqa: BLE001 - a refusal or a defect: either comes back when the call is done alone
+                    now = self._clock.now_s()
+                    credited = await self._db.write(
+                        lambda tx: reservations.credit(tx, reservation, outcome, now)
+                    )
+                    return _Progress(reservation=credited)
             case Rejected(reason=reason, message=message):
                 refusal = SpawnError(
                     Code.SETTLEMENT_FAILED,
@@ -238,15 +280,23 @@ class PaidCalls:
                 await self._db.write(lambda tx: reservations.refuse(tx, reservation, State.REFUSED, refusal))
                 raise refusal
 
+    def _credit_and_act(
+        self, tx: Tx, reservation: Reservation, settled: Settled, identity: Identity, use_case: UseCase
+    ) -> _Progress:
+        credited = reservations.book(tx, reservation, settled, self._clock.now_s())
+        return self._act_in(tx, reservation, credited, identity.binds_request, use_case)
+
     async def _release(self, reservation: Reservation) -> None:
         """Let a copy of the request go on at once; without this it could when the claim runs out."""
         free = replace(reservation, claim=None, claim_until=0)
         with contextlib.suppress(SpawnError, StoreError):
             await self._db.write(lambda tx: rows.update_reservation(tx, reservation, free))
 
-    async def _act(self, reservation: Reservation, use_case: UseCase) -> Reservation:
+    async def _act(self, reservation: Reservation, identity: Identity, use_case: UseCase) -> _Progress:
+        """Do what was paid for earlier. A refusal is final, and the payment stays credit."""
+        binds = identity.binds_request
         try:
-            return await self._write(lambda tx: self._act_in(tx, reservation, use_case))
+            return await self._write(lambda tx: self._act_in(tx, reservation, reservation, binds, use_case))
         except SpawnError as error:
             if error.code in {Code.OVERLOADED, Code.IN_PROGRESS}:
                 raise
@@ -260,55 +310,45 @@ class PaidCalls:
             await self._db.write(lambda tx: reservations.refuse(tx, reservation, State.DONE, credited))
             raise credited from error
 
-    async def _write(self, fn: Callable[[Tx], Reservation]) -> Reservation:
+    async def _write(self, fn: Callable[[Tx], _Progress]) -> _Progress:
         try:
             return await self._db.write(fn)
         except InsufficientFunds as error:
             raise insufficient_deposit(error.need, error.have) from error
 
-    def _reserve_payment(self, tx: Tx, call: PaidCall, reservation: Reservation) -> Reservation:
-        taken = reservations.reserve(tx, reservation)
-        if taken.id == reservation.id and call.price.fund_usdc > 0:
-            check_daily_cap(tx, taken, cap_usdc=self._daily_cap_usdc)
-        return taken
-
-    def _reserve_and_act(self, tx: Tx, reservation: Reservation, use_case: UseCase) -> Reservation:
-        """A signed call has nothing to settle: taking its nonce and doing it is one transaction."""
-        taken = reservations.reserve(tx, reservation)
-        return taken if taken.id != reservation.id else self._act_in(tx, reservation, use_case)
-
-    def _act_in(self, tx: Tx, reservation: Reservation, use_case: UseCase) -> Reservation:
-        now = self._clock.now_s()
-        pressing = funds.pressing(tx, reservation.wallet, now)
-        ended = endings.settle_wallet(tx, reservation.wallet, now, self._entropy) if pressing else {}
-        if reservation.rail is Rail.SIGNED and not use_case.fee_from_refund:
-            require_fee(funds.available_usdc(tx, reservation.wallet), reservation.fee)
-        acted: Acted = use_case.act(
-            tx,
-            Context(
-                wallet=reservation.wallet,
-                reservation=reservation.id,
-                fee_usdc=reservation.fee,
-                payment_usdc=reservation.amount,
-                now=now,
-                ended=ended,
-            ),
+    def _act_in(
+        self, tx: Tx, stored: Reservation, current: Reservation, binds_request: bool, use_case: UseCase
+    ) -> _Progress:
+        """Do it, and record that it is done. `stored` is what the table holds, `current` what we know since."""
+        now, wallet = self._clock.now_s(), current.wallet
+        pressing = funds.pressing(tx, wallet, now)
+        ended = endings.settle_wallet(tx, wallet, now, self._entropy) if pressing else {}
+        if current.rail is Rail.SIGNED and not use_case.fee_from_refund:
+            require_fee(funds.available_usdc(tx, wallet), current.fee)
+        context = Context(
+            wallet=wallet,
+            binds_request=binds_request,
+            reservation=current.id,
+            fee_usdc=current.fee,
+            payment_usdc=current.amount,
+            now=now,
+            ended=ended,
         )
+        acted = use_case.act(tx, context)
         if pressing:
-            funds.reschedule(tx, reservation.wallet, now)
-        done = acted.operation is None
-        after = replace(
-            reservation,
-            state=State.DONE if done else State.ACTED,
-            operation_id=acted.operation,
-            fee=reservation.fee if acted.fee_usdc is None else acted.fee_usdc,
-            answer=reservations.encode_body(acted.stored or acted.answer) if done else acted.answer,
-            claim=None if done else reservation.claim,
-            claim_until=0 if done else reservation.claim_until,
-        )
-        reservations.move(tx, reservation, after)
-        # A secret is in the answer of this moment only, never in the one that is kept.
-        return replace(after, answer=reservations.encode_body(acted.answer)) if done else after
+            funds.reschedule(tx, wallet, now)
+        fee = current.fee if acted.fee_usdc is None else acted.fee_usdc
+        if acted.operation is not None:
+            begun = replace(
+                current, state=State.ACTED, operation_id=acted.operation, fee=fee, answer=acted.answer
+            )
+            reservations.move(tx, stored, begun)
+            return _Progress(reservation=begun)
+        body = reservations.encode_body(acted.stored or acted.answer)
+        after = replace(current, state=State.DONE, fee=fee, answer=body, claim=None, claim_until=0)
+        reservations.move(tx, stored, after)
+        done = _Done(body=acted.answer, left=standing.of(tx, wallet, now).left)
+        return _Progress(reservation=after, done=done)
 
     async def _complete(self, reservation: Reservation, use_case: UseCase) -> Answer:
         """Wait for the provider's first word, then fix the answer."""
@@ -317,7 +357,13 @@ class PaidCalls:
             raise RuntimeError(f"{reservation.id} waits for no operation")
         self._operator.kick(action_id)
         await self._operator.first_answer(action_id, self._first_answer_s)
-        completed = await self._db.write(lambda tx: reservations.finish(tx, reservation, use_case))
+        now = self._clock.now_s()
+        completed, left = await self._db.write(
+            lambda tx: (
+                reservations.finish(tx, reservation, use_case),
+                standing.of(tx, reservation.wallet, now).left,
+            )
+        )
         if isinstance(completed, SpawnError):
             raise completed
-        return reservations.answer_of(reservation, completed.answer, replayed=False)
+        return reservations.answer_of(reservation, completed.answer, left, replayed=False)

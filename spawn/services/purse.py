@@ -1,32 +1,32 @@
 """What a caller can spend in one call: the balance burnt to now, plus its payment, less the fee."""
 
+from spawn_ledger.tx import Tx
 from spawn_schemas.errors import Code, SpawnError
 from spawn_schemas.ids import Address
 from spawn_schemas.money import Usdc, format_usdc
 
 from spawn.services import standing
-from spawn.store.database import Database
 
 
 class Purse:
     """Looked into only by calls that need money beyond their fee. `payment_usdc` is None for a signed call."""
 
     def __init__(
-        self, db: Database, wallet: Address, *, payment_usdc: Usdc | None, fee_usdc: Usdc, now: int
+        self, tx: Tx, wallet: Address, *, payment_usdc: Usdc | None, fee_usdc: Usdc, now: int
     ) -> None:
-        self._db = db
+        self._tx = tx
         self._wallet = wallet
         self._payment_usdc = payment_usdc
         self._fee_usdc = fee_usdc
         self._now = now
 
-    async def require(self, amount: Usdc, *, next: str | None = None) -> None:
+    def require(self, amount: Usdc, *, next: str | None = None) -> None:
         """Raise `insufficient_deposit` unless this much is left when the fee is paid.
 
         `next` is what to do, where the call itself has another way. A signed caller who is short of the fee
         itself is asked to pay: `payment_required`.
         """
-        available = (await standing.read(self._db, self._wallet, self._now)).available_usdc
+        available = standing.of(self._tx, self._wallet, self._now).available_usdc
         if self._payment_usdc is None:
             require_fee(available, self._fee_usdc)
         have = Usdc(available + (self._payment_usdc or 0))

@@ -13,6 +13,7 @@ from spawn.domain.operations import Operation, OperationStatus
 from spawn.payments.facilitator import Settled
 from spawn.services import endings, funds
 from spawn.services.calls import Answer, Completed, Refusal, StoredBody, UseCase, refusal_of
+from spawn.services.standing import Left
 from spawn.store import reservations as rows
 from spawn.store.operations import get_operation
 from spawn.store.reservations import Rail, Reservation, State
@@ -23,8 +24,8 @@ FORGET_S = 300
 """How long a nonce is kept after it expired where nothing but the nonce has to be remembered."""
 
 
-def credit(tx: Tx, reservation: Reservation, settled: Settled, now: int) -> Reservation:
-    """The chain says that the money is ours: book it and remember that it is, in one transaction."""
+def book(tx: Tx, reservation: Reservation, settled: Settled, now: int) -> Reservation:
+    """The chain says that the money is ours: credit it. The caller records the reservation that is answered."""
     funds.credit_payment(
         tx,
         reservation.wallet,
@@ -33,7 +34,12 @@ def credit(tx: Tx, reservation: Reservation, settled: Settled, now: int) -> Rese
         reference=settled.transaction,
         at=now,
     )
-    after = replace(reservation, state=State.SETTLED, settlement=settled.transaction, payment=None)
+    return replace(reservation, state=State.SETTLED, settlement=settled.transaction, payment=None)
+
+
+def credit(tx: Tx, reservation: Reservation, settled: Settled, now: int) -> Reservation:
+    """Book a payment and remember that it is booked, in one transaction."""
+    after = book(tx, reservation, settled, now)
     move(tx, reservation, after)
     return after
 
@@ -114,15 +120,11 @@ def encode_body(body: bytes) -> bytes:
     return msgspec.json.encode(StoredBody(body=msgspec.Raw(body)))
 
 
-def fresh_answer(reservation: Reservation) -> Answer:
-    return replace(stored_answer(reservation), replayed=False)
-
-
-def stored_answer(reservation: Reservation) -> Answer:
+def stored_answer(reservation: Reservation, left: Left) -> Answer:
     stored: StoredBody | Refusal = msgspec.json.decode(reservation.answer or b"", type=StoredBody | Refusal)
     match stored:
         case StoredBody(body=body):
-            return answer_of(reservation, bytes(body), replayed=True)
+            return answer_of(reservation, bytes(body), left, replayed=True)
         case Refusal():
             raise _raise_again(stored)
 
@@ -137,9 +139,10 @@ def _raise_again(refusal: Refusal) -> SpawnError:
     )
 
 
-def answer_of(reservation: Reservation, body: bytes, *, replayed: bool) -> Answer:
+def answer_of(reservation: Reservation, body: bytes, left: Left, *, replayed: bool) -> Answer:
     return Answer(
         body=body,
+        left=left,
         wallet=reservation.wallet,
         settlement=reservation.settlement,
         paid_usdc=None if reservation.rail is Rail.SIGNED else reservation.amount,

@@ -17,12 +17,11 @@ from spawn.domain import operations as plans
 from spawn.domain.operations import Operation, OperationStatus, Plan, new_operation
 from spawn.domain.servers import Command, Server, Status, check_allowed, check_resize
 from spawn.services import endings, funds, standing, views
-from spawn.services.calls import Acted, Completed, Context
+from spawn.services.calls import Acted, Completed, Context, UseCase
 from spawn.services.create_server import Shop, find_image, find_offer
-from spawn.services.ownership import busy, check_idle, get_owned, read_owned
+from spawn.services.ownership import get_idle
 from spawn.services.purse import Purse
 from spawn.store import operations, secrets, ssh_keys
-from spawn.store.database import Database
 
 PLANS: dict[Command, Callable[[], Plan]] = {
     Command.START: plans.start_plan,
@@ -32,24 +31,20 @@ PLANS: dict[Command, Callable[[], Plan]] = {
 }
 
 
-class Power:
+class Power(UseCase):
     """`POST /v1/servers/{id}/start|stop|poweroff|reboot`. Starting what runs succeeds and does nothing."""
-
-    fee_from_refund = False
 
     def __init__(self, server_id: ServerId, command: Command, shop: Shop) -> None:
         self._server_id = server_id
         self._command = command
         self._shop = shop
 
-    async def prepare(self, db: Database, wallet: Address, purse: Purse, now: int) -> None:
+    def check(self, tx: Tx, wallet: Address, purse: Purse, now: int) -> None:
         """Raises not_found, forbidden or conflict."""
-        server = await read_owned(db, self._server_id, wallet, now)
-        await check_idle(db, server.id)
-        check_allowed(server, self._command)
+        check_allowed(get_idle(tx, self._server_id, wallet, now), self._command)
 
     def act(self, tx: Tx, context: Context) -> Acted:
-        server = idle_server(tx, self._server_id, context)
+        server = get_idle(tx, self._server_id, context.wallet, context.now)
         check_allowed(server, self._command)
         operation = new_operation(
             new_action_id(self._shop.entropy), server, self._command, PLANS[self._command](), context.now
@@ -72,23 +67,19 @@ class Power:
         return Completed(answer=body, stored=body)
 
 
-class Resize:
+class Resize(UseCase):
     """`POST /v1/servers/{id}/resize`: the deposit grows or shrinks so that the runway stays the same."""
-
-    fee_from_refund = False
 
     def __init__(self, server_id: ServerId, wanted: api.ResizeServer, shop: Shop) -> None:
         self._server_id = server_id
         self._wanted = wanted
         self._shop = shop
 
-    async def prepare(self, db: Database, wallet: Address, purse: Purse, now: int) -> None:
+    def check(self, tx: Tx, wallet: Address, purse: Purse, now: int) -> None:
         """Raises not_found, forbidden, conflict or insufficient_deposit."""
-        server = await read_owned(db, self._server_id, wallet, now)
-        await check_idle(db, server.id)
-        reserve = (await standing.read(db, wallet, now)).reserves_usdc.get(server.id, Usdc(0))
-        delta = self._delta(server, reserve)
-        await purse.require(Usdc(max(0, delta)))
+        server = get_idle(tx, self._server_id, wallet, now)
+        reserve = standing.of(tx, wallet, now).reserves_usdc.get(server.id, Usdc(0))
+        purse.require(Usdc(max(0, self._delta(server, reserve))))
 
     def _delta(self, server: Server, reserve: Usdc) -> Usdc:
         check_allowed(server, Command.RESIZE)
@@ -98,7 +89,7 @@ class Resize:
 
     def act(self, tx: Tx, context: Context) -> Acted:
         endings.settle_wallet(tx, context.wallet, context.now, self._shop.entropy)
-        server = idle_server(tx, self._server_id, context)
+        server = get_idle(tx, self._server_id, context.wallet, context.now)
         delta = self._delta(server, funds.reserve_usdc(tx, server.id))
         offer = find_offer(self._shop.catalog, self._wanted.type, server.location)
         plan = plans.resize_plan(
@@ -125,10 +116,8 @@ class Resize:
         return Completed(answer=body, stored=body)
 
 
-class Rebuild:
+class Rebuild(UseCase):
     """`POST /v1/servers/{id}/rebuild`: a new system, the wallet's keys applied again."""
-
-    fee_from_refund = False
 
     def __init__(self, server_id: ServerId, wanted: api.RebuildServer, shop: Shop) -> None:
         find_image(shop.catalog, wanted.image)
@@ -136,14 +125,12 @@ class Rebuild:
         self._wanted = wanted
         self._shop = shop
 
-    async def prepare(self, db: Database, wallet: Address, purse: Purse, now: int) -> None:
+    def check(self, tx: Tx, wallet: Address, purse: Purse, now: int) -> None:
         """Raises not_found, forbidden or conflict."""
-        server = await read_owned(db, self._server_id, wallet, now)
-        await check_idle(db, server.id)
-        check_allowed(server, Command.REBUILD)
+        check_allowed(get_idle(tx, self._server_id, wallet, now), Command.REBUILD)
 
     def act(self, tx: Tx, context: Context) -> Acted:
-        server = idle_server(tx, self._server_id, context)
+        server = get_idle(tx, self._server_id, context.wallet, context.now)
         check_allowed(server, Command.REBUILD)
         keys = [ssh_keys.find_key(tx, SshKeyId(key_id)) for key_id in server.ssh_keys]
         plan = plans.rebuild_plan(self._wanted.image, tuple(k.public_key for k in keys if k is not None))
@@ -164,12 +151,3 @@ class Rebuild:
         return Completed(
             answer=views.encode(replace(stored, root_password=password)), stored=views.encode(stored)
         )
-
-
-def idle_server(tx: Tx, server_id: ServerId, context: Context) -> Server:
-    """The caller's server with nothing running on it. Raises not_found, forbidden or conflict."""
-    server = get_owned(tx, server_id, context.wallet, context.now)
-    running = operations.find_running(tx, server.id)
-    if running is not None:
-        raise busy(running)
-    return server

@@ -16,7 +16,7 @@ from spawn.domain import charges
 from spawn.domain.operations import Operation
 from spawn.domain.servers import FINAL, Reason, Server, Status
 from spawn.services import endings, funds, standing, views
-from spawn.services.calls import Acted, AtOnce, Completed, Context
+from spawn.services.calls import Acted, Completed, Context, Read, UseCase
 from spawn.services.create_server import name_taken
 from spawn.services.operator import Operator
 from spawn.services.ownership import TOMBSTONE_S, busy, get_owned, read_owned
@@ -27,16 +27,13 @@ from spawn.store.database import Database
 from spawn.store.secrets import Vault
 
 
-class ListServers(AtOnce):
+class ListServers(Read):
     """`GET /v1/servers`: the wallet's live servers, oldest first; those that ended only when asked for by status."""
 
     def __init__(self, *, status: Status | None, limit: int, page: int) -> None:
         self._status = status
         self._limit = limit
         self._page = page
-
-    async def prepare(self, db: Database, wallet: Address, purse: Purse, now: int) -> None:
-        """Nothing can be wrong with a list."""
 
     def act(self, tx: Tx, context: Context) -> Acted:
         funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reservation, context.now)
@@ -65,8 +62,11 @@ class ListServers(AtOnce):
         return tx.all(page, params), 0 if counted is None else counted["n"]
 
 
-class ShowServer(AtOnce):
-    """`GET /v1/servers/{id}`, waiting for its running operation first if asked to."""
+class ShowServer(Read):
+    """`GET /v1/servers/{id}`, waiting for its running operation first if asked to.
+
+    The root password is for whoever vouched for this very request: a bearer or a sign-in that leaked shows none.
+    """
 
     def __init__(self, server_id: ServerId, operator: Operator, vault: Vault, *, wait_s: int) -> None:
         self._server_id = server_id
@@ -74,26 +74,30 @@ class ShowServer(AtOnce):
         self._vault = vault
         self._wait_s = wait_s
 
-    async def prepare(self, db: Database, wallet: Address, purse: Purse, now: int) -> None:
+    async def wait(self, db: Database, wallet: Address, now: int) -> None:
         """Raises not_found or forbidden."""
-        await read_owned(db, self._server_id, wallet, now)
         if self._wait_s > 0:
+            await read_owned(db, self._server_id, wallet, now)
             running = await db.read(operations.SELECT_RUNNING, {"server_id": self._server_id})
             if running:
                 await self._operator.finished(running[0]["id"], self._wait_s)
+
+    def check(self, tx: Tx, wallet: Address, purse: Purse, now: int) -> None:
+        """Raises not_found or forbidden."""
+        get_owned(tx, self._server_id, wallet, now)
 
     def act(self, tx: Tx, context: Context) -> Acted:
         server = get_owned(tx, self._server_id, context.wallet, context.now)
         funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reservation, context.now)
         view = _view(tx, server.id, standing.of(tx, context.wallet, context.now))
-        password = self._vault.take(tx, server.id, secrets.ROOT_PASSWORD)
+        password = self._vault.take(tx, server.id, secrets.ROOT_PASSWORD) if context.binds_request else None
         return Acted(
             answer=views.encode(api.ServerShown(server=replace(view, root_password=password))),
             stored=views.encode(api.ServerShown(server=view)),
         )
 
 
-class UpdateServer(AtOnce):
+class UpdateServer(UseCase):
     """`PATCH /v1/servers/{id}`: name and auto_renew."""
 
     def __init__(self, server_id: ServerId, wanted: api.UpdateServer, entropy: Entropy) -> None:
@@ -105,25 +109,16 @@ class UpdateServer(AtOnce):
         self._wanted = wanted
         self._entropy = entropy
 
-    async def prepare(self, db: Database, wallet: Address, purse: Purse, now: int) -> None:
+    def check(self, tx: Tx, wallet: Address, purse: Purse, now: int) -> None:
         """Raises not_found, forbidden or conflict."""
-        server = await read_owned(db, self._server_id, wallet, now)
-        _check_live(server)
-        if self._wanted.name is not None:
-            found = await db.read(servers.SELECT_NAME_TAKEN, {"wallet": wallet, "name": self._wanted.name})
-            if found and found[0]["id"] != server.id:
-                raise name_taken(self._wanted.name)
+        self._check_live_and_name(tx, wallet, now)
 
     def act(self, tx: Tx, context: Context) -> Acted:
-        server = get_owned(tx, self._server_id, context.wallet, context.now)
-        _check_live(server)
-        name = server.name if self._wanted.name is None else self._wanted.name
-        taken = tx.one(servers.SELECT_NAME_TAKEN, {"wallet": context.wallet, "name": name})
-        if taken is not None and taken["id"] != server.id:
-            raise name_taken(name)
+        self._check_live_and_name(tx, context.wallet, context.now)
         # Whether the wallet pays for the server changes only from here on: settle what is behind us first.
         endings.settle_wallet(tx, context.wallet, context.now, self._entropy)
         server = get_owned(tx, self._server_id, context.wallet, context.now)
+        name = server.name if self._wanted.name is None else self._wanted.name
         auto_renew = server.auto_renew if self._wanted.auto_renew is None else self._wanted.auto_renew
         servers.update_server(tx, server, replace(server, name=name, auto_renew=auto_renew))
         funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reservation, context.now)
@@ -131,8 +126,17 @@ class UpdateServer(AtOnce):
         view = _view(tx, self._server_id, standing.of(tx, context.wallet, context.now))
         return Acted(answer=views.encode(api.ServerShown(server=view)))
 
+    def _check_live_and_name(self, tx: Tx, wallet: Address, now: int) -> None:
+        server = get_owned(tx, self._server_id, wallet, now)
+        _check_live(server)
+        if self._wanted.name is not None:
+            params = {"wallet": wallet, "name": self._wanted.name}
+            taken = tx.one(servers.SELECT_NAME_TAKEN, params)
+            if taken is not None and taken["id"] != server.id:
+                raise name_taken(self._wanted.name)
 
-class FundServer(AtOnce):
+
+class FundServer(UseCase):
     """`POST /v1/servers/{id}/deposit`: move money from the balance into the server's reserve."""
 
     def __init__(self, server_id: ServerId, wanted: api.FundServer, entropy: Entropy) -> None:
@@ -144,10 +148,10 @@ class FundServer(AtOnce):
                 Code.INVALID_REQUEST, "The amount must be more than zero.", next="Write it like 5.00."
             )
 
-    async def prepare(self, db: Database, wallet: Address, purse: Purse, now: int) -> None:
+    def check(self, tx: Tx, wallet: Address, purse: Purse, now: int) -> None:
         """Raises not_found, forbidden, conflict or insufficient_deposit."""
-        _check_live(await read_owned(db, self._server_id, wallet, now))
-        await purse.require(self._amount)
+        _check_live(get_owned(tx, self._server_id, wallet, now))
+        purse.require(self._amount)
 
     def act(self, tx: Tx, context: Context) -> Acted:
         endings.settle_wallet(tx, context.wallet, context.now, self._entropy)
@@ -167,7 +171,7 @@ class FundServer(AtOnce):
         )
 
 
-class DestroyServer:
+class DestroyServer(UseCase):
     """`DELETE /v1/servers/{id}`: always works, whatever else runs; the fee may come out of the refund."""
 
     fee_from_refund = True
@@ -176,13 +180,12 @@ class DestroyServer:
         self._server_id = server_id
         self._entropy = entropy
 
-    async def prepare(self, db: Database, wallet: Address, purse: Purse, now: int) -> None:
+    def check(self, tx: Tx, wallet: Address, purse: Purse, now: int) -> None:
         """Raises not_found, forbidden, or conflict when it is gone or going already."""
-        server = await read_owned(db, self._server_id, wallet, now)
-        if server.status is Status.DESTROYING:
-            found = await db.read(operations.SELECT_RUNNING, {"server_id": server.id})
-            if found:
-                raise busy(operations.operation_from(found[0]))
+        server = get_owned(tx, self._server_id, wallet, now)
+        running = operations.find_running(tx, server.id)
+        if server.status is Status.DESTROYING and running is not None:
+            raise busy(running)
         _check_live(server)
 
     def act(self, tx: Tx, context: Context) -> Acted:

@@ -7,17 +7,16 @@ from spawn_schemas.ids import Address, Entropy, SshKeyId, new_ssh_key_id
 
 from spawn.domain.ssh_keys import SshPublicKey, parse_public_key
 from spawn.services import funds, views
-from spawn.services.calls import Acted, AtOnce, Context
+from spawn.services.calls import Acted, Context, Read, UseCase
 from spawn.services.ownership import owned_key
 from spawn.services.purse import Purse
 from spawn.store import ssh_keys
-from spawn.store.database import Database
 
 KEYS_MAX = 500
 """Keys one wallet may register; the list is never cut short."""
 
 
-class RegisterSshKey(AtOnce):
+class RegisterSshKey(UseCase):
     """`POST /v1/ssh-keys`."""
 
     def __init__(self, wanted: api.RegisterSshKey, entropy: Entropy) -> None:
@@ -25,14 +24,14 @@ class RegisterSshKey(AtOnce):
         self._entropy = entropy
         self._key = _parse(wanted.public_key)
 
-    async def prepare(self, db: Database, wallet: Address, purse: Purse, now: int) -> None:
+    def check(self, tx: Tx, wallet: Address, purse: Purse, now: int) -> None:
         """Raises conflict when the wallet has this key already."""
         params = {"wallet": wallet, "fingerprint": self._key.fingerprint}
-        found = await db.read(ssh_keys.SELECT_BY_FINGERPRINT, params)
-        if found:
-            raise _registered(found[0]["id"])
-        counted = await db.read(ssh_keys.COUNT_KEYS, {"wallet": wallet})
-        _check_count(counted[0]["n"])
+        known = tx.one(ssh_keys.SELECT_BY_FINGERPRINT, params)
+        if known is not None:
+            raise _registered(known["id"])
+        counted = tx.one(ssh_keys.COUNT_KEYS, {"wallet": wallet})
+        _check_count(0 if counted is None else counted["n"])
 
     def act(self, tx: Tx, context: Context) -> Acted:
         counted = tx.one(ssh_keys.COUNT_KEYS, {"wallet": context.wallet})
@@ -53,11 +52,8 @@ class RegisterSshKey(AtOnce):
         return Acted(answer=views.encode(api.SshKeyShown(ssh_key=views.ssh_key_view(key))))
 
 
-class ListSshKeys(AtOnce):
+class ListSshKeys(Read):
     """`GET /v1/ssh-keys`."""
-
-    async def prepare(self, db: Database, wallet: Address, purse: Purse, now: int) -> None:
-        """Nothing can be wrong with a list."""
 
     def act(self, tx: Tx, context: Context) -> Acted:
         rows = tx.all(ssh_keys.SELECT_KEYS, {"wallet": context.wallet, "limit": KEYS_MAX})
@@ -66,16 +62,15 @@ class ListSshKeys(AtOnce):
         return Acted(answer=views.encode(api.SshKeyList(ssh_keys=keys)))
 
 
-class DeleteSshKey(AtOnce):
+class DeleteSshKey(UseCase):
     """`DELETE /v1/ssh-keys/{id}`."""
 
     def __init__(self, key_id: SshKeyId) -> None:
         self._key_id = key_id
 
-    async def prepare(self, db: Database, wallet: Address, purse: Purse, now: int) -> None:
+    def check(self, tx: Tx, wallet: Address, purse: Purse, now: int) -> None:
         """Raises not_found or forbidden."""
-        found = await db.read(ssh_keys.SELECT_KEY, {"id": self._key_id})
-        owned_key(ssh_keys.key_from(found[0]) if found else None, self._key_id, wallet)
+        owned_key(ssh_keys.find_key(tx, self._key_id), self._key_id, wallet)
 
     def act(self, tx: Tx, context: Context) -> Acted:
         owned_key(ssh_keys.find_key(tx, self._key_id), self._key_id, context.wallet)

@@ -25,6 +25,13 @@ WHERE wallet.id = :account
 """
 
 
+class Left(msgspec.Struct, frozen=True, kw_only=True):
+    """What a caller is told after a call: its money, and the seconds until that of its soonest server ends."""
+
+    available_usdc: Usdc
+    runway_s: int | None
+
+
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """What is left at the second `at`; `reserved_usdc` counts server deposits and holds.
 
@@ -47,10 +54,13 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     def balance_usdc(self) -> Usdc:
         return Usdc(self.available_usdc + self.reserved_usdc)
 
-    def runway_s(self, now: int) -> int | None:
-        """Seconds until the soonest server's money ends; None without servers, or when it is years."""
+    @property
+    def left(self) -> Left:
+        """What the wallet has left, without runway where it has no servers or their money lasts for years."""
         ends = [end for end in self.ends_at.values() if end is not None]
-        return max(0, min(ends) - now) if ends else None
+        return Left(
+            available_usdc=self.available_usdc, runway_s=max(0, min(ends) - self.at) if ends else None
+        )
 
 
 async def read(db: Database, wallet: Address, now: int) -> Standing:

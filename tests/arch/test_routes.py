@@ -29,12 +29,12 @@ def uncharged(app: Litestar) -> set[str]:
 
 async def test_every_route_declares_a_charge(tmp_path: Path) -> None:
     async with open_world(tmp_path) as world:
-        assert uncharged(world.service.app) == set()
+        assert uncharged(world.service.framework) == set()
 
 
 async def test_every_route_of_the_api_is_in_the_price_list(tmp_path: Path) -> None:
     async with open_world(tmp_path) as world:
-        served = {name for name, _ in routes(world.service.app)}
+        served = {name for name, _ in routes(world.service.framework)}
     listed = {f"{method} {path}" for method, path, _, _ in charged_routes()}
     assert served - listed == {"GET /", "GET /docs", "GET /openapi.json"}
     assert listed <= served
