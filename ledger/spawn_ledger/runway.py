@@ -129,17 +129,41 @@ def _ends(fundings: Sequence[Funding], available_usdc: Usdc, until: int) -> dict
 def _last_covered(sharers: Sequence[_Sharer], available_usdc: int, since: int, until: int) -> int:
     """The largest second, at most `until`, whose shortfall is covered, knowing that `since` is.
 
-    The shortfall only grows with time: mostly all of it is covered, else the stride is doubled until it is not,
-    then halved.
+    The shortfall only grows with time: mostly all of it is covered. Else the answer lies between bounds that exact
+    fractions give, seconds apart, because rounding down hides less than a micro-USDC per server.
     """
     if _shortfall_usdc(sharers, until) <= available_usdc:
         return until
-    stride = DAY
-    while since + stride < until and _shortfall_usdc(sharers, since + stride) <= available_usdc:
-        stride *= 2
-    candidates = range(since, min(since + stride, until) + 1)
+    low, high = _bounds(sharers, available_usdc, since, until)
+    candidates = range(low, high + 1)
     covered = bisect_right(candidates, available_usdc, key=lambda second: _shortfall_usdc(sharers, second))
     return candidates[covered - 1]
+
+
+def _bounds(sharers: Sequence[_Sharer], available_usdc: int, since: int, until: int) -> tuple[int, int]:
+    """A second that is covered and one, not before it, after which none is. `sharers` are in order of their ends.
+
+    Up to the next end the servers that draw are the same, and what they have used, in 86 400ths of a micro-USDC, is
+    `rate · second + offset`.
+    """
+    low, high = since, until
+    rate = offset = affordable = 0
+    for count, sharer in enumerate(sharers, 1):
+        meter = sharer.funding.meter
+        rate += meter.daily_usdc
+        offset += meter.remainder - meter.daily_usdc * meter.charged_until
+        affordable += sharer.funding.reserve_usdc
+        next_end = sharers[count].reserve_ends_at if count < len(sharers) else until
+        if rate == 0:
+            continue
+        exact_end = (DAY * (available_usdc + affordable) - offset) // rate
+        # Before its own end a server leaves something over, which is not the wallet's to count on.
+        if min(exact_end, next_end) > sharer.reserve_ends_at:
+            low = max(low, min(exact_end, next_end, until))
+        high = min(high, (DAY * (available_usdc + affordable + count) - offset) // rate)
+        if high < next_end:
+            break
+    return low, max(low, high)
 
 
 def _shortfall_usdc(sharers: Sequence[_Sharer], second: int) -> int:

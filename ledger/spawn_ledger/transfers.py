@@ -4,8 +4,8 @@ Invariants: a transfer is never changed; an id means one movement for ever, so t
 customer account goes below zero or below what is held on it; a hold resolves at most once.
 
 Money moves from `debit` to `credit`; a customer's balance is credits − debits. Every function runs in a
-transaction that it is handed. It locks the customer rows first, in one order everywhere, and looks at what is
-recorded only then: the answer is right under READ COMMITTED, and two movements cannot deadlock.
+transaction that it is handed. It locks the customer rows first, two of them in one order everywhere, and looks at
+what is recorded only then: the answer is right under READ COMMITTED, and two movements cannot deadlock.
 """
 
 from enum import StrEnum
@@ -142,6 +142,7 @@ _FIND_TRANSFER = "SELECT debit, credit, amount, code, reference FROM transfer WH
 _RECORD_TRANSFER = """
 INSERT INTO transfer (id, debit, credit, amount, code, reference, at)
 VALUES (:id, :debit, :credit, :amount, :code, :reference, :at)
+ON CONFLICT (id) DO NOTHING
 """
 _FIND_HOLD = "SELECT id, debit, credit, amount, code, reference, at, state FROM hold WHERE id = :id"
 _RECORD_HOLD = """
@@ -171,13 +172,20 @@ def post(tx: Tx, transfer: Transfer) -> bool:
     Raises `TransferIdReused` when the id stands for another movement, `InsufficientFunds` when the debited
     customer account has less available than the amount; both leave every balance as it was.
     """
-    _lock(tx, transfer.debit, transfer.credit)
-    if _is_recorded(transfer, tx.one(_FIND_TRANSFER, {"id": transfer.id})):
-        return False
-    if is_customer(transfer.debit):
-        _take_available(tx, _TAKE, transfer.debit, transfer.amount)
-    _record(tx, transfer)
-    return True
+    if is_customer(transfer.debit) and is_customer(transfer.credit):
+        _lock(tx, transfer.debit, transfer.credit)
+    try:
+        _take(tx, transfer.debit, transfer.amount)
+    except InsufficientFunds:
+        if _is_recorded(transfer, tx.one(_FIND_TRANSFER, {"id": transfer.id})):
+            return False
+        raise
+    if tx.execute(_RECORD_TRANSFER, _params(transfer)) == 1:
+        _give(tx, transfer.credit, transfer.amount)
+        return True
+    _give(tx, transfer.debit, transfer.amount)
+    _is_recorded(transfer, tx.one(_FIND_TRANSFER, {"id": transfer.id}))
+    return False
 
 
 def hold(tx: Tx, pending: Hold) -> bool:
@@ -188,7 +196,8 @@ def hold(tx: Tx, pending: Hold) -> bool:
     _lock(tx, pending.debit)
     if _is_recorded(pending, tx.one(_FIND_HOLD, {"id": pending.id})):
         return False
-    _take_available(tx, _SET_ASIDE, pending.debit, pending.amount)
+    if tx.execute(_SET_ASIDE, {"account": pending.debit, "amount": pending.amount}) == 0:
+        raise _insufficient(tx, pending.debit, pending.amount)
     tx.execute(_RECORD_HOLD, _params(pending))
     return True
 
@@ -203,7 +212,8 @@ def post_hold(tx: Tx, hold_id: TransferId, at: int) -> bool:
         return False
     _lock(tx, held.debit, held.credit)
     tx.execute(_TAKE_HELD, {"account": held.debit, "amount": held.amount})
-    _record(tx, Transfer(**{**msgspec.structs.asdict(held), "at": at}))
+    _give(tx, held.credit, held.amount)
+    tx.execute(_RECORD_TRANSFER, _params(Transfer(**{**msgspec.structs.asdict(held), "at": at})))
     return True
 
 
@@ -250,15 +260,20 @@ def _is_recorded(movement: _Movement, row: Row | None) -> bool:
     return True
 
 
-def _take_available(tx: Tx, conditional_update: str, account: AccountId, amount: Usdc) -> None:
-    if tx.execute(conditional_update, {"account": account, "amount": amount}) == 0:
-        raise InsufficientFunds(account, amount, balance_of(tx, account).available)
+def _take(tx: Tx, account: AccountId, amount: Usdc) -> None:
+    """Take what is available from a customer; an operator's account has no cache to change."""
+    if is_customer(account) and tx.execute(_TAKE, {"account": account, "amount": amount}) == 0:
+        raise _insufficient(tx, account, amount)
 
 
-def _record(tx: Tx, transfer: Transfer) -> None:
-    if is_customer(transfer.credit):
-        tx.execute(_GIVE, {"account": transfer.credit, "amount": transfer.amount})
-    tx.execute(_RECORD_TRANSFER, _params(transfer))
+def _give(tx: Tx, account: AccountId, amount: Usdc) -> None:
+    if is_customer(account) and tx.execute(_GIVE, {"account": account, "amount": amount}) == 0:
+        _lock(tx, account)
+        tx.execute(_GIVE, {"account": account, "amount": amount})
+
+
+def _insufficient(tx: Tx, account: AccountId, amount: Usdc) -> InsufficientFunds:
+    return InsufficientFunds(account, amount, balance_of(tx, account).available)
 
 
 def _resolve(tx: Tx, hold_id: TransferId, state: HoldState, at: int) -> Hold | None:

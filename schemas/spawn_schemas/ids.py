@@ -5,7 +5,6 @@ checksum it.
 """
 
 import re
-from base64 import b32encode
 from typing import NewType, Protocol
 
 Address = NewType("Address", str)
@@ -32,8 +31,14 @@ class Entropy(Protocol):
     def bytes(self, count: int, /) -> bytes: ...
 
 
+_DIGITS = "abcdefghijklmnopqrstuvwxyz234567"
+_PAIRS = tuple(first + second for first in _DIGITS for second in _DIGITS)
+
+
 def _random_text(entropy: Entropy) -> str:
-    return b32encode(entropy.bytes(16)).decode().rstrip("=").lower()
+    """128 bits in the alphabet of RFC 4648 base32, lower case, two digits at a time."""
+    number = int.from_bytes(entropy.bytes(16), "big") << 2  # 26 digits hold 130 bits
+    return "".join(_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10))
 
 
 def new_server_id(entropy: Entropy) -> ServerId:

@@ -28,8 +28,7 @@ class ShowBalance(Read):
     """`GET /v1/balance`, accrued to this second."""
 
     def act(self, tx: Tx, context: Context) -> Acted:
-        view = views.balance_view(standing.of(tx, context.wallet, context.now))
-        return Acted(answer=views.encode(view))
+        return Acted(answer=views.encode(views.balance_view(context.standing)))
 
 
 class ListTransactions(Read):

@@ -19,7 +19,7 @@ from spawn.domain.charges import Price
 from spawn.domain.operations import Operation
 from spawn.payments.exact import ExactPayment
 from spawn.services.purse import Purse
-from spawn.services.standing import Left
+from spawn.services.standing import Left, Standing
 from spawn.store.database import Database
 
 
@@ -82,7 +82,8 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     """What `act` knows besides its own request. `now` is unix seconds.
 
     `ended`: servers whose money turned out to have ended, in this very transaction, with the operation that
-    destroys each and what came back of it. `binds_request` is that of the caller's identity.
+    destroys each and what came back of it. `binds_request` is that of the caller's identity. `standing`: what the
+    wallet has; for a read, whose fee is taken beforehand, what it has left.
     """
 
     wallet: Address
@@ -92,6 +93,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     payment_usdc: Usdc
     now: int
     ended: Mapping[ServerId, tuple[Operation, Usdc]]
+    standing: Standing
 
 
 class Acted(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,7 +138,7 @@ class UseCase:
 
 
 class Read(UseCase):
-    """A use case that only shows the caller what is theirs."""
+    """A use case that only shows the caller what is theirs. Its fee is taken before it acts."""
 
     only_reads = True
 

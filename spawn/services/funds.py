@@ -187,11 +187,6 @@ def _funding(billed: Billed) -> runway.Funding:
     )
 
 
-def pressing(tx: Tx, wallet: Address, now: int) -> bool:
-    """Whether the wallet's burn must be settled before it spends: something is due, or lives from the wallet."""
-    return tx.one(rows.SELECT_PRESSING, {"wallet": wallet, "now": now}) is not None
-
-
 def settle(tx: Tx, wallet: Address, now: int) -> list[tuple[Server, int]]:
     """Charge every server of the wallet up to now; return those whose money ended, each with its last paid second.
 

@@ -21,13 +21,13 @@ from spawn.clock import Clock
 from spawn.payments import exact
 from spawn.payments.exact import ExactPayment, PaymentInvalid
 from spawn.payments.facilitator import Facilitator, Rejected, Settled, SettlementUnclear
-from spawn.services import endings, funds, reservations, standing
-from spawn.services.balance import check_daily_cap
-from spawn.services.calls import Answer, Context, Identity, PaidCall, Proof, UseCase
+from spawn.services import reservations, standing
+from spawn.services.acting import Progress, Transactions
+from spawn.services.calls import Answer, Identity, PaidCall, Proof, UseCase
 from spawn.services.operator import Operator
-from spawn.services.purse import Purse, insufficient_deposit, require_fee
+from spawn.services.purse import insufficient_deposit
+from spawn.services.reservations import AlreadyKnown
 from spawn.services.signals import Signals
-from spawn.services.standing import Left
 from spawn.store import reservations as rows
 from spawn.store.database import Database, StoreError
 from spawn.store.reservations import Rail, Reservation, State
@@ -37,20 +37,6 @@ log = logging.getLogger(__name__)
 CLAIM_S = 60
 SETTLE_TIMEOUT_S = 30
 _FINAL = frozenset({State.DONE, State.REFUSED})
-
-
-class _Done(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer of this moment, which may carry a secret that the stored one does not, and what is left."""
-
-    body: bytes
-    left: Left
-
-
-class _Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a call has come; `done` when that is all the way."""
-
-    reservation: Reservation
-    done: _Done | None = None
 
 
 class PaidCalls:
@@ -78,7 +64,7 @@ class PaidCalls:
         self._entropy = entropy
         self._first_answer_s = first_answer_s
         self._in_flight_wait_s = in_flight_wait_s
-        self._daily_cap_usdc = daily_cap_usdc
+        self._do = Transactions(clock, entropy, daily_cap_usdc=daily_cap_usdc)
         self._take_turn = take_turn
 
     async def run(self, call: PaidCall, use_case: UseCase) -> Answer:
@@ -89,17 +75,17 @@ class PaidCalls:
         now = self._clock.now_s()
         try:
             self._admit(call, now)
+            await use_case.wait(self._db, call.identity.wallet, now)
+            reservation = self._new_reservation(call, now)
+            progress = await self._write(lambda tx: self._do.begin(tx, call, reservation, use_case))
+        except AlreadyKnown as taken:
+            return await self._replay(taken.by, call, use_case)
         except (PaymentInvalid, SpawnError):
-            # Whatever is wrong with it now, what was begun before is finished.
+            # What is in its way may be its own work, or a copy's: whatever was begun before is finished.
             known = await self._find(call)
             if known is None:
                 raise
             return await self._replay(known, call, use_case)
-        await use_case.wait(self._db, call.identity.wallet, now)
-        reservation = self._new_reservation(call)
-        progress = await self._write(lambda tx: self._begin(tx, call, reservation, use_case))
-        if progress.reservation.id != reservation.id:
-            return await self._replay(progress.reservation, call, use_case)
         return await self._go_on(progress, call.identity, use_case)
 
     def _admit(self, call: PaidCall, now: int) -> None:
@@ -109,32 +95,7 @@ class PaidCalls:
         if call.identity.payment is not None:
             exact.check(call.identity.payment, amount_usdc=call.price.payment_usdc, now=now)
 
-    def _begin(self, tx: Tx, call: PaidCall, reservation: Reservation, use_case: UseCase) -> _Progress:
-        """Take key and nonce, or answer who has them; then refuse what is doomed, before money moves on chain.
-
-        A call from the balance has nothing to settle: all of it is this transaction.
-        """
-        taken = reservations.reserve(tx, reservation)
-        if taken.id != reservation.id:
-            return _Progress(reservation=taken)
-        identity, paid_on_chain = call.identity, call.identity.payment is not None
-        if paid_on_chain and call.price.fund_usdc > 0:
-            check_daily_cap(tx, taken, cap_usdc=self._daily_cap_usdc)
-        if paid_on_chain or not use_case.only_reads:
-            purse = Purse(
-                tx,
-                identity.wallet,
-                payment_usdc=call.price.payment_usdc if paid_on_chain else None,
-                fee_usdc=call.price.fee_usdc,
-                now=reservation.created_at,
-            )
-            use_case.check(tx, identity.wallet, purse, reservation.created_at)
-        if paid_on_chain:
-            return _Progress(reservation=taken)
-        return self._act_in(tx, reservation, reservation, identity.binds_request, use_case)
-
-    def _new_reservation(self, call: PaidCall) -> Reservation:
-        now = self._clock.now_s()
+    def _new_reservation(self, call: PaidCall, now: int) -> Reservation:
         identity = call.identity
         remembered = identity.payment is not None or call.request.idempotency_key is not None
         return Reservation(
@@ -206,7 +167,7 @@ class PaidCalls:
         claimed = replace(current, claim=self._token(), claim_until=now + CLAIM_S)
         if not await self._db.write(lambda tx: rows.update_reservation(tx, current, claimed)):
             return await self._replay(current, call, use_case)
-        return await self._go_on(_Progress(reservation=claimed), call.identity, use_case)
+        return await self._go_on(Progress(reservation=claimed), call.identity, use_case)
 
     async def _wait_for(self, known: Reservation) -> Reservation:
         async def read() -> Reservation:
@@ -220,7 +181,7 @@ class PaidCalls:
 
     # --- step by step -----------------------------------------------------------------------------------------
 
-    async def _go_on(self, progress: _Progress, identity: Identity, use_case: UseCase) -> Answer:
+    async def _go_on(self, progress: Progress, identity: Identity, use_case: UseCase) -> Answer:
         """Take a claimed reservation from wherever it stands to its answer."""
         reservation = progress.reservation
         try:
@@ -238,7 +199,7 @@ class PaidCalls:
         finally:
             self._signals.notify(reservation.id)
 
-    async def _settle(self, reservation: Reservation, identity: Identity, use_case: UseCase) -> _Progress:
+    async def _settle(self, reservation: Reservation, identity: Identity, use_case: UseCase) -> Progress:
         """Ask the chain; whatever it says is recorded before anything else happens.
 
         Mostly the call is done in the transaction that books the payment. Where it cannot be, the payment is
@@ -260,7 +221,7 @@ class PaidCalls:
             case Settled():
                 try:
                     return await self._db.write(
-                        lambda tx: self._credit_and_act(tx, reservation, outcome, identity, use_case)
+                        lambda tx: self._do.credit_and_act(tx, reservation, outcome, identity, use_case)
                     )
                 except StoreError:
                     raise
@@ -269,7 +230,7 @@ class PaidCalls:
                     credited = await self._db.write(
                         lambda tx: reservations.credit(tx, reservation, outcome, now)
                     )
-                    return _Progress(reservation=credited)
+                    return Progress(reservation=credited)
             case Rejected(reason=reason, message=message):
                 refusal = SpawnError(
                     Code.SETTLEMENT_FAILED,
@@ -280,23 +241,18 @@ class PaidCalls:
                 await self._db.write(lambda tx: reservations.refuse(tx, reservation, State.REFUSED, refusal))
                 raise refusal
 
-    def _credit_and_act(
-        self, tx: Tx, reservation: Reservation, settled: Settled, identity: Identity, use_case: UseCase
-    ) -> _Progress:
-        credited = reservations.book(tx, reservation, settled, self._clock.now_s())
-        return self._act_in(tx, reservation, credited, identity.binds_request, use_case)
-
     async def _release(self, reservation: Reservation) -> None:
         """Let a copy of the request go on at once; without this it could when the claim runs out."""
         free = replace(reservation, claim=None, claim_until=0)
         with contextlib.suppress(SpawnError, StoreError):
             await self._db.write(lambda tx: rows.update_reservation(tx, reservation, free))
 
-    async def _act(self, reservation: Reservation, identity: Identity, use_case: UseCase) -> _Progress:
+    async def _act(self, reservation: Reservation, identity: Identity, use_case: UseCase) -> Progress:
         """Do what was paid for earlier. A refusal is final, and the payment stays credit."""
-        binds = identity.binds_request
         try:
-            return await self._write(lambda tx: self._act_in(tx, reservation, reservation, binds, use_case))
+            return await self._write(
+                lambda tx: self._do.act(tx, reservation, reservation, identity, use_case)
+            )
         except SpawnError as error:
             if error.code in {Code.OVERLOADED, Code.IN_PROGRESS}:
                 raise
@@ -310,45 +266,11 @@ class PaidCalls:
             await self._db.write(lambda tx: reservations.refuse(tx, reservation, State.DONE, credited))
             raise credited from error
 
-    async def _write(self, fn: Callable[[Tx], _Progress]) -> _Progress:
+    async def _write(self, fn: Callable[[Tx], Progress]) -> Progress:
         try:
             return await self._db.write(fn)
         except InsufficientFunds as error:
             raise insufficient_deposit(error.need, error.have) from error
-
-    def _act_in(
-        self, tx: Tx, stored: Reservation, current: Reservation, binds_request: bool, use_case: UseCase
-    ) -> _Progress:
-        """Do it, and record that it is done. `stored` is what the table holds, `current` what we know since."""
-        now, wallet = self._clock.now_s(), current.wallet
-        pressing = funds.pressing(tx, wallet, now)
-        ended = endings.settle_wallet(tx, wallet, now, self._entropy) if pressing else {}
-        if current.rail is Rail.SIGNED and not use_case.fee_from_refund:
-            require_fee(funds.available_usdc(tx, wallet), current.fee)
-        context = Context(
-            wallet=wallet,
-            binds_request=binds_request,
-            reservation=current.id,
-            fee_usdc=current.fee,
-            payment_usdc=current.amount,
-            now=now,
-            ended=ended,
-        )
-        acted = use_case.act(tx, context)
-        if pressing:
-            funds.reschedule(tx, wallet, now)
-        fee = current.fee if acted.fee_usdc is None else acted.fee_usdc
-        if acted.operation is not None:
-            begun = replace(
-                current, state=State.ACTED, operation_id=acted.operation, fee=fee, answer=acted.answer
-            )
-            reservations.move(tx, stored, begun)
-            return _Progress(reservation=begun)
-        body = reservations.encode_body(acted.stored or acted.answer)
-        after = replace(current, state=State.DONE, fee=fee, answer=body, claim=None, claim_until=0)
-        reservations.move(tx, stored, after)
-        done = _Done(body=acted.answer, left=standing.of(tx, wallet, now).left)
-        return _Progress(reservation=after, done=done)
 
     async def _complete(self, reservation: Reservation, use_case: UseCase) -> Answer:
         """Wait for the provider's first word, then fix the answer."""

@@ -44,23 +44,48 @@ def credit(tx: Tx, reservation: Reservation, settled: Settled, now: int) -> Rese
     return after
 
 
-def reserve(tx: Tx, reservation: Reservation) -> Reservation:
-    """Take key and nonce, or answer who has them."""
-    key = reservation.idempotency_key
-    if key is not None:
-        params = {"wallet": reservation.wallet, "key": key, "now": reservation.created_at}
-        known = tx.one(rows.SELECT_BY_KEY, params)
-        if known is not None:
-            return rows.reservation_from(known)
-        tx.execute(rows.DELETE_EXPIRED_KEY, params)
+class AlreadyKnown(Exception):
+    """Key or nonce are taken: `by` a copy of this request, or by another that may not have them."""
+
+    def __init__(self, by: Reservation) -> None:
+        super().__init__(by.id)
+        self.by = by
+
+
+def reserve(tx: Tx, reservation: Reservation) -> None:
+    """Take key and nonce. Raises AlreadyKnown."""
+    refuse_known_key(tx, reservation)
     if not rows.insert_reservation(tx, reservation):
         known = tx.one(rows.SELECT_BY_NONCE, {"nonce_key": reservation.nonce_key})
         if known is None:
             raise RuntimeError(f"{reservation.nonce_key} is taken by nobody")
-        return rows.reservation_from(known)
+        raise AlreadyKnown(rows.reservation_from(known))
+    key = reservation.idempotency_key
     if key is not None and not rows.insert_key(tx, reservation, key, reservation.created_at + REMEMBER_S):
         raise RuntimeError("an idempotency key appeared within one transaction")
-    return reservation
+
+
+def refuse_known_key(tx: Tx, reservation: Reservation) -> None:
+    """Raise AlreadyKnown when the wallet has used this key; a key that is not remembered any more is free again."""
+    if reservation.idempotency_key is None:
+        return
+    params = {
+        "wallet": reservation.wallet,
+        "key": reservation.idempotency_key,
+        "now": reservation.created_at,
+    }
+    known = tx.one(rows.SELECT_BY_KEY, params)
+    if known is not None:
+        raise AlreadyKnown(rows.reservation_from(known))
+    tx.execute(rows.DELETE_EXPIRED_KEY, params)
+
+
+def record(tx: Tx, stored: Reservation | None, after: Reservation) -> None:
+    """Write down how far a call has come: a new one takes key and nonce with it, or raises AlreadyKnown."""
+    if stored is None:
+        reserve(tx, after)
+    else:
+        move(tx, stored, after)
 
 
 def move(tx: Tx, before: Reservation, after: Reservation) -> None:

@@ -36,7 +36,6 @@ class ListServers(Read):
         self._page = page
 
     def act(self, tx: Tx, context: Context) -> Acted:
-        funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reservation, context.now)
         rows, total = self._page_of(tx, context)
         return Acted(
             answer=views.encode(
@@ -58,8 +57,11 @@ class ListServers(Read):
         else:
             params["status"] = self._status.value
             page, count = servers.SELECT_PAGE_BY_STATUS, servers.COUNT_LIVE_BY_STATUS
+        rows = tx.all(page, params)
+        if self._page == 1 and len(rows) < self._limit:
+            return rows, len(rows)
         counted = tx.one(count, params)
-        return tx.all(page, params), 0 if counted is None else counted["n"]
+        return rows, 0 if counted is None else counted["n"]
 
 
 class ShowServer(Read):
@@ -88,8 +90,7 @@ class ShowServer(Read):
 
     def act(self, tx: Tx, context: Context) -> Acted:
         server = get_owned(tx, self._server_id, context.wallet, context.now)
-        funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reservation, context.now)
-        view = _view(tx, server.id, standing.of(tx, context.wallet, context.now))
+        view = views.server_view(server, context.standing, operations.find_running(tx, server.id))
         password = self._vault.take(tx, server.id, secrets.ROOT_PASSWORD) if context.binds_request else None
         return Acted(
             answer=views.encode(api.ServerShown(server=replace(view, root_password=password))),

@@ -57,7 +57,6 @@ class ListSshKeys(Read):
 
     def act(self, tx: Tx, context: Context) -> Acted:
         rows = tx.all(ssh_keys.SELECT_KEYS, {"wallet": context.wallet, "limit": KEYS_MAX})
-        funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reservation, context.now)
         keys = tuple(views.ssh_key_view(ssh_keys.key_from(row)) for row in rows)
         return Acted(answer=views.encode(api.SshKeyList(ssh_keys=keys)))
 

@@ -6,9 +6,10 @@ Invariant: the same arithmetic as the burn itself, so that what is shown is what
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 from spawn_ledger import runway
 from spawn_ledger.accounts import wallet_account
-from spawn_ledger.accrual import Meter
+from spawn_ledger.accrual import DAY, Meter
 from spawn_ledger.tx import Row, Tx
 from spawn_schemas.ids import Address, ServerId
 from spawn_schemas.money import Usdc
@@ -17,7 +18,7 @@ from spawn.store.database import Database
 
 SELECT_STANDING: Final = """
 SELECT server.id, server.daily_usdc, server.remainder, server.charged_until, server.auto_renew,
-  wallet.balance AS wallet_balance, wallet.held AS wallet_held, reserve.balance AS reserve
+  server.due_at, wallet.balance AS wallet_balance, wallet.held AS wallet_held, reserve.balance AS reserve
 FROM account AS wallet
 LEFT JOIN server ON server.wallet = :wallet AND server.due_at IS NOT NULL
 LEFT JOIN account AS reserve ON reserve.id = 'srv:' || server.id
@@ -36,6 +37,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """What is left at the second `at`; `reserved_usdc` counts server deposits and holds.
 
     `fundings`, with `unsettled_usdc` available, are the books from which the burn up to `at` was worked out.
+    `pressing`: the burn must be settled before the wallet spends, because something is due, or lives from the wallet.
     """
 
     at: int
@@ -44,6 +46,15 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     reserves_usdc: dict[ServerId, Usdc]
     fundings: tuple[runway.Funding, ...]
     unsettled_usdc: Usdc
+    pressing: bool
+
+    def less(self, spent: Usdc) -> "Standing":
+        """The standing after spending from what is available."""
+        return replace(
+            self,
+            available_usdc=Usdc(self.available_usdc - spent),
+            unsettled_usdc=Usdc(self.unsettled_usdc - spent),
+        )
 
     @property
     def ends_at(self) -> dict[ServerId, int | None]:
@@ -80,7 +91,8 @@ def _params(wallet: Address) -> dict[str, str]:
 def _standing(rows: list[Row], now: int) -> Standing:
     balance, held = (rows[0]["wallet_balance"], rows[0]["wallet_held"]) if rows else (0, 0)
     available = Usdc(balance - held)
-    fundings = tuple(_funding(row) for row in rows if row["id"] is not None)
+    metered = [row for row in rows if row["id"] is not None]
+    fundings = tuple(map(_funding, metered))
     settled = runway.settle(fundings, available, now)
     reserves = {
         funding.server_id: Usdc(funding.reserve_usdc - charge.from_reserve)
@@ -93,7 +105,17 @@ def _standing(rows: list[Row], now: int) -> Standing:
         reserves_usdc=reserves,
         fundings=fundings,
         unsettled_usdc=available,
+        pressing=any(_presses(row, now) for row in metered),
     )
+
+
+def _presses(row: Row, now: int) -> bool:
+    """What a wallet spends changes when a server ends whose own reserve does not last until it is looked at next."""
+    due_at: int = row["due_at"]
+    if due_at <= now:
+        return True
+    burn = (due_at - row["charged_until"]) * row["daily_usdc"]
+    return bool(row["auto_renew"]) and bool(burn >= row["reserve"] * DAY)
 
 
 def _funding(row: Row) -> runway.Funding:

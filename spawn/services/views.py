@@ -1,6 +1,7 @@
 """Rows and domain values as the wire shows them."""
 
 from datetime import UTC, datetime
+from functools import lru_cache
 
 import msgspec
 from spawn_schemas import api
@@ -14,6 +15,7 @@ from spawn.store.ssh_keys import SshKey
 encode = msgspec.json.encode
 
 
+@lru_cache(maxsize=4096)
 def moment(at: int) -> str:
     """Unix seconds as ISO 8601 UTC."""
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -64,15 +64,6 @@ SELECT server.*, account.balance AS reserve FROM server
 JOIN account ON account.id = 'srv:' || server.id
 WHERE server.wallet = :wallet AND server.due_at IS NOT NULL ORDER BY server.id
 """
-# What a wallet spends changes when a server ends whose own reserve does not last until it is looked at next.
-SELECT_PRESSING: Final = """
-SELECT server.id FROM server
-JOIN account ON account.id = 'srv:' || server.id
-WHERE server.wallet = :wallet AND server.due_at IS NOT NULL AND (server.due_at <= :now OR (
-    server.auto_renew = 1 AND (server.due_at - server.charged_until) * server.daily_usdc >= account.balance * 86400
-))
-LIMIT 1
-"""
 SELECT_DUE_WALLETS: Final = """
 SELECT DISTINCT wallet FROM server WHERE due_at IS NOT NULL AND due_at <= :now LIMIT :limit
 """

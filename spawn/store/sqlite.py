@@ -86,7 +86,9 @@ def connect_writer(path: Path) -> sqlite3.Connection:
 
 def connect_reader(path: Path) -> sqlite3.Connection:
     """Open `path` for reading only. Raises StoreError when it is missing, or no SQLite database."""
-    return _connect(path, read_only_uri(path), _READER_PRAGMAS)
+    connection = _connect(path, read_only_uri(path), _READER_PRAGMAS)
+    connection.row_factory = sqlite3.Row
+    return connection
 
 
 def read_only_uri(path: Path) -> str:
@@ -106,7 +108,6 @@ def _connect(path: Path, uri: str, pragmas: tuple[str, ...]) -> sqlite3.Connecti
                 cached_statements=CACHED_STATEMENTS,
             )
             undo.callback(connection.close)
-            connection.row_factory = sqlite3.Row
             for pragma in pragmas:
                 connection.execute(pragma)
             undo.pop_all()
@@ -118,10 +119,11 @@ def _connect(path: Path, uri: str, pragmas: tuple[str, ...]) -> sqlite3.Connecti
 class SqliteTx:
     """`Tx` over the writer's connection. `execute` counts only for a statement that begins with its verb."""
 
-    __slots__ = ("_connection",)
+    __slots__ = ("_columns", "_connection")
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self._columns: dict[str, tuple[str, ...]] = {}
 
     def _run(self, sql: str, params: Params) -> sqlite3.Cursor:
         # SQLite rolls all back by itself after some errors; each later statement would then commit alone.
@@ -134,11 +136,19 @@ class SqliteTx:
 
     def one(self, sql: str, params: Params = NO_PARAMS, /) -> Row | None:
         # All rows, so that a statement with RETURNING runs to its end.
-        rows = self._run(sql, params).fetchall()
+        rows = self.all(sql, params)
         return rows[0] if rows else None
 
     def all(self, sql: str, params: Params = NO_PARAMS, /) -> list[Row]:
-        return cast("list[Row]", self._run(sql, params).fetchall())
+        cursor = self._run(sql, params)
+        rows = cursor.fetchall()
+        if not rows:
+            return []
+        columns = self._columns.get(sql)
+        if columns is None:
+            columns = self._columns[sql] = tuple(column[0] for column in cursor.description)
+        # The driver's own rows look a column up by comparing names one after the other.
+        return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 class _Write:
@@ -178,6 +188,7 @@ class _Writer:
         self.commits = 0
         self.failure: BaseException | None = None
         self._connection = connection
+        self._tx = SqliteTx(connection)
         self._queue_limit = queue_limit
         self._on_fatal = on_fatal
         self._queue: SimpleQueue[_Write | None] = SimpleQueue()
@@ -231,12 +242,11 @@ class _Writer:
     def _commit(self, batch: list[_Write]) -> None:
         """Run and commit a batch. Raises what is fatal; every other error belongs to the write it came from."""
         connection = self._connection
-        tx = SqliteTx(connection)
         connection.execute("BEGIN IMMEDIATE")
         for write in batch:
             connection.execute("SAVEPOINT one_write")
             try:
-                write.result = write.fn(tx)
+                write.result = write.fn(self._tx)
             except BaseException as error:
                 if _is_disk_error(error):
                     raise
