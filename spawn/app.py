@@ -21,13 +21,16 @@ from spawn_providers.simulated import SimulatedProvider
 from spawn_schemas.ids import Entropy, parse_address
 
 from spawn.api import pages
+from spawn.api.addresses import Proxies
 from spawn.api.asking import Asking
 from spawn.api.callers import Callers
+from spawn.api.discovery import SERVICE_NAME, TAGS
 from spawn.api.errors import EXCEPTION_HANDLERS
 from spawn.api.front import Front
 from spawn.api.gate import Gate
+from spawn.api.limits import Limits
 from spawn.api.replies import App
-from spawn.api.requests import JsonRequest, arrival_of
+from spawn.api.requests import JsonRequest, answer_options, arrival_of
 from spawn.api.routes import HANDLERS, ROUTES, fees
 from spawn.api.services import Services
 from spawn.clock import Clock, SystemClock, SystemEntropy
@@ -40,6 +43,8 @@ from spawn.payments.challenge import Challenges
 from spawn.payments.devnet import DevChain
 from spawn.payments.exact import Terms, terms
 from spawn.payments.facilitator import Facilitator
+from spawn.payments.sessions import Sessions
+from spawn.payments.sign_in import relying_party
 from spawn.secret_key import read_secret_key
 from spawn.services.create_server import Shop
 from spawn.services.operator import Operator
@@ -58,6 +63,7 @@ log = logging.getLogger(__name__)
 EXPOSED_HEADERS: Final = (
     "PAYMENT-REQUIRED",
     "PAYMENT-RESPONSE",
+    "X-PAYMENT-RESPONSE",
     "Spawn-Fee",
     "Spawn-Balance",
     "Spawn-Runway",
@@ -173,8 +179,10 @@ async def recover(parts: Parts) -> None:
 
 async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Service:
     """Wire the service. With `ticking` the jobs run by themselves while the app is up."""
-    vault = Vault(read_secret_key(settings), parts.entropy)
+    secret_key = read_secret_key(settings)
+    vault, sessions = Vault(secret_key, parts.entropy), Sessions(secret_key)
     await parts.db.write(lambda tx: vault.prove(tx, parts.clock.now_s()))
+    limits = Limits(settings, parts.clock)
     signals = Signals()
     operator = Operator(parts.db, parts.providers, parts.clock, parts.entropy, vault, signals)
     reconciler = Reconciler(parts.db, parts.providers, parts.clock, parts.entropy)
@@ -188,13 +196,21 @@ async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Se
         first_answer_s=settings.first_answer_s,
         in_flight_wait_s=settings.in_flight_wait_s,
         daily_cap_usdc=settings.deposit_daily_cap_usdc,
-        take_turn=lambda _: None,
+        take_turn=limits.take_wallet,
     )
     our_terms = x402_terms(settings)
-    asking = Asking(
-        Challenges(our_terms), settings.public_url, {route: {} for route in ROUTES if route.is_priced}
+    party = relying_party(
+        public_url=settings.public_url, authority=settings.authority, chain_id=settings.chain_id
     )
-    gate = Gate(paid_calls, settings, asking)
+    asking = Asking(
+        Challenges(our_terms, service_name=SERVICE_NAME, tags=TAGS),
+        our_terms,
+        party,
+        [route for route in ROUTES if route.is_priced],
+        parts.clock,
+        parts.entropy,
+    )
+    gate = Gate(paid_calls, settings, our_terms, asking)
     name, provider = next(iter(parts.providers.items()))
     services = Services(
         gate=gate,
@@ -213,8 +229,10 @@ async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Se
     app = Front(
         cast("App", framework),
         ROUTES,
-        Callers(our_terms, parts.clock, authority=settings.authority),
+        Callers(our_terms, party, sessions, parts.clock, parts.entropy),
         services,
+        limits,
+        Proxies(settings.trusted_networks),
         new_request_id=lambda: f"req_{parts.entropy.bytes(10).hex()}",
         exposed=", ".join(EXPOSED_HEADERS).encode(),
     )
@@ -268,6 +286,7 @@ def litestar(
         cors_config=cors(),
         openapi_config=None,  # the framework would serve pages that fetch scripts from elsewhere
         request_class=JsonRequest,
+        before_request=answer_options,
         request_max_body_size=settings.body_max_bytes,
         logging_config=None,
         debug=False,

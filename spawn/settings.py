@@ -6,6 +6,7 @@ Invariant: a name nobody knows is refused, so that a typing error never silently
 import difflib
 import math
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -21,6 +22,8 @@ _TEST_PREFIX: Final = "SPAWN_TEST_"
 _PATIENCE_S: Final = 60
 """The longest that a call may be made to wait."""
 _SECONDS: Final = f"0 to {_PATIENCE_S} seconds"
+_RATE_MAX: Final = 1_000_000
+_RATES: Final = f"0 (no limit) to {_RATE_MAX} calls a minute"
 
 
 class InvalidSetting(Exception):
@@ -55,6 +58,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     first_answer_s: float = 5.0
     in_flight_wait_s: float = 5.0
     body_max_bytes: int = 131_072
+    rate_address_per_minute: int = 600
+    rate_wallet_per_minute: int = 1200
+    trusted_proxies: str = ""
     tick_s: float = 1.0
     burn_every_s: int = 10
     reconcile_every_s: int = 60
@@ -96,6 +102,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def deposit_daily_cap_usdc(self) -> Usdc:
         return parse_usdc(self.deposit_daily_cap)
+
+    @property
+    def trusted_networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """`trusted_proxies`, parsed. Raises ValueError."""
+        return tuple(ip_network(text.strip()) for text in self.trusted_proxies.split(",") if text.strip())
 
 
 def read_settings(environ: Mapping[str, str], **overrides: object) -> Settings:
@@ -153,6 +164,14 @@ def _check(settings: Settings) -> None:
         ("SPAWN_DEPOSIT_MINIMUM", _is_amount(settings.deposit_minimum), "an amount such as 0.01"),
         ("SPAWN_DEPOSIT_DAILY_CAP", _is_amount(settings.deposit_daily_cap), "an amount such as 2000.00"),
         ("SPAWN_BODY_MAX_BYTES", settings.body_max_bytes > 0, "more than 0"),
+        ("SPAWN_RATE_ADDRESS_PER_MINUTE", 0 <= settings.rate_address_per_minute <= _RATE_MAX, _RATES),
+        ("SPAWN_RATE_WALLET_PER_MINUTE", 0 <= settings.rate_wallet_per_minute <= _RATE_MAX, _RATES),
+        (
+            "SPAWN_TRUSTED_PROXIES",
+            _are_proxies(settings),
+            "a comma list of addresses and networks, such as 10.0.0.0/8,2001:db8::1, with no bit set after the "
+            "prefix, and never everybody (/0)",
+        ),
         ("SPAWN_FIRST_ANSWER_S", 0 <= settings.first_answer_s <= _PATIENCE_S, _SECONDS),
         ("SPAWN_IN_FLIGHT_WAIT_S", 0 <= settings.in_flight_wait_s <= _PATIENCE_S, _SECONDS),
         ("SPAWN_X402_TIMEOUT_S", 30 <= settings.x402_timeout_s <= 3600, "30 to 3600 seconds"),
@@ -199,6 +218,13 @@ def _is_url(text: str) -> bool:
 def _is_listen(text: str) -> bool:
     host, _, port = text.rpartition(":")
     return bool(host) and port.isascii() and port.isdigit() and 0 < int(port) < 65536
+
+
+def _are_proxies(settings: Settings) -> bool:
+    try:
+        return all(network.prefixlen > 0 for network in settings.trusted_networks)
+    except ValueError:
+        return False
 
 
 def _is_secret(text: str) -> bool:

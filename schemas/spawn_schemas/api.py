@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from spawn_schemas.money import UsdcText
+from spawn_schemas.x402_v1 import PaymentRequirementsV1
 
 # A pattern ends in `$(?!\n)`: Python's `$` lets a line end pass, and the `\Z` that does not is unknown to ECMA-262,
 # in whose dialect OpenAPI publishes patterns.
@@ -41,6 +42,15 @@ Hostname = Annotated[
         examples=["my-agent-node"],
     ),
 ]
+AmountText = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[0-9]{1,9}(\.[0-9]{1,6})?$(?!\n)",
+        description="USDC as a decimal string with up to six decimals.",
+        examples=["5.00"],
+    ),
+]
+"""An amount in a request: never negative, unlike what an answer may say of a change."""
 Network = Literal["dual", "ipv6"]
 ActionStatus = Literal["running", "success", "error"]
 
@@ -68,7 +78,7 @@ class CreateServer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = True
     deposit: (
         Annotated[
-            UsdcText,
+            AmountText,
             msgspec.Meta(
                 description="The server's reserve; by default the catalog's, at least one day of burn."
             ),
@@ -77,7 +87,7 @@ class CreateServer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ) = None
     fund: (
         Annotated[
-            UsdcText, msgspec.Meta(description="Paid on top of the fee and credited to the balance first.")
+            AmountText, msgspec.Meta(description="Paid on top of the fee and credited to the balance first.")
         ]
         | None
     ) = None
@@ -104,11 +114,11 @@ class RebuildServer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class FundServer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Move money from the available balance into a server's deposit."""
 
-    amount: UsdcText
+    amount: AmountText
 
 
 class Deposit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    amount: UsdcText
+    amount: AmountText
 
 
 class RegisterSshKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -288,6 +298,19 @@ class TransactionList(msgspec.Struct, frozen=True, kw_only=True):
     next_cursor: str | None
 
 
+class SessionView(msgspec.Struct, frozen=True, kw_only=True):
+    """A right to read, until `expires_at`; `expires_in` is in seconds. `token` is null in a repeated answer."""
+
+    token: Annotated[str, msgspec.Meta(description="Send it as `Authorization: Bearer`; shown once.")] | None
+    wallet: str
+    expires_at: Moment
+    expires_in: int
+
+
+class SessionOpened(msgspec.Struct, frozen=True, kw_only=True):
+    session: SessionView
+
+
 class OfferView(msgspec.Struct, frozen=True, kw_only=True):
     type: str
     location: str
@@ -361,10 +384,12 @@ class ErrorAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PaymentRequiredBody(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of a 402; the terms are in the `PAYMENT-REQUIRED` header (x402 v2)."""
+    """The body of a 402. `x402Version`, `accepts` and `error` are an x402 version 1 challenge, in its own words;
+    the terms of version 2 are in the `PAYMENT-REQUIRED` header. `code` is ours and says more than `error` can.
+    """
 
     x402Version: int  # noqa: N815 - the protocol's own name
-    accepts: tuple[dict[str, Any], ...]
+    accepts: tuple[PaymentRequirementsV1, ...]
     error: str
     code: str
     message: str

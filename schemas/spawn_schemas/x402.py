@@ -84,12 +84,14 @@ class PaymentPayload(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     extensions: dict[str, Any] | None = None
 
 
-class Resource(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What the payment is for, in words a person can read."""
+class Resource(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """What the payment is for, in words a person can read; name and tags are for catalogues (extension `bazaar`)."""
 
     url: str
     description: str
     mime_type: str
+    service_name: str | None = None
+    tags: tuple[str, ...] = ()
 
 
 class PaymentRequired(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):

@@ -1,6 +1,7 @@
-"""What a caller is told who has to pay: the 402 and its words.
+"""What a caller is told who has to pay, or to say who it is: the 402 and its words.
 
-Invariant: whoever is asked for money is told exactly how much, in the words of every x402 version we speak.
+Invariant: whoever is asked for money is told exactly how much, in the words of every x402 version we speak; and
+whoever has shown that it can sign is never asked for money where a signature will do.
 """
 
 from typing import Any, Final
@@ -8,21 +9,29 @@ from typing import Any, Final
 import msgspec
 from spawn_schemas import api
 from spawn_schemas.errors import Code, SpawnError
+from spawn_schemas.ids import Entropy
 from spawn_schemas.money import format_usdc
 
 from spawn.api.arrivals import Arrival
+from spawn.api.discovery import bazaar, output_schema
 from spawn.api.replies import JSON, Reply
 from spawn.api.routing import Route
+from spawn.clock import Clock
 from spawn.domain.charges import Kind, Price
+from spawn.payments import sign_in, version1
 from spawn.payments.challenge import Challenges, Prepared
-from spawn.payments.exact import PaymentInvalid
+from spawn.payments.exact import PaymentInvalid, Terms
+from spawn.payments.sign_in import RelyingParty, SignInChallenges
 
-_PAY: Final = "Pay with any x402 client (PAYMENT-SIGNATURE)"
+SIGN_IN_HEADER: Final = "sign-in-with-x"
+
+_PAY: Final = "Pay with any x402 client (PAYMENT-SIGNATURE, or X-PAYMENT in version 1)"
 _SIGN: Final = "sign the request with your wallet (RFC 9421, ERC-8128)"
+_SIGN_IN: Final = "sign in with it (SIGN-IN-WITH-X)"
 _ASKED: Final = {
     Kind.IDENTIFIED: (
         "Say which wallet asks; the answer itself is free.",
-        f"Either {_SIGN}, or pay with any x402 client: all of that payment becomes balance.",
+        f"Either {_SIGN}, or {_SIGN_IN}; or pay with any x402 client: all of that payment becomes balance.",
     ),
     Kind.DEPOSIT: (
         "Pay in by x402: all of the payment becomes balance.",
@@ -31,25 +40,56 @@ _ASKED: Final = {
 }
 """Message and next step of a 402 to a caller who proved nothing, where they are not those of a priced call."""
 _ASKED_PRICED: Final = ("This call costs money.", f"{_PAY}, or {_SIGN} to pay from your balance.")
+_READ_ONLY: Final = "A session or a sign-in is good for reading only: it says who you are, not what you want."
 _BROKE: Final = f"{_PAY}, or pay into your balance first: POST /v1/balance/deposit."
 
 _encoder: Final = msgspec.json.Encoder()
 
 
+class _Offer:
+    """What one route asks for. Everything that depends on the route alone is prepared at start."""
+
+    def __init__(self, route: Route, challenges: Challenges) -> None:
+        metadata = bazaar(route.handler, route.template)
+        self.description = route.summary
+        self.output_schema = output_schema(metadata)
+        extensions = {"bazaar": metadata}
+        signs_in = route.takes_sign_in
+        self.to_anybody = challenges.prepare(
+            route.summary, extensions, pays=not route.opens_session, signs_in=signs_in
+        )
+        self.to_signers = (
+            challenges.prepare(route.summary, extensions, pays=False, signs_in=True)
+            if route.is_free and signs_in
+            else None
+        )
+        self.pays_anybody = not route.opens_session
+
+
 class Asking:
-    """Answers 402. What depends on the route alone is prepared at start."""
+    """Answers 402."""
 
     def __init__(
-        self, challenges: Challenges, public_url: str, extensions: dict[Route, dict[str, Any]]
+        self,
+        challenges: Challenges,
+        terms: Terms,
+        party: RelyingParty,
+        routes: list[Route],
+        clock: Clock,
+        entropy: Entropy,
     ) -> None:
-        self._base_url = public_url.rstrip("/")
-        self._prepared: dict[Route, Prepared] = {
-            route: challenges.prepare(route.summary, extra) for route, extra in extensions.items()
-        }
+        self._terms = terms
+        self._base_url = party.origin
+        self._sign_ins = SignInChallenges(party)
+        self._clock = clock
+        self._entropy = entropy
+        self._offers = {route: _Offer(route, challenges) for route in routes}
 
     def price(self, arrival: Arrival, price: Price) -> Reply:
-        """To a caller who proved nothing."""
+        """To a caller who proved nothing, or not enough."""
         message, next_step = _ASKED.get(arrival.route.charge.kind, _ASKED_PRICED)
+        if arrival.identity is not None:
+            message = _READ_ONLY
         return self._reply(arrival, price, Code.PAYMENT_REQUIRED.value, message, next_step)
 
     def mend(self, arrival: Arrival, price: Price, invalid: PaymentInvalid) -> Reply:
@@ -61,13 +101,18 @@ class Asking:
         return self._reply(arrival, price, Code.PAYMENT_REQUIRED.value, error.message, error.next or _BROKE)
 
     def _reply(self, arrival: Arrival, price: Price, error: str, message: str, next_step: str) -> Reply:
-        """402: the price in the `PAYMENT-REQUIRED` header, and a body that people and older clients can read."""
+        """402: version 2 in the `PAYMENT-REQUIRED` header, version 1 in a body that people can read as well."""
+        offer = self._offers[arrival.route]
+        prepared: Prepared | None = offer.to_signers if SIGN_IN_HEADER in arrival.headers else None
         resource = self._base_url + arrival.path
-        header = self._prepared[arrival.route].header(price.payment_usdc, resource, error)
+        accepts = self._accepts_v1(offer, price, resource) if prepared is None and offer.pays_anybody else ()
+        header = (prepared or offer.to_anybody).header(
+            price.payment_usdc, resource, error, self._sign_in(arrival.route)
+        )
         body = api.PaymentRequiredBody(
             x402Version=1,
-            accepts=(),
-            error=error,
+            accepts=accepts,
+            error=version1.body_error(error),
             code=Code.PAYMENT_REQUIRED.value,
             message=message,
             status=402,
@@ -82,3 +127,15 @@ class Asking:
             (b"payment-required", header),
         ]
         return Reply(402, _encoder.encode(body), headers)
+
+    def _accepts_v1(self, offer: _Offer, price: Price, resource: str) -> tuple[Any, ...]:
+        accepted = version1.requirements(
+            self._terms, price.payment_usdc, resource, offer.description, offer.output_schema
+        )
+        return () if accepted is None else (accepted,)
+
+    def _sign_in(self, route: Route) -> bytes:
+        if not route.takes_sign_in:
+            return b""
+        entropy = self._entropy.bytes(sign_in.NONCE_BYTES)
+        return _encoder.encode(self._sign_ins.extension(entropy=entropy, now=self._clock.now_s()))

@@ -14,7 +14,12 @@ from spawn.domain import charges
 from spawn.services import balance
 
 Limit = Annotated[int, QueryParameter(ge=1, le=100, description="Lines per page.")]
-Cursor = Annotated[str | None, QueryParameter(description="`next_cursor` of the page before.")]
+Cursor = Annotated[
+    str | None,
+    QueryParameter(
+        description="`next_cursor` of the page before.", schema_extra={"pattern": r"^c[0-9]{1,18}$(?!\n)"}
+    ),
+]
 
 
 @get("/v1/balance", **priced(charges.IDENTIFIED, "Show your balance"))

@@ -7,44 +7,67 @@ the request. Invariant: everything is checked here, once, by arithmetic alone; n
 from typing import Final
 
 from spawn_schemas.errors import Code, SpawnError
+from spawn_schemas.ids import Entropy
+from spawn_schemas.x402_v1 import X402_VERSION_1
 
 from spawn.api.arrivals import Arrival, idempotency_key
 from spawn.clock import Clock
-from spawn.payments import exact, signed
+from spawn.payments import exact, sign_in, signed, version1
 from spawn.payments.exact import ExactPayment, PaymentInvalid, Terms
+from spawn.payments.sessions import Sessions, find_token
+from spawn.payments.sign_in import RelyingParty
 from spawn.services.calls import Identity, Proof
 
-PAYMENT_V2: Final = "payment-signature"
+_V2: Final = "payment-signature"
+_V1: Final = "x-payment"
+_AUTHORIZATION: Final = "authorization"
+_SIGN_IN: Final = "sign-in-with-x"
 
 
 class Callers:
-    """Reads proofs for one service: its chain, its token, its name."""
+    """Reads proofs for one service: its chain, its token, its name, its sessions."""
 
-    def __init__(self, terms: Terms, clock: Clock, *, authority: str) -> None:
+    def __init__(
+        self, terms: Terms, party: RelyingParty, sessions: Sessions, clock: Clock, entropy: Entropy
+    ) -> None:
         self._terms = terms
+        self._party = party
+        self._sessions = sessions
         self._clock = clock
-        self._authority = authority
-
-    def needs_body(self, headers: dict[str, str]) -> bool:
-        """Whether the proof covers the body, so that it must be read first."""
-        return PAYMENT_V2 not in headers and signed.present(headers)
+        self._entropy = entropy
 
     def identify(self, arrival: Arrival) -> None:
         """Fill in who calls. Raises SpawnError for a proof that is malformed or false.
 
         A well-formed payment that does not pay us is noted in `invalid`: what to ask for instead depends on the price.
         """
-        arrival.idempotency_key = idempotency_key(arrival.headers.get("idempotency-key"))
-        if PAYMENT_V2 in arrival.headers:
-            self._identify_payment(arrival, arrival.headers[PAYMENT_V2])
-        elif signed.present(arrival.headers):
+        headers = arrival.headers
+        arrival.idempotency_key = idempotency_key(headers.get("idempotency-key"))
+        if _V2 in headers or _V1 in headers:
+            self._payment(arrival, headers.get(_V2), headers.get(_V1))
+        elif signed.present(headers):
             arrival.identity = self._signature(arrival)
+        elif (token := find_token(headers.get(_AUTHORIZATION, ""))) is not None:
+            arrival.identity = self._session(token)
+        elif _SIGN_IN in headers and arrival.route.takes_sign_in:
+            arrival.identity = self._signed_in(headers[_SIGN_IN])
 
-    def _identify_payment(self, arrival: Arrival, header: str) -> None:
-        payload = exact.decode_payment(header)
-        arrival.idempotency_key = _one_key(arrival.idempotency_key, exact.payment_identifier(payload))
+    def _payment(self, arrival: Arrival, v2: str | None, v1: str | None) -> None:
+        if v2 is not None and v1 is not None:
+            raise SpawnError(
+                Code.INVALID_PAYMENT,
+                "The request carries two payments, PAYMENT-SIGNATURE and X-PAYMENT.",
+                next="Send one of them; nothing was charged.",
+            )
         try:
-            arrival.identity = self._paid(exact.identify(payload, self._terms))
+            if v2 is not None:
+                payload = exact.decode_payment(v2)
+                key = exact.payment_identifier(payload)
+                arrival.idempotency_key = _one_key(arrival.idempotency_key, key)
+                arrival.identity = self._paid(exact.identify(payload, self._terms))
+            elif v1 is not None:
+                arrival.version = X402_VERSION_1
+                arrival.identity = self._paid(version1.identify(version1.decode_payment(v1), self._terms))
         except PaymentInvalid as invalid:
             arrival.invalid = invalid
 
@@ -64,12 +87,33 @@ class Callers:
             query=f"?{arrival.query}" if arrival.query else "",
             headers=arrival.headers,
             body=arrival.body,
-            authority=self._authority,
+            authority=self._party.domain,
             chain_id=self._terms.chain_id,
             now=self._clock.now_s(),
         )
         return Identity(
             proof=Proof.SIGNATURE,
+            wallet=proof.wallet,
+            nonce_key=proof.nonce_key,
+            valid_before=proof.expires,
+            payment=None,
+        )
+
+    def _session(self, token: str) -> Identity:
+        session = self._sessions.verify(token, now=self._clock.now_s())
+        return Identity(
+            proof=Proof.SESSION,
+            wallet=session.wallet,
+            # Each call is a new one: a session has no nonces, and only an idempotency key makes two calls one.
+            nonce_key=f"session|{session.id}|{self._entropy.bytes(16).hex()}",
+            valid_before=session.expires,
+            payment=None,
+        )
+
+    def _signed_in(self, header: str) -> Identity:
+        proof = sign_in.verify(header, self._party, now=self._clock.now_s())
+        return Identity(
+            proof=Proof.SIGN_IN,
             wallet=proof.wallet,
             nonce_key=proof.nonce_key,
             valid_before=proof.expires,

@@ -16,6 +16,7 @@ from litestar.openapi.config import OpenAPIConfig
 from spawn_schemas import api
 
 from spawn import __version__
+from spawn.api.arrivals import Arrival
 from spawn.api.examples import REQUESTS, RESPONSES
 from spawn.api.priced import price_tag
 from spawn.api.routes import HANDLERS, charged_routes
@@ -42,13 +43,23 @@ _SCHEMES: Final[dict[str, Any]] = {
         "`Signature-Input`. It pays from the wallet's balance.",
     },
 }
+_PAID_HEADERS: Final[dict[str, Any]] = {
+    "Spawn-Fee": {"description": "What the call cost, in USDC.", "required": True},
+    "Spawn-Balance": {"description": "What the wallet can spend, in USDC.", "required": True},
+    "Spawn-Runway": {"description": "Seconds until the first of the wallet's servers runs out of money."},
+    "PAYMENT-RESPONSE": {"description": "The receipt of an x402 payment, JSON in base64."},
+}
+_REFUSED_HEADERS: Final[dict[str, dict[str, Any]]] = {
+    "402": {"PAYMENT-REQUIRED": {"description": "The x402 v2 challenge, JSON in base64."}},
+    "503": {"Retry-After": {"description": "Seconds to wait before the same request is sent again."}},
+}
 _KEY_PARAMETER: Final[dict[str, Any]] = {
     "in": "header",
     "name": "Idempotency-Key",
     "required": False,
     "description": "1 to 255 printable ASCII characters. The same key with the same request finds the first answer, "
     "for 24 hours; with another request it is a 409.",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[ -~]+$(?!\n)"},
 }
 
 
@@ -65,10 +76,15 @@ def document() -> dict[str, Any]:
             route = f"{method.upper()} {path}"
             _add_examples(operation, route)
             _add_identity(operation, method, charges[route])
+            _add_headers(operation, charges[route])
+            _without_null(operation)
             operation["x-price"] = price_tag(charges[route])
     for name, schema in document["components"]["schemas"].items():
-        if told := getattr(api, name).__doc__:
+        struct = getattr(api, name)
+        if told := struct.__doc__:
             schema["description"] = inspect.cleandoc(told)
+        if struct.__struct_config__.forbid_unknown_fields:
+            schema["additionalProperties"] = False
     _without_any(document)
     return document
 
@@ -90,7 +106,10 @@ def _made_by_framework() -> dict[str, Any]:
     )
     app = Litestar(
         route_handlers=HANDLERS,
-        dependencies={"services": Provide(_no_services, sync_to_thread=False)},
+        dependencies={
+            "services": Provide(_no_services, sync_to_thread=False),
+            "arrival": Provide(_no_arrival, sync_to_thread=False),
+        },
         openapi_config=config,
         logging_config=None,
     )
@@ -99,6 +118,10 @@ def _made_by_framework() -> dict[str, Any]:
 
 
 def _no_services() -> Services:
+    raise RuntimeError("an app that is only described serves no request")
+
+
+def _no_arrival() -> Arrival:
     raise RuntimeError("an app that is only described serves no request")
 
 
@@ -117,10 +140,32 @@ def _add_identity(operation: dict[str, Any], method: str, charge: Charge) -> Non
             operation["security"] = []
         case Kind.DEPOSIT:
             operation["security"] = [{"x402": []}]
+            operation["requestBody"]["required"] = False  # without one, the default deposit is paid in
         case Kind.IDENTIFIED | Kind.FEE | Kind.FUNDED:
             operation["security"] = [{"x402": []}, {"signed": []}]
     if charge.kind is not Kind.FREE and method != "get":
         operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/IdempotencyKey"})
+
+
+def _add_headers(operation: dict[str, Any], charge: Charge) -> None:
+    for status, response in operation["responses"].items():
+        headers = _REFUSED_HEADERS.get(status, {})
+        if status.startswith("2") and charge.kind is not Kind.FREE:
+            headers = _PAID_HEADERS
+        if headers:
+            response["headers"] = {
+                name: {**header, "schema": {"type": "string"}} for name, header in headers.items()
+            }
+
+
+def _without_null(operation: dict[str, Any]) -> None:
+    """Undo the null that the framework reads from what a handler can do without: no parameter, no needed body is."""
+    schemas = [parameter["schema"] for parameter in operation.get("parameters", ()) if "schema" in parameter]
+    if operation.get("requestBody", {}).get("required"):
+        schemas.append(operation["requestBody"]["content"]["application/json"]["schema"])
+    for schema in schemas:
+        for choice in schema.pop("oneOf", ()):
+            schema.update({} if choice == {"type": "null"} else choice)
 
 
 def _without_any(node: object) -> None:

@@ -96,7 +96,7 @@ def _parts(handler: HTTPRouteHandler, route: str) -> Iterator[tuple[str, Any, Js
             case [PathParameter()]:
                 in_path[name] = _shape(kind)
             case [QueryParameter() as told]:
-                in_query[told.name or name] = _shape(kind) | _bounds(told)
+                in_query[told.name or name] = _shape(kind) | _limits(told)
                 defaults[told.name or name] = signature(handler.fn).parameters[name].default
             case [BodyKwarg()]:
                 body = _shape(kind)
@@ -125,8 +125,10 @@ def _object(properties: Json, *, required: list[str]) -> Json:
     }
 
 
-def _bounds(told: QueryParameter) -> Json:
-    return _present({"minimum": told.ge, "maximum": told.le})
+def _limits(told: QueryParameter) -> Json:
+    """What the route says of a parameter beyond its type."""
+    more = {name: value for name, value in (told.schema_extra or {}).items() if name in _KEPT}
+    return _present({"minimum": told.ge, "maximum": told.le}) | more
 
 
 def _shape(kind: Any) -> Json:

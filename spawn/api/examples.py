@@ -121,6 +121,14 @@ RESPONSES: Final[dict[str, Any]] = {
     "POST /v1/balance/deposit": api.Deposited(
         deposited="5.00", balance="20.00", reserved="10.25", available="9.75"
     ),
+    "POST /v1/sessions": api.SessionOpened(
+        session=api.SessionView(
+            token="spawn_session_i6Hx...",  # noqa: S106 - an example's, and not whole
+            wallet=_WALLET,
+            expires_at="2026-02-24T10:15:00Z",
+            expires_in=900,
+        )
+    ),
     "GET /v1/actions/{action_id}": api.ActionShown(
         action=api.ActionView(
             id=_ACTION_ID,

@@ -11,13 +11,17 @@ from typing import Final
 from spawn_schemas.errors import SpawnError
 
 from spawn.api import arrivals
+from spawn.api.addresses import Proxies, caller_address
 from spawn.api.arrivals import Arrival
 from spawn.api.callers import Callers
 from spawn.api.errors import defect, refusal
+from spawn.api.limits import Limits
 from spawn.api.replies import App, Receive, Reply, Scope, Send
 from spawn.api.routing import Routes
 from spawn.api.services import Services
 
+_COUNTED: Final = "/v1/"
+"""Where a call for what does not exist counts against its address."""
 _ID_MAX: Final = 64
 """The longest request id that is taken over from the caller."""
 
@@ -31,6 +35,8 @@ class Front:
         routes: Routes,
         callers: Callers,
         services: Services,
+        limits: Limits,
+        proxies: Proxies,
         *,
         new_request_id: Callable[[], str],
         exposed: bytes,
@@ -39,6 +45,8 @@ class Front:
         self._routes = routes
         self._callers = callers
         self._services = services
+        self._limits = limits
+        self._proxies = proxies
         self._new_request_id = new_request_id
         self._body_max_bytes = services.settings.body_max_bytes
         self._cors = [(b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", exposed)]
@@ -63,7 +71,10 @@ class Front:
             route = self._routes.find(scope["method"], scope["path"])
             headers = arrivals.combined(scope["headers"])
             state["request_id"] = request_id = _own_id(headers) or request_id
+            address = caller_address(scope, self._proxies)
             if route is None or not route.is_priced:
+                if route is None and scope["path"].startswith(_COUNTED):
+                    self._limits.take_address(address)
                 return self._framework, receive
             arrival = Arrival(
                 route=route,
@@ -72,7 +83,7 @@ class Front:
                 query=scope["query_string"].decode("latin-1"),
                 headers=headers,
                 request_id=request_id,
-                address="",
+                address=address,
             )
             state["arrival"] = arrival
             reply, receive = await self._answer(arrival, receive)
@@ -93,7 +104,13 @@ class Front:
         if arrival.has_body:
             arrival.body = await arrivals.read_body(receive, limit=self._body_max_bytes)
             receive = arrivals.again(arrival.body, receive)
-        self._callers.identify(arrival)
+        try:
+            self._callers.identify(arrival)
+        except SpawnError:
+            self._count_unproven(arrival)
+            raise
+        if arrival.identity is None:
+            self._count_unproven(arrival)
         if arrival.invalid is not None and arrival.route.has_fixed_price:
             return await self._services.gate.run(arrival, None), receive
         if arrival.body or arrival.query:
@@ -103,6 +120,11 @@ class Front:
             **arrival.route.arguments(arrival.path), arrival=arrival, services=self._services
         )
         return reply, receive
+
+    def _count_unproven(self, arrival: Arrival) -> None:
+        """Raise `rate_limited` at an address that had too many calls without a good proof."""
+        if arrival.route.is_rate_limited:
+            self._limits.take_address(arrival.address)
 
 
 def _own_id(headers: dict[str, str]) -> str | None:

@@ -10,15 +10,18 @@ from typing import Final, TypeVar
 import msgspec
 from spawn_schemas.errors import Code, SpawnError
 from spawn_schemas.money import Usdc, format_usdc
+from spawn_schemas.x402_v1 import X402_VERSION_1
 
 from spawn.api.arrivals import Arrival
 from spawn.api.asking import Asking
 from spawn.api.errors import plain, refusal
 from spawn.api.replies import JSON, Reply
+from spawn.api.routing import Route
 from spawn.domain.charges import Charge, Kind, Price, quote
+from spawn.payments import version1
 from spawn.payments.challenge import settle_response
 from spawn.payments.curve import checksummed
-from spawn.payments.exact import PaymentInvalid
+from spawn.payments.exact import PaymentInvalid, Terms
 from spawn.services.calls import Answer, Identity, PaidCall, Proof, UseCase
 from spawn.services.calls import Request as PaidRequest
 from spawn.services.paid_calls import PaidCalls
@@ -32,9 +35,9 @@ _PRIVATE: Final = (b"cache-control", b"no-store, private")
 class Gate:
     """Turns an arrival into a paid call, and its outcome into an answer."""
 
-    def __init__(self, paid_calls: PaidCalls, settings: Settings, asking: Asking) -> None:
+    def __init__(self, paid_calls: PaidCalls, settings: Settings, terms: Terms, asking: Asking) -> None:
         self._paid_calls = paid_calls
-        self._settings = settings
+        self._terms = terms
         self._asking = asking
         self._minimum_usdc = settings.deposit_minimum_usdc
         self._cap_usdc = settings.deposit_daily_cap_usdc
@@ -56,7 +59,7 @@ class Gate:
         try:
             if arrival.invalid is not None:
                 raise arrival.invalid
-            if arrival.identity is None:
+            if arrival.identity is None or not _may(arrival.identity, arrival.route):
                 return self._asking.price(arrival, price)
             if case is None:
                 raise SpawnError(
@@ -65,7 +68,6 @@ class Gate:
                     next="GET /openapi.json describes it.",
                 )
             call = self._paid_call(arrival, arrival.identity, price, fund)
-            _check_proof(arrival.identity, case)
             answer = await self._paid_calls.run(call, case)
         except PaymentInvalid as error:
             return self._asking.mend(arrival, price, error)
@@ -130,10 +132,7 @@ class Gate:
                 reason = error.code.value
             case _:
                 return refusal(arrival.request_id, error)
-        receipt = settle_response(
-            success=False, network=self._settings.x402_network, error_reason=reason, payer=_payer(arrival)
-        )
-        return refusal(arrival.request_id, error, headers=[(b"payment-response", receipt)])
+        return refusal(arrival.request_id, error, headers=[self._receipt(arrival, error_reason=reason)])
 
     def _answer(self, arrival: Arrival, answer: Answer) -> Reply:
         headers = [
@@ -148,21 +147,44 @@ class Gate:
         if answer.replayed:
             headers.append((b"idempotent-replayed", b"true"))
         if answer.settlement is not None and answer.paid_usdc is not None:
-            headers.append((b"payment-response", self._receipt(answer, answer.settlement, answer.paid_usdc)))
+            headers.append(self._receipt(arrival, transaction=answer.settlement, paid_usdc=answer.paid_usdc))
         return Reply(arrival.route.success_status, answer.body, headers)
 
-    def _receipt(self, answer: Answer, transaction: str, paid_usdc: Usdc) -> bytes:
-        return settle_response(
-            success=True,
-            network=self._settings.x402_network,
+    def _receipt(
+        self,
+        arrival: Arrival,
+        *,
+        transaction: str = "",
+        paid_usdc: Usdc | None = None,
+        error_reason: str | None = None,
+    ) -> tuple[bytes, bytes]:
+        """What became of the payment, in the version that it was made in."""
+        if arrival.identity is None:
+            raise RuntimeError("there is no receipt for a call that nobody paid")
+        payer = arrival.identity.wallet
+        if arrival.version == X402_VERSION_1:
+            return b"x-payment-response", version1.settle_response(
+                self._terms,
+                success=error_reason is None,
+                payer=payer,
+                transaction=transaction,
+                error_reason=error_reason,
+            )
+        return b"payment-response", settle_response(
+            success=error_reason is None,
+            network=self._terms.network,
             transaction=transaction,
-            payer=checksummed(answer.wallet),
-            amount=str(paid_usdc),
+            payer=checksummed(payer),
+            error_reason=error_reason,
+            amount=None if paid_usdc is None else str(paid_usdc),
         )
 
 
-def _payer(arrival: Arrival) -> str | None:
-    return None if arrival.identity is None else checksummed(arrival.identity.wallet)
+def _may(identity: Identity, route: Route) -> bool:
+    """Whether this proof is enough for this route. A session opens no other, or it would never end."""
+    if identity.binds_request:
+        return True
+    return route.takes_sign_in and not (route.opens_session and identity.proof is Proof.SESSION)
 
 
 def _from_balance(charge: Charge, price: Price, fund: str | None) -> Price:
@@ -180,19 +202,6 @@ def _from_balance(charge: Charge, price: Price, fund: str | None) -> Price:
             next="Leave fund out, or pay this call by x402 instead of signing it.",
         )
     return Price(fee_usdc=price.fee_usdc, fund_usdc=Usdc(0))
-
-
-def _check_proof(identity: Identity, case: UseCase) -> None:
-    """Raise `invalid_signature` for a write by somebody who has not vouched for this very request."""
-    if identity.binds_request or case.only_reads:
-        return
-    what = "A session" if identity.proof is Proof.SESSION else "A sign-in"
-    raise SpawnError(
-        Code.INVALID_SIGNATURE,
-        f"{what} is good for reading only: it says who you are, not what you want.",
-        details={"reason": "read_only"},
-        next="Pay by x402, or sign this very request with your wallet (RFC 9421, ERC-8128).",
-    )
 
 
 def _strict(body: bytes, form: type[B]) -> B:

@@ -3,7 +3,7 @@
 Invariant: every route declares a charge; `tests/arch` fails for one that does not.
 """
 
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from litestar.openapi.datastructures import ResponseSpec
 from spawn_schemas import api
@@ -16,11 +16,16 @@ _REFUSALS: Final[dict[int, str]] = {
     401: "The request's signature does not hold; nothing was charged.",
     403: "It belongs to another wallet; nothing was charged.",
     404: "There is no such thing; nothing was charged.",
-    409: "Its state does not allow this now; nothing was charged.",
+    409: "Its state does not allow this now, or the key, payment or nonce already served another request; nothing was "
+    "charged.",
     413: "More body or headers than anybody needs; nothing was charged.",
-    422: "The balance is too low; nothing was charged.",
+    422: "The balance is too low, or the payment exceeds what a wallet may pay in; nothing was charged.",
+    429: "Too many calls; nothing was charged. Repeat the same request after `Retry-After`.",
     503: "Not now; repeat the same request after `Retry-After`.",
 }
+
+_ANY_PAID_CALL: Final = (400, 401, 409, 413, 422, 429, 503)
+"""What can become of a call on its way through the gate, whichever route it asks for."""
 
 _DONE: Final = (
     "Done. `Spawn-Fee` says what it cost, `Spawn-Balance` what is left, `PAYMENT-RESPONSE` what was paid."
@@ -34,12 +39,13 @@ def priced(charge: Charge, summary: str, *refusals: int) -> dict[str, Any]:
         status: ResponseSpec(
             data_container=api.ErrorAnswer, description=_REFUSALS[status], generate_examples=False
         )
-        for status in sorted({*refusals, *(() if charge.kind is Kind.FREE else (400, 401, 413, 503))})
+        for status in sorted({*refusals, *(() if charge.kind is Kind.FREE else _ANY_PAID_CALL)})
     }
     if charge.kind is not Kind.FREE:
         responses[402] = ResponseSpec(
-            data_container=api.PaymentRequiredBody,
-            description="The price, as an x402 v2 challenge in the `PAYMENT-REQUIRED` header.",
+            data_container=cast("type[Any]", api.PaymentRequiredBody | api.ErrorAnswer),
+            description="The price, as an x402 v2 challenge in the `PAYMENT-REQUIRED` header; or the chain's refusal "
+            "of a payment, an error with the reason in `PAYMENT-RESPONSE`.",
             generate_examples=False,
         )
     return {

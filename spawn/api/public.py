@@ -56,7 +56,7 @@ async def show_catalog(request: Http, services: NamedDependency[Services]) -> ap
     )
 
 
-@get("/v1/actions/{action_id:str}", **priced(charges.FREE, "Follow an action", 404))
+@get("/v1/actions/{action_id:str}", **priced(charges.FREE, "Follow an action", 400, 404))
 async def show_action(
     action_id: FromPath[str], services: NamedDependency[Services], wait: Wait = 0
 ) -> api.ActionShown:

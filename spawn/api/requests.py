@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from litestar import Request
+from litestar import Request, Response
 from litestar.exceptions import SerializationException
 from spawn_schemas.errors import Code, SpawnError
 
@@ -25,6 +25,18 @@ class JsonRequest(Request[Any, Any, Any]):
                 f"The body is not JSON that can be read: {error}.",
                 next="GET /openapi.json describes every body.",
             ) from error
+
+
+def answer_options(request: Request[Any, Any, Any]) -> Response[None] | None:
+    """Answer OPTIONS with the methods of the path (RFC 9110 section 9.3.7), and leave the rest to the handlers.
+
+    The framework's own answer knows only the first method that it was told of.
+    """
+    if request.method != "OPTIONS":
+        return None
+    template = request.scope["path_template"]
+    (route,) = (route for route in request.app.routes if route.path_format == template)
+    return Response(None, status_code=204, headers={"Allow": ", ".join(sorted(route.methods))})
 
 
 def arrival_of(request: Request[Any, Any, Any]) -> Arrival:

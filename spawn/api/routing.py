@@ -41,6 +41,20 @@ class Route:
         return self.method != "DELETE" and self.charge.kind is not Kind.DEPOSIT
 
     @property
+    def is_free(self) -> bool:
+        """Whether the caller only has to say who it is."""
+        return self.charge.kind is Kind.IDENTIFIED
+
+    @property
+    def takes_sign_in(self) -> bool:
+        """Whether a proof that does not bind the request will do: for reading, and for opening a session."""
+        return self.method == "GET" or self.opens_session
+
+    @property
+    def opens_session(self) -> bool:
+        return bool(self.handler.opt.get("opens_session"))
+
+    @property
     def success_status(self) -> int:
         return self.handler.status_code
 

@@ -23,7 +23,12 @@ Wait = Annotated[
     int, QueryParameter(ge=0, le=60, description="Seconds to wait for the running operation first.")
 ]
 StatusFilter = Annotated[
-    str | None, QueryParameter(name="status", description="A server state; `stopped` means `off`.")
+    str | None,
+    QueryParameter(
+        name="status",
+        description="A server state; `stopped` means `off`.",
+        schema_extra={"enum": ["stopped", *(status.value for status in Status)]},
+    ),
 ]
 
 

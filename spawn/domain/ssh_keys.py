@@ -169,10 +169,13 @@ def _ecdsa(name: bytes, curve: ec.EllipticCurve) -> Callable[[list[bytes]], None
 
 
 def _security_key(check: Callable[[list[bytes]], None]) -> Callable[[list[bytes]], None]:
-    """OpenSSH PROTOCOL.u2f: the fields of the plain key, then the application, usually `ssh:`."""
+    """OpenSSH PROTOCOL.u2f: the fields of the plain key, then the application, usually `ssh:`.
+
+    OpenSSH reads the application as a C string, and no key that has a NUL in it.
+    """
 
     def check_with_application(fields: list[bytes]) -> None:
-        if not fields or not fields[-1]:
+        if not fields or not fields[-1] or b"\0" in fields[-1]:
             raise ValueError(_MALFORMED)
         check(fields[:-1])
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 from spawn_schemas.money import Usdc
+from spawn_schemas.sign_in import SIGN_IN_WITH_X
 from spawn_schemas.x402 import (
     SCHEME_EXACT,
     X402_VERSION,
@@ -38,7 +39,7 @@ PAYMENT_IDENTIFIER: Final[dict[str, Any]] = {
 }
 """Tells clients that they may name a purchase, so that a second attempt finds the first (x402 extension)."""
 
-_SLOTS: Final = ("\ue000error", "\ue000url", "\ue000amount")
+_SLOTS: Final = ("\ue000error", "\ue000url", "\ue000amount", "\ue000sign-in")
 """What stands for the parts that are not known at start, in the order in which they are encoded."""
 
 _encoder: Final = msgspec.json.Encoder()
@@ -47,7 +48,9 @@ _encoder: Final = msgspec.json.Encoder()
 class Challenges:
     """Writes offers on fixed terms. What depends on the terms alone is worked out once."""
 
-    def __init__(self, terms: Terms) -> None:
+    def __init__(self, terms: Terms, *, service_name: str | None = None, tags: tuple[str, ...] = ()) -> None:
+        self._service_name = service_name
+        self._tags = tags
         self._offer = PaymentRequirements(
             scheme=SCHEME_EXACT,
             network=terms.network,
@@ -63,15 +66,27 @@ class Challenges:
         """The one way to pay `amount_usdc`."""
         return msgspec.structs.replace(self._offer, amount=str(amount_usdc))
 
-    def prepare(self, description: str, extensions: dict[str, Any]) -> "Prepared":
-        """The offer of one route, complete but for what differs from call to call."""
+    def prepare(
+        self, description: str, extensions: dict[str, Any], *, pays: bool = True, signs_in: bool = False
+    ) -> "Prepared":
+        """The offer of one route, complete but for what differs from call to call.
+
+        It is to pay (`pays`), to sign in (`signs_in`), or either.
+        """
+        sign_in = {SIGN_IN_WITH_X: _SLOTS[3]} if signs_in else {}
         return Prepared(
             PaymentRequired(
                 x402_version=X402_VERSION,
                 error=_SLOTS[0],
-                resource=Resource(url=_SLOTS[1], description=description, mime_type="application/json"),
-                accepts=(msgspec.structs.replace(self._offer, amount=_SLOTS[2]),),
-                extensions=PAYMENT_IDENTIFIER | extensions,
+                resource=Resource(
+                    url=_SLOTS[1],
+                    description=description,
+                    mime_type="application/json",
+                    service_name=self._service_name,
+                    tags=self._tags,
+                ),
+                accepts=(msgspec.structs.replace(self._offer, amount=_SLOTS[2]),) if pays else (),
+                extensions=PAYMENT_IDENTIFIER | extensions | sign_in,
             )
         )
 
@@ -81,25 +96,30 @@ class Prepared:
 
     def __init__(self, required: PaymentRequired) -> None:
         text = _encoder.encode(required)
-        self._pieces: list[bytes] = []
+        pieces: list[bytes] = []
         for slot in _SLOTS:
-            piece, _, text = text.partition(_encoder.encode(slot))
-            self._pieces.append(piece)
-        self._pieces.append(text)
+            piece, found, rest = text.partition(_encoder.encode(slot))
+            pieces.append(piece if found else b"")
+            text = rest if found else text
+        self._before_error, self._before_url, self._before_amount, self._before_sign_in = pieces
+        self._rest = text
+        self._pays = bool(required.accepts)
+        self._signs_in = bool(self._before_sign_in)
 
-    def header(self, amount_usdc: Usdc, resource_url: str, error: str) -> bytes:
-        """The value of `PAYMENT-REQUIRED`."""
-        before_error, before_url, before_amount, rest = self._pieces
+    def header(self, amount_usdc: Usdc, resource_url: str, error: str, sign_in: bytes = b"") -> bytes:
+        """The value of `PAYMENT-REQUIRED`. `sign_in` is that extension's value in JSON, for an offer that has it."""
         return b2a_base64(
             b"".join(
                 (
-                    before_error,
+                    self._before_error,
                     _encoder.encode(error),
-                    before_url,
+                    self._before_url,
                     _encoder.encode(resource_url),
-                    before_amount,
-                    b'"%d"' % amount_usdc,
-                    rest,
+                    self._before_amount,
+                    b'"%d"' % amount_usdc if self._pays else b"",
+                    self._before_sign_in,
+                    sign_in if self._signs_in else b"",
+                    self._rest,
                 )
             ),
             newline=False,

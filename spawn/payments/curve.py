@@ -23,6 +23,11 @@ def keccak256(data: bytes) -> bytes:
     return digest
 
 
+def personal_digest(message: bytes) -> bytes:
+    """The hash that a wallet signs for a message of bytes (EIP-191, version 0x45)."""
+    return keccak256(b"\x19Ethereum Signed Message:\n%d%b" % (len(message), message))
+
+
 def recover(digest: bytes, signature: bytes) -> Address:
     """Return the account that signed the 32-byte `digest` with `signature` (r, s, v: 65 bytes).
 

@@ -119,12 +119,14 @@ def payment_identifier(payload: PaymentPayload) -> str | None:
     Raises SpawnError(INVALID_PAYMENT) for one that breaks the extension's rule: 16 to 128 of `A-Za-z0-9_-`.
     """
     match (payload.extensions or {}).get("payment-identifier"):
+        case None | {"info": {"id": None}}:
+            return None
         case {"info": {"id": str(key)}} if _PAYMENT_IDENTIFIER.fullmatch(key):
             return key
-        case {"info": {"id": _}}:
-            raise _header.malformed("has a payment-identifier that is not 16 to 128 letters, digits, - or _")
-        case _:
+        case {"info": {**info}} if "id" not in info:
             return None
+        case _:
+            raise _header.malformed("has a payment-identifier that is not 16 to 128 letters, digits, - or _")
 
 
 def identify(payload: PaymentPayload, terms: Terms) -> ExactPayment:

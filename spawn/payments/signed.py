@@ -18,7 +18,7 @@ import msgspec
 from spawn_schemas.errors import Code, SpawnError
 from spawn_schemas.ids import Address
 
-from spawn.payments.curve import keccak256, recover
+from spawn.payments.curve import personal_digest, recover
 
 MAX_HEADER_CHARS: Final = 4096
 MAX_MEMBERS: Final = 3
@@ -98,7 +98,7 @@ def verify(
     base = _signature_base(signed, derived, headers)
     signature = _signature_bytes(_members(headers, "signature").get(signed.label, ""))
     try:
-        signer = recover(_personal_digest(base), signature)
+        signer = recover(personal_digest(base), signature)
     except ValueError as error:
         raise _refusal("signature", f"The signature cannot be used: {error}.") from error
     if signer != signed.wallet:
@@ -238,11 +238,6 @@ def _signature_bytes(member: str) -> bytes:
         return a2b_base64(match[1], strict_mode=True)
     except ValueError as error:
         raise _refusal("malformed", "The signature is not base64 with padding.") from error
-
-
-def _personal_digest(message: bytes) -> bytes:
-    """The hash that a wallet signs for a message of bytes (EIP-191, version 0x45)."""
-    return keccak256(b"\x19Ethereum Signed Message:\n%d%b" % (len(message), message))
 
 
 def _unquoted(item: str) -> str:

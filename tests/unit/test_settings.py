@@ -79,6 +79,17 @@ def test_a_name_like_no_other_is_answered_with_all() -> None:
         ("SPAWN_FIRST_ANSWER_S", "-1"),
         ("SPAWN_IN_FLIGHT_WAIT_S", "3600"),
         ("SPAWN_BODY_MAX_BYTES", "0"),
+        ("SPAWN_RATE_ADDRESS_PER_MINUTE", "-1"),
+        ("SPAWN_RATE_WALLET_PER_MINUTE", "1000001"),
+        ("SPAWN_RATE_WALLET_PER_MINUTE", "0.5"),
+        ("SPAWN_TRUSTED_PROXIES", "proxy.internal"),
+        ("SPAWN_TRUSTED_PROXIES", "10.0.0.0/8;10.1.0.0/16"),
+        ("SPAWN_TRUSTED_PROXIES", "10.0.0.1/8"),
+        ("SPAWN_TRUSTED_PROXIES", "10.0.0.0/33"),
+        ("SPAWN_TRUSTED_PROXIES", "10.0.0.1:8080"),
+        ("SPAWN_TRUSTED_PROXIES", "[2001:db8::1]"),
+        ("SPAWN_TRUSTED_PROXIES", "10.0.0.0/8,0.0.0.0/0"),
+        ("SPAWN_TRUSTED_PROXIES", "::/0"),
     ],
 )
 def test_a_value_that_cannot_be_meant_is_refused_by_name(name: str, value: str) -> None:
@@ -114,6 +125,12 @@ def test_what_a_signature_must_name(public_url: str, authority: str) -> None:
 
 def test_where_to_listen() -> None:
     assert read_settings({"SPAWN_LISTEN": "[::1]:8402"}).listen_address == ("::1", 8402)
+
+
+def test_trusted_proxies_are_addresses_and_networks() -> None:
+    read = read_settings({"SPAWN_TRUSTED_PROXIES": " 10.0.0.0/8,192.0.2.1, 2001:db8::/32 ,"}).trusted_networks
+    assert [str(network) for network in read] == ["10.0.0.0/8", "192.0.2.1/32", "2001:db8::/32"]
+    assert read_settings({}).trusted_networks == ()
 
 
 @pytest.mark.parametrize("everywhere", ["0.0.0.0:80", "[::]:80"])

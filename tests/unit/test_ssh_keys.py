@@ -213,6 +213,7 @@ REFUSED: Final = {
     "no point": (line(P256, b"nistp256"), "damaged"),
     "sk without an application": (line(SK_ED25519, ED25519_POINT), "damaged"),
     "sk with an empty application": (line(SK_ED25519, ED25519_POINT, b""), "damaged"),
+    "sk with a NUL in its application": (line(SK_ED25519, ED25519_POINT, b"ssh:\0x"), "damaged"),
     "sk with two applications": (line(SK_P256, b"nistp256", p256_point(), b"ssh:", b"ssh:"), "damaged"),
 }
 
