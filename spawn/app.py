@@ -44,7 +44,7 @@ from spawn.payments.devnet import DevChain
 from spawn.payments.exact import Terms, terms
 from spawn.payments.facilitator import Facilitator
 from spawn.payments.sessions import Sessions
-from spawn.payments.sign_in import relying_party
+from spawn.payments.sign_in import RelyingParty, relying_party
 from spawn.secret_key import read_secret_key
 from spawn.services.create_server import Shop
 from spawn.services.operator import Operator
@@ -186,34 +186,15 @@ async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Se
     signals = Signals()
     operator = Operator(parts.db, parts.providers, parts.clock, parts.entropy, vault, signals)
     reconciler = Reconciler(parts.db, parts.providers, parts.clock, parts.entropy)
-    paid_calls = PaidCalls(
-        parts.db,
-        parts.facilitator,
-        operator,
-        signals,
-        parts.clock,
-        parts.entropy,
-        first_answer_s=settings.first_answer_s,
-        in_flight_wait_s=settings.in_flight_wait_s,
-        daily_cap_usdc=settings.deposit_daily_cap_usdc,
-        take_turn=limits.take_wallet,
-    )
+    paid_calls = _paid_calls(settings, parts, operator, signals, limits)
     our_terms = x402_terms(settings)
     party = relying_party(
         public_url=settings.public_url, authority=settings.authority, chain_id=settings.chain_id
     )
-    asking = Asking(
-        Challenges(our_terms, service_name=SERVICE_NAME, tags=TAGS),
-        our_terms,
-        party,
-        [route for route in ROUTES if route.is_priced],
-        parts.clock,
-        parts.entropy,
-    )
-    gate = Gate(paid_calls, settings, our_terms, asking)
+    asking = _asking(our_terms, party, parts)
     name, provider = next(iter(parts.providers.items()))
     services = Services(
-        gate=gate,
+        gate=Gate(paid_calls, settings, our_terms, asking),
         shop=Shop(catalog=await provider.catalog(), provider=name, entropy=parts.entropy, vault=vault),
         operator=operator,
         db=parts.db,
@@ -222,6 +203,7 @@ async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Se
         terms=our_terms,
         providers=parts.providers,
         schema=head_version(),
+        sessions=sessions,
     )
     jobs = _jobs(settings, parts, operator, reconciler)
     ticker = Ticker(tuple(jobs.values()), parts.clock) if ticking else None
@@ -244,6 +226,34 @@ async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Se
         operator=operator,
         reconciler=reconciler,
         jobs=jobs,
+    )
+
+
+def _paid_calls(
+    settings: Settings, parts: Parts, operator: Operator, signals: Signals, limits: Limits
+) -> PaidCalls:
+    return PaidCalls(
+        parts.db,
+        parts.facilitator,
+        operator,
+        signals,
+        parts.clock,
+        parts.entropy,
+        first_answer_s=settings.first_answer_s,
+        in_flight_wait_s=settings.in_flight_wait_s,
+        daily_cap_usdc=settings.deposit_daily_cap_usdc,
+        take_turn=limits.take_wallet,
+    )
+
+
+def _asking(our_terms: Terms, party: RelyingParty, parts: Parts) -> Asking:
+    return Asking(
+        Challenges(our_terms, service_name=SERVICE_NAME, tags=TAGS),
+        our_terms,
+        party,
+        [route for route in ROUTES if route.is_priced],
+        parts.clock,
+        parts.entropy,
     )
 
 

@@ -136,7 +136,15 @@ def _listen(settings: Settings) -> socket.socket:
 @click.option(
     "--listen", metavar="HOST:PORT", help="Where to listen  [default: SPAWN_LISTEN, 127.0.0.1:8402]."
 )
-def serve(listen: str | None) -> None:
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    envvar="WEB_CONCURRENCY",
+    show_envvar=True,
+    help="Processes: one, while the database is SQLite.",
+)
+def serve(listen: str | None, workers: int) -> None:
     """Run the service, on a database that is up to date.
 
     `spawn migrate` brings it there. One process per SQLite file: a second one is refused. Set SPAWN_PUBLIC_URL to how
@@ -144,6 +152,12 @@ def serve(listen: str | None) -> None:
     """
     from spawn import server
 
+    if workers > 1:
+        raise Refusal(
+            f"{workers} workers cannot share a SQLite database, which has one writing process. Run one (--workers 1 or "
+            "WEB_CONCURRENCY=1), and leave TLS to a reverse proxy in front of it; several processes need PostgreSQL, "
+            "whose engine is not part of this version."
+        )
     settings = _settings(listen=listen)
     server.serve(settings, _listen(settings))
 

@@ -1,20 +1,31 @@
 """Runs the built app under uvicorn: one process, one event loop."""
 
+import asyncio
 import errno
 import logging
+import resource
 import signal
 import socket
 import sys
-from typing import Final, NoReturn
+from collections.abc import Callable
+from typing import Any, Final, NoReturn
 
 import uvicorn
 import uvloop
+from msgspec.structs import replace
 
+from spawn import logs
 from spawn.app import build, open_parts
+from spawn.connections import behind
+from spawn.door import Bounds, Door, bounds_of, in_front
 from spawn.settings import Settings
+
+log = logging.getLogger(__name__)
 
 BACKLOG: Final = 2048
 """Connections that may wait to be accepted."""
+OTHER_FILES: Final = 256
+"""Descriptors kept for all that is not a connection: databases, providers, logs."""
 
 
 class CannotListen(Exception):
@@ -23,10 +34,7 @@ class CannotListen(Exception):
 
 def serve(settings: Settings, listener: socket.socket, *, log_requests: bool = False) -> None:
     """Serve on what `listen` gave until told to stop. Raises whatever `open_parts` refuses with."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("apscheduler").setLevel(logging.WARNING)
+    logs.start(sys.stderr)
     signal.signal(signal.SIGTERM, _terminated)
     try:
         uvloop.run(_serve(settings, listener, log_requests))
@@ -64,24 +72,62 @@ def listen(settings: Settings) -> socket.socket:
     return listener
 
 
+def _within_open_files(bounds: Bounds) -> Bounds:
+    """Raise this process's limit of open files for the connections; take fewer where that is not allowed.
+
+    Out of descriptors, the database and the providers would fail with the connections.
+    """
+    wanted = bounds.open_max + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return bounds
+    possible = max(soft - OTHER_FILES, soft // 2)
+    log.warning(
+        "this process may open %d files: it takes %d connections, not the %d of SPAWN_CONNECTIONS_MAX",
+        soft,
+        possible,
+        bounds.open_max,
+    )
+    return replace(bounds, open_max=possible)
+
+
+def configured(
+    app: Any, settings: Settings, new_request_id: Callable[[], str], *, log_requests: bool
+) -> uvicorn.Config:
+    """How uvicorn is to run the app: everything said, so that no variable of the environment decides it."""
+    bounds = _within_open_files(bounds_of(settings))
+    door = Door(bounds, exempt=in_front(settings.trusted_networks), new_request_id=new_request_id)
+    return uvicorn.Config(
+        app,
+        loop="none",
+        http=behind(door),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=log_requests,
+        server_header=False,
+        date_header=True,
+        workers=1,
+        proxy_headers=False,
+        timeout_graceful_shutdown=10,
+        backlog=BACKLOG,
+    )
+
+
 async def _serve(settings: Settings, listener: socket.socket, log_requests: bool) -> None:
     parts = await open_parts(settings)
     try:
         service = await build(settings, parts)
-        config = uvicorn.Config(
+        config = configured(
             service.app,
-            loop="none",
-            http="httptools",
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            access_log=log_requests,
-            server_header=False,
-            date_header=True,
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=10,
-            backlog=BACKLOG,
+            settings,
+            lambda: f"req_{parts.entropy.bytes(10).hex()}",
+            log_requests=log_requests,
         )
+        log.info("event loop: %s", type(asyncio.get_running_loop()).__module__)
         await uvicorn.Server(config).serve(sockets=[listener])
     finally:
         await parts.close()

@@ -22,6 +22,7 @@ _TEST_PREFIX: Final = "SPAWN_TEST_"
 _PATIENCE_S: Final = 60
 """The longest that a call may be made to wait."""
 _SECONDS: Final = f"0 to {_PATIENCE_S} seconds"
+_TIMEOUT: Final = "0.1 to 3600 seconds"
 _RATE_MAX: Final = 1_000_000
 _RATES: Final = f"0 (no limit) to {_RATE_MAX} calls a minute"
 
@@ -58,6 +59,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     first_answer_s: float = 5.0
     in_flight_wait_s: float = 5.0
     body_max_bytes: int = 131_072
+    head_max_bytes: int = 32_768
+    head_timeout_s: float = 10.0
+    body_timeout_s: float = 30.0
+    idle_timeout_s: float = 30.0
+    answer_timeout_s: float = 30.0
+    connections_max: int = 4096
+    connections_per_address_max: int = 256
     rate_address_per_minute: int = 600
     rate_wallet_per_minute: int = 1200
     trusted_proxies: str = ""
@@ -164,6 +172,17 @@ def _check(settings: Settings) -> None:
         ("SPAWN_DEPOSIT_MINIMUM", _is_amount(settings.deposit_minimum), "an amount such as 0.01"),
         ("SPAWN_DEPOSIT_DAILY_CAP", _is_amount(settings.deposit_daily_cap), "an amount such as 2000.00"),
         ("SPAWN_BODY_MAX_BYTES", settings.body_max_bytes > 0, "more than 0"),
+        (
+            "SPAWN_HEAD_MAX_BYTES",
+            settings.head_max_bytes >= 4096,
+            "4096 or more: a payment alone is half of that",
+        ),
+        ("SPAWN_HEAD_TIMEOUT_S", _is_timeout(settings.head_timeout_s), _TIMEOUT),
+        ("SPAWN_BODY_TIMEOUT_S", _is_timeout(settings.body_timeout_s), _TIMEOUT),
+        ("SPAWN_IDLE_TIMEOUT_S", _is_timeout(settings.idle_timeout_s), _TIMEOUT),
+        ("SPAWN_ANSWER_TIMEOUT_S", _is_timeout(settings.answer_timeout_s), _TIMEOUT),
+        ("SPAWN_CONNECTIONS_MAX", settings.connections_max > 0, "more than 0"),
+        ("SPAWN_CONNECTIONS_PER_ADDRESS_MAX", settings.connections_per_address_max > 0, "more than 0"),
         ("SPAWN_RATE_ADDRESS_PER_MINUTE", 0 <= settings.rate_address_per_minute <= _RATE_MAX, _RATES),
         ("SPAWN_RATE_WALLET_PER_MINUTE", 0 <= settings.rate_wallet_per_minute <= _RATE_MAX, _RATES),
         (
@@ -182,6 +201,10 @@ def _check(settings: Settings) -> None:
     for name, fine, wanted in checks:
         if not fine:
             raise InvalidSetting(f"{name} should be {wanted}.")
+
+
+def _is_timeout(seconds: float) -> bool:
+    return 0.1 <= seconds <= 3600
 
 
 def _is_caip2(text: str) -> bool:

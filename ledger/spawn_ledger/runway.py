@@ -109,6 +109,11 @@ def _charge(funding: Funding, end: int, now: int) -> Charge:
 
 def _ends(fundings: Sequence[Funding], available_usdc: Usdc, until: int) -> dict[ServerId, int]:
     """The last fully paid second of each server, exact below `until`, else `until` or later."""
+    if len(fundings) == 1:
+        # The wallet has nobody else to pay for: its money and the server's are one.
+        (alone,) = fundings
+        own_usdc = Usdc(alone.reserve_usdc + (available_usdc if alone.auto_renew else 0))
+        return {alone.server_id: paid_until(alone.meter, own_usdc)}
     ends = {f.server_id: paid_until(f.meter, f.reserve_usdc) for f in fundings}
     sharers = sorted(
         (_Sharer(funding=f, reserve_ends_at=ends[f.server_id]) for f in fundings if f.auto_renew),

@@ -23,6 +23,7 @@ class Code(str, Enum):
     IDEMPOTENCY_CONFLICT = "idempotency_conflict"
     IN_PROGRESS = "in_progress"
     INSUFFICIENT_DEPOSIT = "insufficient_deposit"
+    REQUEST_TIMEOUT = "request_timeout"
     REQUEST_TOO_LARGE = "request_too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     RATE_LIMITED = "rate_limited"

@@ -32,13 +32,14 @@ class Entropy(Protocol):
 
 
 _DIGITS = "abcdefghijklmnopqrstuvwxyz234567"
+_SHIFTS = range(120, -1, -10)
 _PAIRS = tuple(first + second for first in _DIGITS for second in _DIGITS)
 
 
 def _random_text(entropy: Entropy) -> str:
     """128 bits in the alphabet of RFC 4648 base32, lower case, two digits at a time."""
     number = int.from_bytes(entropy.bytes(16), "big") << 2  # 26 digits hold 130 bits
-    return "".join(_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10))
+    return "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])
 
 
 def new_server_id(entropy: Entropy) -> ServerId:

@@ -17,6 +17,7 @@ from spawn.services.calls import Identity
 _HEADERS_MAX: Final = 100
 _HEADER_BYTES_MAX: Final = 65_536
 _KEY_MAX: Final = 255
+_KEY_HEADER: Final = "idempotency-key"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,16 +50,26 @@ class Arrival:
 def combined(raw: list[tuple[bytes, bytes]]) -> dict[str, str]:
     """Header values by lower-case name; repeated ones joined as RFC 9110 section 5.3 has it."""
     headers: dict[str, str] = {}
+    repeated: set[str] = set()
     size = 0
     for raw_name, raw_value in raw:
         size += len(raw_name) + len(raw_value)
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        if name in headers:
+            value = f"{headers[name]}, {value}"
+            repeated.add(name)
+        headers[name] = value
     if len(raw) > _HEADERS_MAX or size > _HEADER_BYTES_MAX:
         raise SpawnError(
             Code.REQUEST_TOO_LARGE,
             f"A request has at most {_HEADERS_MAX} header lines and {_HEADER_BYTES_MAX} bytes of them.",
             next="Send fewer headers.",
+        )
+    if _KEY_HEADER in repeated:
+        raise SpawnError(
+            Code.INVALID_REQUEST,
+            "The request carries two Idempotency-Key lines: which of them names it?",
+            next="Send one.",
         )
     return headers
 

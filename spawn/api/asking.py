@@ -55,15 +55,12 @@ class _Offer:
         self.output_schema = output_schema(metadata)
         extensions = {"bazaar": metadata}
         signs_in = route.takes_sign_in
-        self.to_anybody = challenges.prepare(
-            route.summary, extensions, pays=not route.opens_session, signs_in=signs_in
-        )
+        self.to_anybody = challenges.prepare(route.summary, extensions, signs_in=signs_in)
         self.to_signers = (
             challenges.prepare(route.summary, extensions, pays=False, signs_in=True)
             if route.is_free and signs_in
             else None
         )
-        self.pays_anybody = not route.opens_session
 
 
 class Asking:
@@ -105,7 +102,7 @@ class Asking:
         offer = self._offers[arrival.route]
         prepared: Prepared | None = offer.to_signers if SIGN_IN_HEADER in arrival.headers else None
         resource = self._base_url + arrival.path
-        accepts = self._accepts_v1(offer, price, resource) if prepared is None and offer.pays_anybody else ()
+        accepts = self._accepts_v1(offer, price, resource) if prepared is None else ()
         header = (prepared or offer.to_anybody).header(
             price.payment_usdc, resource, error, self._sign_in(arrival.route)
         )

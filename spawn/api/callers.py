@@ -110,8 +110,14 @@ class Callers:
             payment=None,
         )
 
-    def _signed_in(self, header: str) -> Identity:
-        proof = sign_in.verify(header, self._party, now=self._clock.now_s())
+    def _signed_in(self, header: str) -> Identity | None:
+        """Who signed in; None for a text that is too old, whose signer is asked for a new one as anybody is."""
+        try:
+            proof = sign_in.verify(header, self._party, now=self._clock.now_s())
+        except SpawnError as error:
+            if (error.details or {}).get("reason") == sign_in.STALE:
+                return None
+            raise
         return Identity(
             proof=Proof.SIGN_IN,
             wallet=proof.wallet,

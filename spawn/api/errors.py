@@ -34,6 +34,7 @@ STATUS: Final[dict[Code, int]] = {
     Code.IN_PROGRESS: 503,
     Code.INSUFFICIENT_DEPOSIT: 422,
     Code.DEPOSIT_LIMIT: 422,
+    Code.REQUEST_TIMEOUT: 408,
     Code.REQUEST_TOO_LARGE: 413,
     Code.UNSUPPORTED_MEDIA_TYPE: 415,
     Code.RATE_LIMITED: 429,
@@ -47,7 +48,7 @@ STATUS: Final[dict[Code, int]] = {
 
 _PATTERN: Final = re.compile(r"Expected `str` matching regex '.*?'(?= - at |$)")
 _encoder: Final = msgspec.json.Encoder()
-_RETRYABLE: Final = frozenset({429, 500, 503})
+_RETRYABLE: Final = frozenset({408, 429, 500, 503})
 
 _OF_STATUS: Final = {
     400: Code.INVALID_REQUEST,

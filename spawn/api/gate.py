@@ -5,6 +5,7 @@ answered only when no money can be on its way.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Final, TypeVar
 
 import msgspec
@@ -53,7 +54,7 @@ class Gate:
         """
         charge = arrival.route.charge
         price = quote(charge, fund=fund, default_deposit_usdc=self._default_deposit_usdc)
-        if price.fund_usdc > 0:
+        if price.fund_usdc > 0 or charge.kind is Kind.DEPOSIT:
             self._check_limits(charge, price)
         case = None if use_case is None else use_case()
         try:
@@ -204,10 +205,16 @@ def _from_balance(charge: Charge, price: Price, fund: str | None) -> Price:
     return Price(fee_usdc=price.fee_usdc, fund_usdc=Usdc(0))
 
 
+@cache
+def _decoder(form: type[B]) -> msgspec.json.Decoder[B]:
+    return msgspec.json.Decoder(form)
+
+
 def _strict(body: bytes, form: type[B]) -> B:
     """Read the body again, exactly: the framework takes `"true"` for true, and we would guess what was meant."""
     try:
-        return msgspec.json.decode(body, type=form)
+        read: B = _decoder(form).decode(body)
+        return read
     except msgspec.ValidationError as error:
         raise SpawnError(
             Code.INVALID_REQUEST, f"{plain(str(error))}.", next="GET /openapi.json describes every field."

@@ -89,7 +89,7 @@ class Routes:
         if route is not None:
             return route
         segments = path.split("/", _PARAMETER_AT + 1)
-        if len(segments) <= _PARAMETER_AT or not segments[_PARAMETER_AT]:
+        if len(segments) <= _PARAMETER_AT or segments[0] or not segments[_PARAMETER_AT]:
             return None
         before = f"/{segments[1]}/{segments[2]}/"
         after = f"/{segments[4]}" if len(segments) > _PARAMETER_AT + 1 else ""

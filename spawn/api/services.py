@@ -8,6 +8,7 @@ from spawn_providers.base import Provider
 from spawn.api.gate import Gate
 from spawn.clock import Clock
 from spawn.payments.exact import Terms
+from spawn.payments.sessions import Sessions
 from spawn.services.create_server import Shop
 from spawn.services.operator import Operator
 from spawn.settings import Settings
@@ -25,3 +26,4 @@ class Services:
     terms: Terms
     providers: Mapping[str, Provider]
     schema: str
+    sessions: Sessions

@@ -7,9 +7,6 @@ when it can no longer settle.
 import logging
 from typing import Final
 
-import msgspec
-
-from spawn.payments.exact import ExactPayment
 from spawn.payments.facilitator import Facilitator, SettlementUnclear
 from spawn.services import reservations
 from spawn.store import reservations as rows
@@ -46,7 +43,7 @@ class Settlements:
                 log.exception("payment %s stays unresolved", reservation.id)
 
     async def _resolve(self, reservation: Reservation, now: int) -> None:
-        payment = msgspec.json.decode(reservation.payment or b"", type=ExactPayment)
+        payment = reservations.stored_payment(reservation)
         settled = await self._facilitator.find(payment)
         if settled is not None:
             await self._db.write(lambda tx: reservations.credit_found(tx, reservation, settled, now))

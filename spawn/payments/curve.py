@@ -4,6 +4,7 @@ Invariant: `recover` accepts exactly the signatures that the USDC contract accep
 so what is accepted here cannot be refused there for its form.
 """
 
+from functools import lru_cache
 from typing import Final
 
 from coincurve import PublicKey
@@ -52,6 +53,7 @@ def recover(digest: bytes, signature: bytes) -> Address:
     return Address("0x" + keccak256(key.format(compressed=False)[1:])[12:].hex())
 
 
+@lru_cache(maxsize=16_384)
 def checksummed(address: Address) -> str:
     """The mixed-case spelling of EIP-55, which wallets show and x402 clients compare letter by letter."""
     digits = address[2:]

@@ -48,7 +48,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def binds_request(self) -> bool:
         """Whether the caller vouched for this very request, and not only for being the caller."""
-        return self.proof in {Proof.PAYMENT, Proof.SIGNATURE}
+        return self.proof is Proof.PAYMENT or self.proof is Proof.SIGNATURE
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):

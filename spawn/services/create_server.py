@@ -4,6 +4,8 @@ Invariant: the deposit and the fee are only held here; they are taken when the p
 when it refuses.
 """
 
+from typing import Final
+
 import msgspec
 from msgspec.structs import replace
 from spawn_ledger.tx import Tx
@@ -28,7 +30,8 @@ SERVERS_MAX = 100
 """Servers one wallet may have at once; bounds what a single settlement touches."""
 
 
-_CATALOG = "GET /v1/catalog lists every type, image and location."
+_created: Final = msgspec.json.Decoder(api.ServerCreated)
+_CATALOG: Final = "GET /v1/catalog lists every type, image and location."
 _FUND = (
     "Put what is missing into the body as fund and pay by x402, choose a smaller deposit, "
     "or POST /v1/balance/deposit."
@@ -105,7 +108,7 @@ class CreateServer(UseCase):
 
     def complete(self, tx: Tx, draft: bytes, operation: Operation) -> Completed:
         """The answer with what the provider said since, and the root password for this one time."""
-        created = msgspec.json.decode(draft, type=api.ServerCreated)
+        created = _created.decode(draft)
         server = servers.get_server(tx, operation.server_id)
         stored = replace(
             created,

@@ -19,7 +19,7 @@ from spawn_schemas.money import Usdc, format_usdc
 
 from spawn.clock import Clock
 from spawn.payments import exact
-from spawn.payments.exact import ExactPayment, PaymentInvalid
+from spawn.payments.exact import PaymentInvalid
 from spawn.payments.facilitator import Facilitator, Rejected, Settled, SettlementUnclear
 from spawn.services import reservations, standing
 from spawn.services.acting import Progress, Transactions
@@ -205,7 +205,7 @@ class PaidCalls:
         Mostly the call is done in the transaction that books the payment. Where it cannot be, the payment is
         booked alone.
         """
-        payment = msgspec.json.decode(reservation.payment or b"", type=ExactPayment)
+        payment = reservations.stored_payment(reservation)
         try:
             async with asyncio.timeout(SETTLE_TIMEOUT_S):
                 outcome = await self._facilitator.settle(payment)

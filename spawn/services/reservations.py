@@ -4,12 +4,15 @@ Invariant: each step moves its reservation by compare-and-set in the transaction
 runs it twice (a copy of the request, a job, the next start) finds it done.
 """
 
+from typing import Final
+
 import msgspec
 from msgspec.structs import replace
 from spawn_ledger.tx import Tx
 from spawn_schemas.errors import Code, SpawnError
 
 from spawn.domain.operations import Operation, OperationStatus
+from spawn.payments.exact import ExactPayment
 from spawn.payments.facilitator import Settled
 from spawn.services import endings, funds
 from spawn.services.calls import Answer, Completed, Refusal, StoredBody, UseCase, refusal_of
@@ -17,6 +20,10 @@ from spawn.services.standing import Left
 from spawn.store import reservations as rows
 from spawn.store.operations import get_operation
 from spawn.store.reservations import Rail, Reservation, State
+
+# Made at import, as every decoder here: two threads that make the first one of a type at once crash the process.
+_answers: Final[msgspec.json.Decoder[StoredBody | Refusal]] = msgspec.json.Decoder(StoredBody | Refusal)
+_payments: Final = msgspec.json.Decoder(ExactPayment)
 
 REMEMBER_S = 86_400
 """How long an idempotency key, and what a payment bought, are remembered."""
@@ -141,12 +148,17 @@ def _provider_refusal(operation: Operation) -> SpawnError:
     )
 
 
+def stored_payment(reservation: Reservation) -> ExactPayment:
+    """The payment of a reservation whose settlement is not decided."""
+    return _payments.decode(reservation.payment or b"")
+
+
 def encode_body(body: bytes) -> bytes:
     return msgspec.json.encode(StoredBody(body=msgspec.Raw(body)))
 
 
 def stored_answer(reservation: Reservation, left: Left) -> Answer:
-    stored: StoredBody | Refusal = msgspec.json.decode(reservation.answer or b"", type=StoredBody | Refusal)
+    stored = _answers.decode(reservation.answer or b"")
     match stored:
         case StoredBody(body=body):
             return answer_of(reservation, bytes(body), left, replayed=True)

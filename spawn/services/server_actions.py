@@ -4,6 +4,7 @@ Invariant: one operation runs on a server at a time; a fee or an added deposit i
 """
 
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 from msgspec.structs import replace
@@ -23,6 +24,7 @@ from spawn.services.ownership import get_idle
 from spawn.services.purse import Purse
 from spawn.store import operations, secrets, ssh_keys
 
+_resized: Final = msgspec.json.Decoder(api.ServerResized)
 PLANS: dict[Command, Callable[[], Plan]] = {
     Command.START: plans.start_plan,
     Command.STOP: plans.stop_plan,
@@ -111,7 +113,7 @@ class Resize(UseCase):
         return Acted(answer=views.encode(answer), operation=operation.id)
 
     def complete(self, tx: Tx, draft: bytes, operation: Operation) -> Completed:
-        resized = msgspec.json.decode(draft, type=api.ServerResized)
+        resized = _resized.decode(draft)
         body = views.encode(replace(resized, action=views.action_summary(operation)))
         return Completed(answer=body, stored=body)
 

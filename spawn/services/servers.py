@@ -3,6 +3,8 @@
 Invariant: a read costs the provider no call; the refund of a destruction is fixed when it is asked for.
 """
 
+from typing import Final
+
 import msgspec
 from msgspec.structs import replace
 from spawn_ledger.transfers import transfer_id
@@ -25,6 +27,8 @@ from spawn.services.standing import Standing
 from spawn.store import operations, secrets, servers
 from spawn.store.database import Database
 from spawn.store.secrets import Vault
+
+_destroyed: Final = msgspec.json.Decoder(api.ServerDestroyed)
 
 
 class ListServers(Read):
@@ -222,7 +226,7 @@ class DestroyServer(UseCase):
         )
 
     def complete(self, tx: Tx, draft: bytes, operation: Operation) -> Completed:
-        gone = msgspec.json.decode(draft, type=api.ServerDestroyed)
+        gone = _destroyed.decode(draft)
         body = views.encode(replace(gone, action=views.action_summary(operation)))
         return Completed(answer=body, stored=body)
 

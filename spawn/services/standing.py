@@ -9,7 +9,7 @@ import msgspec
 from msgspec.structs import replace
 from spawn_ledger import runway
 from spawn_ledger.accounts import wallet_account
-from spawn_ledger.accrual import DAY, Meter
+from spawn_ledger.accrual import DAY, Meter, accrue
 from spawn_ledger.tx import Row, Tx
 from spawn_schemas.ids import Address, ServerId
 from spawn_schemas.money import Usdc
@@ -93,19 +93,25 @@ def _standing(rows: list[Row], now: int) -> Standing:
     available = Usdc(balance - held)
     metered = [row for row in rows if row["id"] is not None]
     fundings = tuple(map(_funding, metered))
-    settled = runway.settle(fundings, available, now)
-    reserves = {
-        funding.server_id: Usdc(funding.reserve_usdc - charge.from_reserve)
-        for funding, charge in zip(fundings, settled.charges, strict=True)
-    }
+    pressing = any(_presses(row, now) for row in metered)
+    if not pressing:
+        reserves = {f.server_id: Usdc(f.reserve_usdc - accrue(f.meter, now)[0]) for f in fundings}
+        left = available
+    else:
+        settled = runway.settle(fundings, available, now)
+        reserves = {
+            funding.server_id: Usdc(funding.reserve_usdc - charge.from_reserve)
+            for funding, charge in zip(fundings, settled.charges, strict=True)
+        }
+        left = settled.available_left
     return Standing(
         at=now,
-        available_usdc=settled.available_left,
+        available_usdc=left,
         reserved_usdc=Usdc(sum(reserves.values()) + held),
         reserves_usdc=reserves,
         fundings=fundings,
         unsettled_usdc=available,
-        pressing=any(_presses(row, now) for row in metered),
+        pressing=pressing,
     )
 
 

@@ -13,6 +13,7 @@ from spawn_schemas.ids import ActionId, ServerId
 from spawn.domain.operations import Operation, OperationStatus, Phase, Plan
 from spawn.domain.servers import Command
 
+_plans: Final[msgspec.json.Decoder[Plan]] = msgspec.json.Decoder(Plan)
 _COLUMNS: Final = Operation.__struct_fields__
 
 INSERT_OPERATION: Final = """
@@ -49,7 +50,7 @@ RELEASE_CLAIMS: Final = "UPDATE operation SET claim = NULL, claim_until = 0 WHER
 def operation_from(row: Row) -> Operation:
     """Read one row of `SELECT * FROM operation`."""
     values: dict[str, Any] = {name: row[name] for name in _COLUMNS}
-    values["plan"] = msgspec.json.decode(values["plan"], type=Plan)
+    values["plan"] = _plans.decode(values["plan"])
     values["status"] = OperationStatus(values["status"])
     values["phase"] = Phase(values["phase"])
     values["command"] = Command(values["command"])

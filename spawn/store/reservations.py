@@ -118,7 +118,7 @@ def reservation_from(row: Row) -> Reservation:
 
 
 def _params(reservation: Reservation) -> dict[str, Any]:
-    values: dict[str, Any] = {name: getattr(reservation, name) for name in _COLUMNS}
+    values = msgspec.structs.asdict(reservation)
     values["rail"] = reservation.rail.value
     values["state"] = reservation.state.value
     return values

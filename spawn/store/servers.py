@@ -14,6 +14,7 @@ from spawn_schemas.money import Usdc
 
 from spawn.domain.servers import Reason, Server, Status
 
+_texts: Final = msgspec.json.Decoder(tuple[str, ...])
 _COLUMNS: Final = Server.__struct_fields__
 
 INSERT_SERVER: Final = """
@@ -80,7 +81,7 @@ class Billed(msgspec.Struct, frozen=True, kw_only=True):
 def server_from(row: Row) -> Server:
     """Read one row of `SELECT * FROM server`."""
     values: dict[str, Any] = {name: row[name] for name in _COLUMNS}
-    values["ssh_keys"] = tuple(msgspec.json.decode(values["ssh_keys"], type=list[str]))
+    values["ssh_keys"] = _texts.decode(values["ssh_keys"])
     values["status"] = Status(values["status"])
     values["reason"] = None if values["reason"] is None else Reason(values["reason"])
     values["auto_renew"] = bool(values["auto_renew"])

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from spawn_ledger.tx import Tx
 
-from spawn.store.sqlite import SqliteTx, connect_reader
+from spawn.store.sqlite import connect_reader
+from spawn.store.sqlite_writer import SqliteTx
 
 
 @contextlib.contextmanager

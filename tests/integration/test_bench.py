@@ -32,9 +32,9 @@ def _bench(folder: Path, *names: str) -> dict[str, Any]:
 
 def test_every_paid_read_of_ours_is_accepted_and_booked(tmp_path: Path) -> None:
     result = _bench(tmp_path, "ours", "ledger")
-    measured = [line["subject"] for line in result["http"]]
-    assert measured == ["ours-signed", "ours-x402", "ours-devnet", "ours-unpaid"]
-    assert set(result["ratios"]) == {"ours-signed", "ours-devnet"}
+    ours = {"ours-signed", "ours-x402", "ours-v1", "ours-devnet", "ours-unpaid"}
+    assert {line["subject"] for line in result["http"]} == ours
+    assert set(result["ratios"]) == ours - {"ours-x402", "ours-unpaid"}
     assert "event loop" in result["threads_us"]["ours-x402"]
     assert len(result["ledger"]["ledger"]) == 3
 

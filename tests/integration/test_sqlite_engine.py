@@ -19,7 +19,8 @@ from spawn_schemas.errors import Code, SpawnError
 
 from spawn.store.database import DatabaseBusy, DatabaseFailed, StoreError, UnsuitableFilesystem
 from spawn.store.owner import Owner
-from spawn.store.sqlite import BATCH_MAX, SqliteDatabase
+from spawn.store.sqlite import SqliteDatabase
+from spawn.store.sqlite_writer import BATCH_MAX
 
 CREATE: Final = "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT NOT NULL) STRICT"
 INSERT: Final = "INSERT INTO note (id, body) VALUES (:id, 'text')"
@@ -110,7 +111,7 @@ async def test_the_connections_are_set_up(db: SqliteDatabase) -> None:
         "foreign_keys": 1,
         "recursive_triggers": 1,
         "trusted_schema": 0,
-        "wal_autocheckpoint": 1000,
+        "wal_autocheckpoint": 8000,
     }
 
     def settings(tx: Tx) -> dict[str, object]:

@@ -1,0 +1,229 @@
+"""The thread that writes to SQLite, and group commit.
+
+A commit costs an fsync however much it holds, so the writer takes every write that waits, commits them together,
+and only then answers. Invariants: a caller is answered after the commit that holds its write; a write that fails
+leaves nothing behind and harms no other; after a failed commit nothing more is tried, since a repeated fsync may
+succeed although pages are lost (PostgreSQL stops here as well, since 2018).
+"""
+
+import asyncio
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, Final
+
+from spawn_ledger.tx import Params, Row, Tx
+
+from spawn.store.database import NO_PARAMS, DatabaseFailed, overloaded
+
+BATCH_MAX: Final = 1_000
+"""Writes in one commit: bounds how long the first of them waits for the last."""
+QUEUE_LIMIT: Final = 5_000
+"""Writes that may wait: a fraction of a second of work. More are refused, so that waiting stays short."""
+
+_DISK_ERRORS: Final = frozenset(
+    {
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_READONLY,
+    }
+)
+"""Primary result codes that say something about the disk or the process, not about one statement."""
+
+
+class SqliteTx:
+    """`Tx` over the writer's connection. `execute` counts only for a statement that begins with its verb."""
+
+    __slots__ = ("_columns", "_connection")
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._columns: dict[str, tuple[str, ...]] = {}
+
+    def _run(self, sql: str, params: Params) -> sqlite3.Cursor:
+        # SQLite rolls all back by itself after some errors; each later statement would then commit alone.
+        if not self._connection.in_transaction:
+            raise DatabaseFailed("the transaction was lost to an earlier error")
+        return self._connection.execute(sql, params)
+
+    def execute(self, sql: str, params: Params = NO_PARAMS, /) -> int:
+        return self._run(sql, params).rowcount
+
+    def one(self, sql: str, params: Params = NO_PARAMS, /) -> Row | None:
+        # All rows, so that a statement with RETURNING runs to its end.
+        rows = self.all(sql, params)
+        return rows[0] if rows else None
+
+    def all(self, sql: str, params: Params = NO_PARAMS, /) -> list[Row]:
+        cursor = self._run(sql, params)
+        rows = cursor.fetchall()
+        if not rows:
+            return []
+        columns = self._columns.get(sql)
+        if columns is None:
+            columns = self._columns[sql] = tuple(column[0] for column in cursor.description)
+        # The driver's own rows look a column up by comparing names one after the other.
+        return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+class _Write:
+    """A caller's function on its way through the writer, and what became of it."""
+
+    __slots__ = ("error", "fn", "future", "result")
+
+    def __init__(self, fn: Callable[[Tx], Any], future: asyncio.Future[Any]) -> None:
+        self.fn = fn
+        self.future = future
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def answer(self) -> None:
+        if self.future.done():  # its caller was cancelled
+            return
+        if self.error is None:
+            self.future.set_result(self.result)
+        elif isinstance(self.error, StopIteration):
+            # A future refuses to carry it.
+            error = RuntimeError("a write raised StopIteration")
+            error.__cause__ = self.error
+            self.future.set_exception(error)
+        else:
+            self.future.set_exception(self.error)
+
+
+class Writer:
+    """The thread that writes. Everything but `_run` and what it calls happens on the event loop."""
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        queue_limit: int,
+        on_fatal: Callable[[DatabaseFailed], None] | None,
+    ) -> None:
+        self.commits = 0
+        self.failure: BaseException | None = None
+        self._connection = connection
+        self._tx = SqliteTx(connection)
+        self._queue_limit = queue_limit
+        self._on_fatal = on_fatal
+        self._queue: SimpleQueue[_Write | None] = SimpleQueue()
+        self._waiting = 0
+        self._loop = asyncio.get_running_loop()
+        self._stopped = self._loop.create_future()
+        # A daemon, so that a process that must end does not wait for a disk that does not answer.
+        self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, fn: Callable[[Tx], Any]) -> asyncio.Future[Any]:
+        if self._waiting >= self._queue_limit:
+            raise overloaded()
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._waiting += 1
+        self._queue.put(_Write(fn, future))
+        return future
+
+    async def stop(self) -> None:
+        self._queue.put(None)
+        await asyncio.shield(self._stopped)
+        self._thread.join()
+
+    def _run(self) -> None:
+        batch: list[_Write] = []
+        try:
+            while batch := self._take():
+                self._commit(batch)
+                self._loop.call_soon_threadsafe(self._answer, batch)
+        except BaseException as error:  # noqa: BLE001 - whatever ends this thread, its callers must hear of it
+            self._loop.call_soon_threadsafe(self._fail, batch, error)
+        finally:
+            # Closing rolls back and checkpoints; the next start repeats a checkpoint that failed.
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.close()
+            self._loop.call_soon_threadsafe(self._stopped.set_result, None)
+
+    def _take(self) -> list[_Write]:
+        """Wait for a write and return all that are there by now; an empty list means to stop."""
+        batch: list[_Write] = []
+        write = self._queue.get()
+        while write is not None:
+            batch.append(write)
+            if len(batch) == BATCH_MAX or self._queue.empty():
+                return batch
+            write = self._queue.get()
+        if batch:
+            self._queue.put(None)
+        return batch
+
+    def _commit(self, batch: list[_Write]) -> None:
+        """Run and commit a batch. Raises what is fatal; every other error belongs to the write it came from.
+
+        Nearly every batch has none: it is run as a whole, and only after an error again with each write apart.
+        """
+        connection = self._connection
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            for write in batch:
+                write.result = write.fn(self._tx)
+        except BaseException as error:
+            if _is_disk_error(error):
+                raise
+            # The error may have taken the whole transaction with it.
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            if len(batch) == 1:
+                batch[0].error = error
+                return
+            connection.execute("BEGIN IMMEDIATE")
+            self._run_apart(batch)
+        connection.execute("COMMIT")
+        self.commits += 1
+
+    def _run_apart(self, batch: list[_Write]) -> None:
+        connection = self._connection
+        for write in batch:
+            connection.execute("SAVEPOINT one_write")
+            try:
+                write.result = write.fn(self._tx)
+            except BaseException as error:
+                if _is_disk_error(error):
+                    raise
+                write.error = error
+                # Fatal in its turn when the error took the whole transaction with it.
+                connection.execute("ROLLBACK TO one_write")
+            connection.execute("RELEASE one_write")
+
+    def _answer(self, batch: list[_Write]) -> None:
+        self._waiting -= len(batch)
+        for write in batch:
+            write.answer()
+
+    def _fail(self, batch: list[_Write], cause: BaseException) -> None:
+        self.failure = cause
+        unanswered = list(batch)
+        while not self._queue.empty():
+            write = self._queue.get()
+            if write is not None:
+                unanswered.append(write)
+        for write in unanswered:
+            write.error = failed(cause)
+        self._answer(unanswered)
+        if self._on_fatal is not None:
+            self._on_fatal(failed(cause))
+
+
+def _is_disk_error(error: BaseException) -> bool:
+    """Whether an error that one write met is none of its own."""
+    return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF in _DISK_ERRORS
+
+
+def failed(cause: BaseException) -> DatabaseFailed:
+    """A new error for each caller: one exception raised in many tasks would mix their tracebacks."""
+    error = DatabaseFailed(f"the database stopped: {cause}. Restart the service; it repairs itself at start.")
+    error.__cause__ = cause
+    return error
