@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gc
 import logging
 import resource
 import signal
@@ -22,6 +23,8 @@ from spawn.settings import Settings
 
 log = logging.getLogger(__name__)
 
+_YOUNG_OBJECTS: Final = 20_000
+"""Objects made before the collector looks through them: a few dozen calls' worth."""
 BACKLOG: Final = 2048
 """Connections that may wait to be accepted."""
 OTHER_FILES: Final = 256
@@ -117,6 +120,13 @@ def configured(
     )
 
 
+def _spare_the_collector() -> None:
+    """What was built at start lives as long as we do: the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_YOUNG_OBJECTS)
+
+
 async def _serve(settings: Settings, listener: socket.socket, log_requests: bool) -> None:
     parts = await open_parts(settings)
     try:
@@ -127,6 +137,7 @@ async def _serve(settings: Settings, listener: socket.socket, log_requests: bool
             lambda: f"req_{parts.entropy.bytes(10).hex()}",
             log_requests=log_requests,
         )
+        _spare_the_collector()
         log.info("event loop: %s", type(asyncio.get_running_loop()).__module__)
         await uvicorn.Server(config).serve(sockets=[listener])
     finally:

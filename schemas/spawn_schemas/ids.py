@@ -37,8 +37,12 @@ _PAIRS = tuple(first + second for first in _DIGITS for second in _DIGITS)
 
 
 def _random_text(entropy: Entropy) -> str:
+    return _text(entropy.bytes(16))
+
+
+def _text(bits: bytes) -> str:
     """128 bits in the alphabet of RFC 4648 base32, lower case, two digits at a time."""
-    number = int.from_bytes(entropy.bytes(16), "big") << 2  # 26 digits hold 130 bits
+    number = int.from_bytes(bits, "big") << 2  # 26 digits hold 130 bits
     return "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])
 
 
@@ -54,5 +58,6 @@ def new_ssh_key_id(entropy: Entropy) -> SshKeyId:
     return SshKeyId("sk_" + _random_text(entropy))
 
 
-def new_reservation_id(entropy: Entropy) -> ReservationId:
-    return ReservationId("res_" + _random_text(entropy))
+def new_reservation_id(entropy: Entropy, now: int) -> ReservationId:
+    """Begins with the time (unix seconds), so that what is reserved together lies together in an index."""
+    return ReservationId("res_" + _text(now.to_bytes(4, "big") + entropy.bytes(12)))

@@ -4,7 +4,7 @@ Invariant: whoever is asked for money is told exactly how much, in the words of 
 whoever has shown that it can sign is never asked for money where a signature will do.
 """
 
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 from spawn_schemas import api
@@ -52,7 +52,8 @@ class _Offer:
     def __init__(self, route: Route, challenges: Challenges) -> None:
         metadata = bazaar(route.handler, route.template)
         self.description = route.summary
-        self.output_schema = output_schema(metadata)
+        # Encoded once; the struct says what it is, and the encoder copies it.
+        self.output_schema = cast("dict[str, Any]", msgspec.Raw(_encoder.encode(output_schema(metadata))))
         extensions = {"bazaar": metadata}
         signs_in = route.takes_sign_in
         self.to_anybody = challenges.prepare(route.summary, extensions, signs_in=signs_in)
@@ -135,4 +136,4 @@ class Asking:
         if not route.takes_sign_in:
             return b""
         entropy = self._entropy.bytes(sign_in.NONCE_BYTES)
-        return _encoder.encode(self._sign_ins.extension(entropy=entropy, now=self._clock.now_s()))
+        return self._sign_ins.json(entropy=entropy, now=self._clock.now_s())

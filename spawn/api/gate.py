@@ -214,8 +214,8 @@ def _strict(body: bytes, form: type[B]) -> B:
     """Read the body again, exactly: the framework takes `"true"` for true, and we would guess what was meant."""
     try:
         read: B = _decoder(form).decode(body)
-        return read
     except msgspec.ValidationError as error:
         raise SpawnError(
             Code.INVALID_REQUEST, f"{plain(str(error))}.", next="GET /openapi.json describes every field."
         ) from error
+    return read

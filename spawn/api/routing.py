@@ -33,7 +33,7 @@ class Route:
     @property
     def has_fixed_price(self) -> bool:
         """Whether the price is the same whatever the body says."""
-        return self.charge.kind in {Kind.FEE, Kind.IDENTIFIED}
+        return self.charge.kind is Kind.FEE or self.charge.kind is Kind.IDENTIFIED
 
     @property
     def is_rate_limited(self) -> bool:

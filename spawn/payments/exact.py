@@ -16,6 +16,7 @@ from spawn_schemas.x402 import SCHEME_EXACT, X402_VERSION, ExactEvmPayload, Paym
 
 from spawn.payments.curve import keccak256, recover
 from spawn.payments.header import PaymentHeader
+from spawn.payments.nonces import nonce_key
 
 MAX_LIFE_S: Final = 3600
 """How far ahead an authorization may expire: used nonces are remembered at least that long."""
@@ -76,7 +77,7 @@ class ExactPayment(msgspec.Struct, frozen=True, kw_only=True):
 
     def nonce_key(self, chain_id: int, asset: Address) -> str:
         """The name of what may be spent once; the token contract keeps nonces per payer (EIP-3009)."""
-        return f"x402|{chain_id}|{asset}|{self.payer}|{self.nonce}"
+        return nonce_key("x402", str(chain_id), asset, self.payer, self.nonce)
 
 
 def terms(

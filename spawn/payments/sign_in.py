@@ -20,6 +20,7 @@ from spawn_schemas.sign_in import (
 )
 
 from spawn.payments.curve import checksummed, personal_digest, recover
+from spawn.payments.nonces import nonce_key
 from spawn.payments.timestamps import format_timestamp, parse_timestamp
 
 VERSION: Final = "1"
@@ -94,7 +95,7 @@ class SignedIn(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def nonce_key(self) -> str:
         """The name of what may be used once, until `expires` has passed."""
-        return f"siwx|{self.wallet}|{self.nonce}"
+        return nonce_key("siwx", self.wallet, self.nonce)
 
 
 def relying_party(*, public_url: str, authority: str, chain_id: int) -> RelyingParty:
@@ -115,6 +116,16 @@ class SignInChallenges:
         self._party = party
         self._chains = (SignInChain(chain_id=party.network, type=EIP191),)
         self._schema = msgspec.Raw(msgspec.json.encode(_SCHEMA))
+        self._at: int | None = None
+        self._before = self._after = b""
+
+    def json(self, *, entropy: bytes, now: int) -> bytes:
+        """`extension` as it is written: within a second only the nonce differs."""
+        if now != self._at:
+            text = msgspec.json.encode(self.extension(entropy=bytes(NONCE_BYTES), now=now))
+            self._before, _, self._after = text.partition(bytes(NONCE_BYTES).hex().encode())
+            self._at = now
+        return self._before + entropy.hex().encode() + self._after
 
     def extension(self, *, entropy: bytes, now: int) -> SignInExtension:
         """The value of `extensions["sign-in-with-x"]`; `entropy` is NONCE_BYTES that nobody can guess."""

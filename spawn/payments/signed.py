@@ -19,6 +19,7 @@ from spawn_schemas.errors import Code, SpawnError
 from spawn_schemas.ids import Address
 
 from spawn.payments.curve import personal_digest, recover
+from spawn.payments.nonces import nonce_key
 
 MAX_HEADER_CHARS: Final = 4096
 MAX_MEMBERS: Final = 3
@@ -53,7 +54,7 @@ class SignedRequest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def nonce_key(self) -> str:
         """The name of what may be used once, until `expires` has passed."""
-        return f"sig|{self.wallet}|{self.nonce}"
+        return nonce_key("sig", self.wallet, self.nonce)
 
 
 class _Input(msgspec.Struct, frozen=True, kw_only=True):

@@ -99,7 +99,7 @@ class PaidCalls:
         identity = call.identity
         remembered = identity.payment is not None or call.request.idempotency_key is not None
         return Reservation(
-            id=new_reservation_id(self._entropy),
+            id=new_reservation_id(self._entropy, now),
             nonce_key=identity.nonce_key,
             wallet=identity.wallet,
             rail=Rail.SIGNED if identity.payment is None else Rail.X402,
@@ -205,7 +205,8 @@ class PaidCalls:
         Mostly the call is done in the transaction that books the payment. Where it cannot be, the payment is
         booked alone.
         """
-        payment = reservations.stored_payment(reservation)
+        fresh = identity.payment if identity.nonce_key == reservation.nonce_key else None
+        payment = fresh or reservations.stored_payment(reservation)
         try:
             async with asyncio.timeout(SETTLE_TIMEOUT_S):
                 outcome = await self._facilitator.settle(payment)

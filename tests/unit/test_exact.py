@@ -12,6 +12,7 @@ from eth_keys.main import KeyAPI
 from eth_utils.address import to_checksum_address
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from spawn_schemas.errors import Code, SpawnError
 from spawn_schemas.ids import Address
 from spawn_schemas.money import Usdc
@@ -129,10 +130,16 @@ def test_a_good_payment_is_read_into_normal_form() -> None:
     assert payment.payer == PAYER.address.lower()
     assert payment.pay_to == PAYEE.lower()
     assert (payment.value, payment.valid_after, payment.valid_before) == (PRICE, 0, NOW + 300)
-    assert (
-        payment.nonce_key(TERMS.chain_id, TERMS.asset)
-        == f"x402|84532|{ASSET.lower()}|{PAYER.address.lower()}|0x{'5a' * 32}"
-    )
+    names = {
+        payment.nonce_key(TERMS.chain_id, TERMS.asset),
+        payment.nonce_key(TERMS.chain_id + 1, TERMS.asset),
+        payment.nonce_key(TERMS.chain_id, payment.payer),
+        replace(payment, payer=payment.pay_to).nonce_key(TERMS.chain_id, TERMS.asset),
+        replace(payment, nonce="0x" + "00" * 32).nonce_key(TERMS.chain_id, TERMS.asset),
+    }
+    assert len(names) == 5
+    again = replace(payment, value=1, signature="0x", valid_before=1)
+    assert again.nonce_key(TERMS.chain_id, TERMS.asset) in names  # the token keeps one nonce for all of these
 
 
 def test_the_table_of_bad_payments_is_long_and_its_names_are_distinct() -> None:
