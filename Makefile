@@ -8,7 +8,7 @@ UV := $(BIN)/uv
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: help setup demo test check format types imports bench lock openapi clean
+.PHONY: help setup demo test check format types imports bench soak fuzz lock openapi clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,12 +50,22 @@ check: format types imports test ## Everything CI checks
 bench: $(READY) ## Benchmarks: ratios against named peers, in one run
 	$(BIN)/python -m tests.bench $(ARGS)
 
+REQUESTS ?= 1000000
+soak: $(READY) ## A million mixed calls (REQUESTS): memory stays flat, the books are right
+	$(BIN)/python -m tests.bench.soak --requests $(REQUESTS) $(ARGS)
+
+SECONDS ?= 600
+fuzz: $(READY) ## Fuzz all parsers, for SECONDS together (600)
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
+
 openapi: $(READY) ## Regenerate openapi.json
 	$(BIN)/spawn openapi --output openapi.json
 
 lock: $(READY) ## Resolve requirements/*.in again
-	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	  --no-emit-index-url --no-emit-find-links --upgrade requirements/all.in -o requirements/all.lock
+	for name in all x402-v1; do \
+	  $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	    --no-emit-index-url --no-emit-find-links --upgrade requirements/$$name.in -o requirements/$$name.lock || exit 1; \
+	done
 	$(UV) pip compile --quiet --generate-hashes --no-header --no-annotate requirements/bootstrap.in -o requirements/bootstrap.lock
 
 clean: ## Remove the environment and caches

@@ -7,6 +7,7 @@ envelope, in its turn. Nothing that was received is ever logged here.
 
 import asyncio
 from enum import Enum, auto
+from functools import partial
 from itertools import chain
 from typing import Any, ClassVar, Final
 
@@ -16,6 +17,7 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from spawn.api.errors import STATUS, refusal
+from spawn.api.replies import AT_ONCE
 from spawn.door import Bounds, Door
 
 TARGET_MAX_BYTES: Final = 8192
@@ -149,7 +151,34 @@ class Connection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         # uvicorn knows only the request that came last, and would let an earlier one write to a closed connection.
         self._running = cycle
+        cycle.scope["extensions"] = {AT_ONCE: partial(self._answer_at_once, cycle)}  # type: ignore[dict-item]  # a callable is what ours is
         super()._start_asgi_task(cycle, app)
+
+    def _answer_at_once(
+        self, cycle: RequestResponseCycle, status: int, headers: Headers, body: bytes
+    ) -> bool:
+        """Write an answer of ours in one piece. False, and nothing written, where uvicorn has more to do than that."""
+        if (
+            cycle.disconnected
+            or self.flow.write_paused
+            or cycle.access_log
+            or cycle.scope["method"] == "HEAD"
+        ):
+            return False
+        lines = [STATUS_LINE[status]]
+        for name, value in chain(cycle.default_headers, headers):
+            lines += (name, b": ", value, b"\r\n")
+        if not cycle.keep_alive:
+            lines.append(b"connection: close\r\n")
+        lines.append(b"content-length: %d\r\n\r\n" % len(body))
+        lines.append(body)
+        cycle.response_started = cycle.response_complete = True
+        self.transport.write(b"".join(lines))
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            self.transport.close()
+        cycle.on_response()
+        return True
 
     def _stop_answering(self) -> None:
         """Tell the application that nobody listens any more."""
@@ -187,7 +216,6 @@ class Connection(HttpToolsProtocol):
     def expire(self) -> None:
         """Time is up: end what the client keeps us waiting for. While it waits for us, look again later."""
         if self._stalled or self._gone or self.transport.is_closing():
-            self._stop_answering()
             self.transport.abort()
         elif self.flow.read_paused if self._phase is _BODY else self._answering:
             self.left_s = self._bounds.answer_s

@@ -4,10 +4,12 @@ Invariant: a test that needs an engine says so through `require`, so that `SPAWN
 comma list of engines) can turn its absence into a failure. CI demands all of them.
 """
 
+import importlib.util
 import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +20,8 @@ import pytest
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 NODE_PROJECT: Final = ROOT / "tests" / "interop" / "node"
+V1_PROJECT: Final = ROOT / "tests" / "interop" / "v1"
+"""The clients of x402 version 1, in both languages."""
 REQUIRE_VARIABLE: Final = "SPAWN_TEST_REQUIRE"
 
 
@@ -43,11 +47,18 @@ def chromium() -> str | None:
     return next((path for path in map(shutil.which, names) if path is not None), None)
 
 
+def _uv() -> str | None:
+    """The project's own uv, which `make setup` puts beside the Python that runs the tests; or else another."""
+    return shutil.which("uv", path=Path(sys.executable).parent) or shutil.which("uv")
+
+
 ENGINES: Final[dict[str, Callable[[], bool]]] = {
     "postgresql": lambda: _postgres_folder() is not None and shutil.which("psql") is not None,
     "docker": _has_docker,
     "chromium": lambda: chromium() is not None,
     "node": lambda: shutil.which("node") is not None and shutil.which("npm") is not None,
+    "atheris": lambda: importlib.util.find_spec("atheris") is not None,
+    "uv": lambda: _uv() is not None,
 }
 """Every engine a test may need, and how to see that it is here."""
 
@@ -83,35 +94,68 @@ def missing(engine: str, reason: str) -> None:
     pytest.skip(reason)
 
 
-def _node_packages_installed() -> bool:
-    wanted = json.loads((NODE_PROJECT / "package.json").read_text(encoding="utf-8"))["dependencies"]
+def _node_packages_installed(project: Path) -> bool:
+    wanted = json.loads((project / "package.json").read_text(encoding="utf-8"))["dependencies"]
     found = {}
     for name in wanted:
-        path = NODE_PROJECT / "node_modules" / name / "package.json"
+        path = project / "node_modules" / name / "package.json"
         if path.exists():
             found[name] = json.loads(path.read_text(encoding="utf-8"))["version"]
     return bool(found == wanted)
 
 
-def node_project() -> Path:
-    """The folder of the Node clients, with their packages installed at the exact versions it names.
+def node_project(project: Path = NODE_PROJECT) -> Path:
+    """A folder of Node clients, with their packages installed at the exact versions it names.
 
     Node 18, the oldest we meet, has no global `crypto`; a script that signs takes it from `node:crypto`.
     """
     require("node")
-    if not _node_packages_installed():
-        # The lock would record where packages were fetched from, and the tree names no host.
-        install = subprocess.run(
-            ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock"],
-            cwd=NODE_PROJECT,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        if install.returncode != 0:
-            missing("node", f"npm could not install the clients of {NODE_PROJECT.name}:\n{install.stderr}")
-    return NODE_PROJECT
+    try:
+        install_node_packages(project)
+    except NodePackagesMissing as error:
+        missing("node", str(error))
+    return project
+
+
+def x402_v1_python() -> Path:
+    """The Python of an environment that has PyPI `x402` 1.0, whose package has the name of version 2's.
+
+    Built from its own lock, inside the project's environment. Once it is, uv only looks it over, offline.
+    """
+    require("uv")
+    uv = _uv()
+    assert uv is not None
+    home = ROOT / ".venv" / "x402-v1"
+    python = home / "bin" / "python"
+    lock = ROOT / "requirements" / "x402-v1.lock"
+    create = [uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, str(home)]
+    fill = [uv, "pip", "sync", "--quiet", "--require-hashes", "--python", str(python), str(lock)]
+    for command in (create, fill):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        if done.returncode != 0:
+            missing("uv", f"uv could not install {lock.name}:\n{done.stderr}")
+    return python
+
+
+class NodePackagesMissing(Exception):
+    """npm could not install what a project of ours names; the message has what it said."""
+
+
+def install_node_packages(project: Path) -> None:
+    """Install what `package.json` in this folder names, at exact versions, once. Raises NodePackagesMissing."""
+    if _node_packages_installed(project):
+        return
+    # The lock would record where packages were fetched from, and the tree names no host.
+    install = subprocess.run(
+        ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock"],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    if install.returncode != 0:
+        raise NodePackagesMissing(f"npm could not install the packages of {project}:\n{install.stderr}")
 
 
 class Postgres:

@@ -5,6 +5,7 @@ checksum it.
 """
 
 import re
+from base64 import b32encode
 from typing import NewType, Protocol
 
 Address = NewType("Address", str)
@@ -31,19 +32,8 @@ class Entropy(Protocol):
     def bytes(self, count: int, /) -> bytes: ...
 
 
-_DIGITS = "abcdefghijklmnopqrstuvwxyz234567"
-_SHIFTS = range(120, -1, -10)
-_PAIRS = tuple(first + second for first in _DIGITS for second in _DIGITS)
-
-
 def _random_text(entropy: Entropy) -> str:
-    return _text(entropy.bytes(16))
-
-
-def _text(bits: bytes) -> str:
-    """128 bits in the alphabet of RFC 4648 base32, lower case, two digits at a time."""
-    number = int.from_bytes(bits, "big") << 2  # 26 digits hold 130 bits
-    return "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])
+    return b32encode(entropy.bytes(16)).decode().rstrip("=").lower()
 
 
 def new_server_id(entropy: Entropy) -> ServerId:
@@ -60,4 +50,4 @@ def new_ssh_key_id(entropy: Entropy) -> SshKeyId:
 
 def new_reservation_id(entropy: Entropy, now: int) -> ReservationId:
     """Begins with the time (unix seconds), so that what is reserved together lies together in an index."""
-    return ReservationId("res_" + _text(now.to_bytes(4, "big") + entropy.bytes(12)))
+    return ReservationId(f"res_{now:08x}{entropy.bytes(12).hex()}")

@@ -77,7 +77,7 @@ class ExactPayment(msgspec.Struct, frozen=True, kw_only=True):
 
     def nonce_key(self, chain_id: int, asset: Address) -> str:
         """The name of what may be spent once; the token contract keeps nonces per payer (EIP-3009)."""
-        return nonce_key("x402", str(chain_id), asset, self.payer, self.nonce)
+        return nonce_key("x402", f"{chain_id} {asset} {self.payer}", self.nonce)
 
 
 def terms(

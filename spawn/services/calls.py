@@ -62,11 +62,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     def fingerprint(self) -> str:
         """SHA-256 over method, path, query and body. Payment, signature and key headers are left out."""
-        digest = hashlib.sha256()
-        for part in (self.method.encode(), self.path.encode(), self.query.encode(), self.body):
-            digest.update(len(part).to_bytes(8, "big"))
-            digest.update(part)
-        return digest.hexdigest()
+        line = f"{self.method} {self.path} {self.query}\n"  # none of them holds a blank or ends the line
+        return hashlib.sha256(line.encode() + self.body).hexdigest()
 
 
 class PaidCall(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,7 +19,7 @@ from spawn_ledger.tx import Params, Row, Tx
 from spawn.store.database import NO_PARAMS, DatabaseFailed, overloaded
 
 BATCH_MAX: Final = 1_000
-"""Writes in one commit: bounds how long the first of them waits for the last."""
+"""Writes after which a commit takes no more: bounds how long the first of them waits for the last."""
 QUEUE_LIMIT: Final = 5_000
 """Writes that may wait: a fraction of a second of work. More are refused, so that waiting stays short."""
 
@@ -112,7 +112,8 @@ class Writer:
         self._tx = SqliteTx(connection)
         self._queue_limit = queue_limit
         self._on_fatal = on_fatal
-        self._queue: SimpleQueue[_Write | None] = SimpleQueue()
+        self._gathered: list[_Write] = []
+        self._queue: SimpleQueue[list[_Write] | None] = SimpleQueue()
         self._waiting = 0
         self._loop = asyncio.get_running_loop()
         self._stopped = self._loop.create_future()
@@ -125,10 +126,19 @@ class Writer:
             raise overloaded()
         future: asyncio.Future[Any] = self._loop.create_future()
         self._waiting += 1
-        self._queue.put(_Write(fn, future))
+        if not self._gathered:
+            self._loop.call_soon(self._hand_over)
+        self._gathered.append(_Write(fn, future))
         return future
 
+    def _hand_over(self) -> None:
+        """Wake the thread once for all that this turn of the event loop brought: it would only wait for our lock."""
+        gathered, self._gathered = self._gathered, []
+        for start in range(0, len(gathered), BATCH_MAX):
+            self._queue.put(gathered[start : start + BATCH_MAX])
+
     async def stop(self) -> None:
+        self._hand_over()
         self._queue.put(None)
         await asyncio.shield(self._stopped)
         self._thread.join()
@@ -150,12 +160,12 @@ class Writer:
     def _take(self) -> list[_Write]:
         """Wait for a write and return all that are there by now; an empty list means to stop."""
         batch: list[_Write] = []
-        write = self._queue.get()
-        while write is not None:
-            batch.append(write)
-            if len(batch) == BATCH_MAX or self._queue.empty():
+        gathered = self._queue.get()
+        while gathered is not None:
+            batch += gathered
+            if len(batch) >= BATCH_MAX or self._queue.empty():
                 return batch
-            write = self._queue.get()
+            gathered = self._queue.get()
         if batch:
             self._queue.put(None)
         return batch
@@ -205,11 +215,10 @@ class Writer:
 
     def _fail(self, batch: list[_Write], cause: BaseException) -> None:
         self.failure = cause
-        unanswered = list(batch)
+        unanswered = [*batch, *self._gathered]
+        self._gathered = []
         while not self._queue.empty():
-            write = self._queue.get()
-            if write is not None:
-                unanswered.append(write)
+            unanswered += self._queue.get() or ()
         for write in unanswered:
             write.error = failed(cause)
         self._answer(unanswered)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.engines import ROOT
 
-LOCKS: Final = (ROOT / "requirements" / "all.lock", ROOT / "requirements" / "bootstrap.lock")
+LOCKS: Final = sorted((ROOT / "requirements").glob("*.lock"))
 
 REQUIREMENT: Final = re.compile(
     r"""
@@ -44,9 +44,11 @@ def test_a_lock_is_pins_and_hashes_only(lock: Path) -> None:
     assert faults(lock.read_text()) == []
 
 
-def test_every_direct_requirement_is_locked() -> None:
-    locked = set(re.findall(r"^([a-z0-9._-]+)", LOCKS[0].read_text(), re.MULTILINE))
-    wanted = set(re.findall(r"^([a-z0-9-]+)", (ROOT / "requirements" / "all.in").read_text(), re.MULTILINE))
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
+def test_every_direct_requirement_is_locked(lock: Path) -> None:
+    locked = set(re.findall(r"^([a-z0-9._-]+)", lock.read_text(), re.MULTILINE))
+    wanted = set(re.findall(r"^([a-z0-9-]+)", lock.with_suffix(".in").read_text(), re.MULTILINE))
+    assert wanted
     assert wanted - locked == set()
 
 

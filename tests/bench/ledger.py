@@ -1,12 +1,15 @@
 """Durable transfers through the writer thread, beside plain `sqlite3` running the very same statements.
 
 Grouping is what makes a durable transfer cheap: a commit each and a commit for 64 are the two ends it lies between.
+Run as `python -m tests.bench.ledger FOLDER TRANSFERS ROUNDS`, so that it has a core and an environment of its own.
 """
 
 import asyncio
 import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from statistics import median
@@ -22,9 +25,12 @@ from spawn_schemas.money import Usdc
 from spawn.store.database import NO_PARAMS
 from spawn.store.migrate import migrate
 from spawn.store.sqlite import SqliteDatabase, connect_writer
+from tests.bench.processes import inherited, pinned
 from tests.bench.report import table
+from tests.engines import ROOT
 
 CALLERS: Final = 64
+_TIMEOUT_S: Final = 300
 _ACCOUNTS: Final = tuple(wallet_account(Address(f"0x{number:040x}")) for number in range(1, CALLERS + 1))
 
 Statement = tuple[str, Params]
@@ -60,6 +66,23 @@ class _Recorder:
         return self._tx.all(sql, params)
 
 
+def measure_apart(
+    folder: Path, *, transfers: int, rounds: int, core: int, environ: Mapping[str, str]
+) -> list[Way]:
+    """`measure` in a process of its own, on this core, with `environ` added to what it inherits."""
+    folder.mkdir()
+    with pinned(core):
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.bench.ledger", str(folder), str(transfers), str(rounds)],
+            cwd=ROOT,
+            env=inherited() | dict(environ),
+            stdout=subprocess.PIPE,
+            timeout=_TIMEOUT_S,
+            check=True,
+        )
+    return msgspec.json.decode(done.stdout, type=list[Way])
+
+
 def measure(folder: Path, *, transfers: int, rounds: int) -> list[Way]:
     """Write this many fees in each way and round, every time into a fresh copy of one database. Ours comes first."""
     template = folder / "template.db"
@@ -87,7 +110,7 @@ def measure(folder: Path, *, transfers: int, rounds: int) -> list[Way]:
     ]
 
 
-def ways_table(ways: list[Way]) -> str:
+def ways_table(title: str, ways: list[Way]) -> str:
     """Each way, and how its rate and its CPU time compare with ours, which is the first."""
     ours = ways[0]
     rows = [
@@ -100,7 +123,7 @@ def ways_table(ways: list[Way]) -> str:
         )
         for way in ways
     ]
-    return table(("durable ledger transfers", "CPU us", "per s", "our rate / its", "its CPU / ours"), rows)
+    return table((title, "CPU us", "per s", "our rate / its", "its CPU / ours"), rows)
 
 
 def _fee(number: int) -> Transfer:
@@ -161,3 +184,11 @@ def _plain(path: Path, work: Work, *, per_commit: int) -> None:
                 for sql, params in statements:
                     connection.execute(sql, params).fetchall()
             connection.execute("COMMIT")
+
+
+if __name__ == "__main__":
+    print(
+        msgspec.json.encode(
+            measure(Path(sys.argv[1]), transfers=int(sys.argv[2]), rounds=int(sys.argv[3]))
+        ).decode()
+    )

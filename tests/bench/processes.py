@@ -5,19 +5,23 @@ Invariant: a server shares no core with the load that is put on it, where the ma
 
 import ctypes
 import os
+import signal
 import socket
 import subprocess
-import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import httpx
 
 from tests.engines import ROOT
 
-START_TIMEOUT_S = 60
+START_TIMEOUT_S: Final = 60
+_STOP_TIMEOUT_S: Final = 15
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
 
 class Process:
@@ -27,6 +31,7 @@ class Process:
         self.port = port
         self.authority = f"127.0.0.1:{port}"
         self.url = f"http://{self.authority}"
+        self._pid = process.pid
         clock = ctypes.c_int()
         failed = ctypes.CDLL(None).clock_getcpuclockid(process.pid, ctypes.byref(clock))
         if failed:
@@ -36,6 +41,27 @@ class Process:
     def cpu_s(self) -> float:
         """User and system time of all its threads so far, to the nanosecond (`clock_getcpuclockid(3)`)."""
         return time.clock_gettime_ns(self._clock) / 1e9
+
+    def threads_cpu_s(self) -> dict[str, float]:
+        """The same by the name of the thread, to a clock tick (`proc(5)`: utime and stime)."""
+        seen: defaultdict[str, float] = defaultdict(float)
+        for task in Path(f"/proc/{self._pid}/task").iterdir():
+            try:
+                text = (task / "stat").read_text(encoding="utf-8")
+            except FileNotFoundError:
+                continue  # it ended just now
+            name, _, rest = text.partition("(")[2].rpartition(")")
+            fields = rest.split()
+            seen[name] += (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+        return seen
+
+    def resident_mib(self) -> float:
+        """The memory it holds now (`proc(5)`: VmRSS)."""
+        lines = Path(f"/proc/{self._pid}/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self._pid, number)
 
 
 def cores() -> tuple[int, int]:
@@ -53,17 +79,12 @@ def free_port() -> int:
 
 @contextmanager
 def running(
-    arguments: Sequence[str], port: int, *, ready: str, core: int, log: Path, environ: Mapping[str, str]
+    command: Sequence[str], port: int, *, ready: str, core: int, log: Path, environ: Mapping[str, str]
 ) -> Iterator[Process]:
-    """Run `python -m <arguments>` on `core` until the block ends; enter it when `ready` answers at all."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SPAWN_")}
-    with log.open("wb") as output, _pinned(core):
+    """Run `command` on `core` until the block ends; enter it when `ready` answers at all."""
+    with log.open("wb") as output, pinned(core):
         process = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
-            cwd=ROOT,
-            env=inherited | dict(environ),
-            stdout=output,
-            stderr=output,
+            command, cwd=ROOT, env=inherited() | dict(environ), stdout=output, stderr=output
         )
     try:
         server = Process(process, port)
@@ -71,11 +92,20 @@ def running(
         yield server
     finally:
         process.terminate()
-        process.wait(timeout=15)
+        process.wait(timeout=_STOP_TIMEOUT_S)
+
+
+def inherited() -> dict[str, str]:
+    """Our environment without settings of spawn, which would change it, and proxies, which cannot see loopback."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("SPAWN_") and not name.lower().endswith("_proxy")
+    }
 
 
 @contextmanager
-def _pinned(core: int) -> Iterator[None]:
+def pinned(core: int) -> Iterator[None]:
     """A child inherits the cores of its parent at the moment it starts."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
@@ -85,14 +115,34 @@ def _pinned(core: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+@contextmanager
+def priority(nice: int) -> Iterator[None]:
+    """This process and its children at this niceness. Raises PermissionError below 0 without CAP_SYS_NICE.
+
+    Linux may group processes by session, and then niceness decides only among the group: it has one of its own
+    (sched(7), "The autogroup feature").
+    """
+    os.nice(nice)
+    group = Path("/proc/self/autogroup")
+    if nice == 0 or not group.exists():
+        yield
+        return
+    group.write_text(str(nice), encoding="ascii")
+    try:
+        yield
+    finally:
+        group.write_text("0", encoding="ascii")  # the shell that called us belongs to it, too
+
+
 def _wait_until_up(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
     end = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            httpx.get(url, timeout=5)
-        except httpx.TransportError:
-            # Not listening yet; the loop is bounded by the timeout above.
-            time.sleep(0.1)
-        else:
-            return
+    with httpx.Client(trust_env=False, timeout=5) as http:
+        while time.monotonic() < end and process.poll() is None:
+            try:
+                http.get(url)
+            except httpx.TransportError:
+                # Not listening yet; the loop is bounded by the timeout above.
+                time.sleep(0.1)
+            else:
+                return
     raise RuntimeError(f"{url} did not come up:\n{log.read_text()}")

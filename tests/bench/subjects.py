@@ -1,146 +1,130 @@
-"""What is measured: the same paid read of ours by both rails, the peer's, and what each answers to who does not pay.
+"""What is measured: a paid read of ours by every rail, the peers' paid read, and the 402 of each for who does not pay.
 
 Invariant: every paid request carries a signature of its own, made just before its round, since a signed request
 lives 60 seconds; no server ever sees one twice.
 """
 
-import asyncio
-import base64
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Final
+from typing import Final, Literal
 
-import httpx
 import msgspec
-from signing import SignedRequestAuth
-from spawn_schemas.money import Usdc
 
-from spawn.app import open_devnet
-from spawn.clock import SystemClock
-from spawn.settings import read_settings
-from tests.bench.load import get
+from tests.bench.load import Answer, UnexpectedAnswer, ask, get
 from tests.bench.peer import PATH
 from tests.bench.processes import Process
-from tests.harness import CHAIN_ID, ORDER
-from tests.wallets import Wallet, encode
+from tests.bench.signatures import Offer, signed_get
+from tests.bench.tenants import wallets
+from tests.harness import CHAIN_ID
 
-WALLETS: Final = 4
-_MINTED_USDC: Final = Usdc(1_000_000_000)
-_DEPOSIT: Final = "200.00"
+Kind = Literal["signed", "payment", "payment-v1", "unpaid", "plain"]
 
 Requests = Callable[[int], list[bytes]]
 """Makes this many requests, each to be sent once, soon."""
 
 
 class Subject(msgspec.Struct, frozen=True, kw_only=True):
-    """A kind of request to a server. Each is answered with `status`; `peer` names what it is compared with."""
+    """A kind of request to a server; `what` says it in words."""
 
     name: str
-    server: Process
-    requests: Requests
-    status: int = 200
-    peer: str | None = None
+    what: str
+    server: str
+    kind: Kind
+
+    @property
+    def status(self) -> int:
+        return 402 if self.kind == "unpaid" else 200
 
 
-def environ(folder: Path, port: int) -> dict[str, str]:
-    """The settings of a spawn service with every file in `folder`."""
-    return {
-        "SPAWN_LISTEN": f"127.0.0.1:{port}",
-        "SPAWN_DATABASE_URL": f"sqlite:///{folder / 'spawn.db'}",
-        "SPAWN_DEVNET_PATH": str(folder / "devnet.db"),
-        "SPAWN_SIMULATED_PATH": str(folder / "cloud.db"),
-        "SPAWN_SECRET_KEY": "5a" * 32,
+def _ours(name: str, what: str, server: str, kind: Kind) -> Subject:
+    return Subject(name=name, what=f"spawn: {what}", server=server, kind=kind)
+
+
+def _peers() -> list[Subject]:
+    packages = {"fastapi": "x402[fastapi]", "express": "@x402/express", "hono": "@x402/hono"}
+    checks = {
+        "process": "facilitator in process",
+        "http": "facilitator over HTTP",
+        "none": "checks nothing",
     }
+    paid = [
+        Subject(name=f"{peer}-{who}", what=f"{package}: {how}", server=f"{peer}-{who}", kind="payment")
+        for who, how in checks.items()
+        for peer, package in packages.items()
+    ]
+    unpaid = [
+        Subject(name=f"{peer}-unpaid", what=f"{package}: unpaid 402", server=f"{peer}-none", kind="unpaid")
+        for peer, package in packages.items()
+    ]
+    return paid + unpaid
 
 
-def mint(settings: dict[str, str]) -> list[Wallet]:
-    """Wallets with money on the development chain."""
-    chain = open_devnet(read_settings(settings), SystemClock())
+SUBJECTS: Final = (
+    _ours("ours-signed", "signed request", "ours", "signed"),
+    _ours("ours-x402", "x402, chain answers at once", "ours", "payment"),
+    _ours("ours-v1", "x402 version 1, chain answers at once", "ours", "payment-v1"),
+    _ours("ours-devnet", "x402 on the embedded devnet", "devnet", "payment"),
+    _ours("ours-unpaid", "unpaid 402", "ours", "unpaid"),
+    *_peers(),
+    _ours("delayed-signed", "signed request, +1 ms a sync", "delayed", "signed"),
+    _ours("delayed-x402", "x402 at once, +1 ms a sync", "delayed", "payment"),
+    Subject(name="limit", what="of the load itself: a trivial server", server="trivial", kind="plain"),
+)
+"""Everything that is measured over HTTP, in the order of the table."""
 
-    async def work() -> list[Wallet]:
-        wallets = [Wallet.numbered(number) for number in range(1, WALLETS + 1)]
-        for wallet in wallets:
-            await chain.mint(wallet.address, _MINTED_USDC)
-        return wallets
 
+def requests(kind: Kind, server: Process) -> Requests:
+    """The requests of a kind, the wallets taking turns."""
+    keys = wallets()
+    match kind:
+        case "plain" | "unpaid":
+            return lambda count: [get(PATH, server.authority, {})] * count
+        case "signed":
+
+            def signed(index: int, now: int) -> bytes:
+                key = keys[index % len(keys)]
+                headers = signed_get(key, chain_id=CHAIN_ID, authority=server.authority, path=PATH, now=now)
+                return get(PATH, server.authority, headers)
+
+            return lambda count: [signed(index, int(time.time())) for index in range(count)]
+        case "payment" | "payment-v1":
+            offer = Offer(_challenge(server))
+            header = "PAYMENT-SIGNATURE" if kind == "payment" else "X-PAYMENT"
+            pay = offer.pay if kind == "payment" else offer.pay_v1
+
+            def paid(index: int, now: int) -> bytes:
+                return get(PATH, server.authority, {header: pay(keys[index % len(keys)], now)})
+
+            return lambda count: [paid(index, int(time.time())) for index in range(count)]
+
+
+_HEADERS: Final = {
+    "payment": "payment-response",
+    "payment-v1": "x-payment-response",
+    "unpaid": "payment-required",
+}
+"""What the answer to a kind of request must have."""
+
+
+def look(subject: Subject, server: Process, request: bytes) -> None:
+    """Send one request and look at all of the answer; raise UnexpectedAnswer unless it is what it should be."""
+    answer = ask(server.port, request)
+    header = _HEADERS.get(subject.kind)
+    wrong = answer.status != subject.status or (header is not None and header not in answer.headers)
+    if wrong or (subject.status == 200 and subject.kind != "plain" and not _lists_a_server(answer)):
+        raise UnexpectedAnswer(f"{subject.name}: {answer}")
+
+
+def _lists_a_server(answer: Answer) -> bool:
     try:
-        return asyncio.run(work())
-    finally:
-        chain.close()
+        return bool(msgspec.json.decode(answer.body)["servers"])
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return False
 
 
-def move_in(server: Process, wallets: list[Wallet]) -> bytes:
-    """Give each wallet a balance and a server to list; return what the paid read then answers."""
-    with httpx.Client(base_url=server.url, timeout=30) as http:
-        for wallet in wallets:
-            body = {"amount": _DEPOSIT}
-            challenge = http.post("/v1/balance/deposit", json=body).headers["PAYMENT-REQUIRED"]
-            payment = wallet.payment(challenge, now=int(time.time()))
-            http.post(
-                "/v1/balance/deposit", json=body, headers={"PAYMENT-SIGNATURE": payment}
-            ).raise_for_status()
-            http.post("/v1/servers", json=ORDER, auth=_auth(wallet)).raise_for_status()
-        return http.get(PATH, auth=_auth(wallets[0])).raise_for_status().content
-
-
-def _auth(wallet: Wallet) -> SignedRequestAuth:
-    return SignedRequestAuth(wallet.account, CHAIN_ID)
-
-
-def signed_requests(server: Process, wallets: list[Wallet]) -> Requests:
-    """Requests that pay from the balance, the wallets taking turns."""
-
-    def one(index: int) -> bytes:
-        request = httpx.Request("GET", f"{server.url}{PATH}")
-        headers = next(_auth(wallets[index % len(wallets)]).auth_flow(request)).headers
-        names = ("Signature-Input", "Signature")
-        return get(PATH, server.authority, {name: headers[name] for name in names})
-
-    return lambda count: [one(index) for index in range(count)]
-
-
-def payments(server: Process, wallets: list[Wallet]) -> Requests:
-    """Requests that pay by x402 v2 what the server's own challenge asks for, the wallets taking turns."""
-    challenge = httpx.get(f"{server.url}{PATH}").headers["PAYMENT-REQUIRED"]
-    offer: dict[str, Any] = _first_offer(challenge)
-
-    def one(index: int, now: int) -> bytes:
-        payload = wallets[index % len(wallets)].payload(offer, now=now)
-        return get(PATH, server.authority, {"PAYMENT-SIGNATURE": encode(payload)})
-
-    return lambda count: [one(index, int(time.time())) for index in range(count)]
-
-
-def _first_offer(challenge: str) -> dict[str, Any]:
-    offer: dict[str, Any] = msgspec.json.decode(base64.b64decode(challenge))["accepts"][0]
-    return offer
-
-
-def unpaid_requests(server: Process) -> Requests:
-    """Requests that prove nothing."""
-    return lambda count: [get(PATH, server.authority, {})] * count
-
-
-def subjects(spawn: Process, peer: Process, wallets: list[Wallet]) -> tuple[Subject, ...]:
-    """Everything that is measured over HTTP, in the order of the table."""
-    paid, unpaid = "x402[fastapi]: paid read, facilitator in process", "x402[fastapi]: unpaid 402"
-    return (
-        Subject(
-            name="spawn: paid read, signed request",
-            server=spawn,
-            requests=signed_requests(spawn, wallets),
-            peer=paid,
-        ),
-        Subject(
-            name="spawn: paid read, x402 on devnet",
-            server=spawn,
-            requests=payments(spawn, wallets),
-            peer=paid,
-        ),
-        Subject(name=paid, server=peer, requests=payments(peer, wallets)),
-        Subject(
-            name="spawn: unpaid 402", server=spawn, requests=unpaid_requests(spawn), status=402, peer=unpaid
-        ),
-        Subject(name=unpaid, server=peer, requests=unpaid_requests(peer), status=402),
-    )
+def _challenge(server: Process) -> str:
+    answer = ask(server.port, get(PATH, server.authority, {}))
+    challenge = answer.headers.get("payment-required")
+    if challenge is None:
+        raise UnexpectedAnswer(f"a challenge without PAYMENT-REQUIRED: {answer}")
+    return challenge

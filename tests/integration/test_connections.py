@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import struct
 from collections.abc import Iterable
 from ipaddress import ip_network
+from socket import IPPROTO_TCP, SO_LINGER, SOL_SOCKET, TCP_NODELAY
 
 import pytest
 
@@ -85,7 +87,7 @@ async def test_the_cut_of_the_segments_changes_nothing(attack: bytes) -> None:
     """A parser that forgets its state between reads is where smuggling begins."""
     async with serving() as served:
         client = await served.connect()
-        client.writer.get_extra_info("socket").setsockopt(6, 1, 1)
+        client.writer.get_extra_info("socket").setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
         for at in range(len(attack)):
             await client.send(attack[at : at + 1])
             await asyncio.sleep(0)
@@ -367,6 +369,25 @@ async def test_a_refusal_waits_for_the_answers_before_it(bad: bytes) -> None:
         assert await client.closed() == b""
 
 
+@pytest.mark.parametrize("reset", [False, True], ids=["ends", "resets"])
+@on_uvloop
+async def test_who_goes_with_answers_due_leaves_neither_task_nor_error(
+    caplog: pytest.LogCaptureFixture, reset: bool
+) -> None:
+    async with serving() as served:
+        client = await served.connect()
+        await client.send(b"GET /wait HTTP/1.1\r\n\r\n" + GET)
+        await served.until(lambda: bool(served.state.tasks))
+        if reset:
+            client.writer.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        await served.until(lambda: not served.state.connections)
+        served.application.go_on.set()
+        await served.until(lambda: not served.state.tasks)
+        assert len(served.application.calls) == 1, "what waited behind it was never begun"
+    assert caplog.records == []
+
+
 @on_uvloop
 async def test_connections_have_a_number() -> None:
     async with serving(open_max=3) as served:
@@ -397,6 +418,9 @@ async def test_connections_of_an_address_have_a_number() -> None:
             "1",
         )
         assert (await served.ask(GET)).status == 200, "another address is another caller"
+        served.clients[0].close()
+        await served.until(lambda: len(served.state.connections) == 1)
+        assert (await (await served.connect("127.0.0.2")).ask(GET)).status == 200, "one has left"
         for _ in range(4):
             assert (await (await served.connect("127.0.0.3")).ask(GET)).status == 200
 

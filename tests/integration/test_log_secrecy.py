@@ -276,12 +276,10 @@ async def test_a_task_that_nobody_waited_for(listener: Listener) -> None:
     async def clumsy() -> None:
         raise RuntimeError("planted")
 
+    task = asyncio.create_task(clumsy())
+    await asyncio.wait([task])
     asyncio.get_running_loop().call_exception_handler(
-        {
-            "message": "Task exception was never retrieved",
-            "exception": RuntimeError("planted"),
-            "future": clumsy,
-        }
+        {"message": "Task exception was never retrieved", "exception": task.exception(), "future": task}
     )
     assert "Task exception was never retrieved" in listener.text
     assert "planted" not in listener.text

@@ -5,14 +5,16 @@ Invariant: an adapter translates arguments and answers and nothing else; no head
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
-from typing import Any, Final, Protocol
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol
 
 import httpx
 import msgspec
 import requests
+from spawn_schemas.money import Usdc
 from x402 import x402Client, x402ClientSync
 from x402.http.clients import httpx as x402_httpx
 from x402.http.clients import requests as x402_requests
@@ -20,21 +22,22 @@ from x402.http.utils import decode_payment_response_header
 from x402.mechanisms.evm.exact.register import register_exact_evm_client
 from x402.mechanisms.evm.signers import EthAccountSigner
 
-from tests.engines import node_project
+from tests.engines import ROOT, V1_PROJECT, node_project, x402_v1_python
 from tests.wallets import Wallet
 
 TIMEOUT_S: Final = 60
+A_DOLLAR: Final = Usdc(1_000_000)
 _LINE_MAX: Final = 2**20
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
-    """PAYMENT-RESPONSE as the client's own decoder reads it."""
+    """PAYMENT-RESPONSE, or X-PAYMENT-RESPONSE, as the client's own decoder reads it; version 1 names no amount."""
 
     success: bool
     transaction: str
     network: str
     payer: str
-    amount: str
+    amount: str | None = None
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +65,15 @@ class Client(Protocol):
 
 Opener = Callable[[str, Wallet, str | None], AbstractAsyncContextManager[Client]]
 """Opens a client for the service at a URL; the last is a spend limit such as "$10", or None for its own default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Buyer:
+    """A stock client that pays by x402, in this version. Its default limit, if any, is for one payment."""
+
+    open: Opener
+    version: Literal[1, 2]
+    default_limit_usdc: Usdc | None
 
 
 def _receipt(header: str | None) -> Receipt | None:
@@ -132,8 +144,8 @@ async def open_requests(url: str, wallet: Wallet, limit: str | None) -> AsyncIte
         yield RequestsBuyer(url, session)
 
 
-class NodeLines:
-    """A Node script that answers one JSON line for each it is sent."""
+class Lines:
+    """A script that answers one JSON line for each it is sent."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -153,18 +165,19 @@ class NodeLines:
 
 
 @asynccontextmanager
-async def _node(project: Path, script: str, *arguments: str) -> AsyncIterator[NodeLines]:
+async def running(*command: str) -> AsyncIterator[Lines]:
+    """A script while it runs; afterwards it must have ended as it should, with its input."""
     process = await asyncio.create_subprocess_exec(
-        "node",
-        str(project / script),
-        *arguments,
+        *command,
+        cwd=ROOT,
+        env=_environment(),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=_LINE_MAX,
     )
     assert process.stdin is not None
     try:
-        yield NodeLines(process)
+        yield Lines(process)
     finally:
         process.stdin.close()
         async with asyncio.timeout(TIMEOUT_S):
@@ -172,10 +185,19 @@ async def _node(project: Path, script: str, *arguments: str) -> AsyncIterator[No
     assert ended == 0
 
 
-class NodeClient:
-    """npm `@x402/fetch`, which pays, or `@slicekit/erc8128`, which signs: the script says which."""
+def _environment() -> dict[str, str]:
+    """Ours, without what would lead a client's requests, or its imports, somewhere else."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.lower().endswith("_proxy") and not name.startswith("PYTHON")
+    }
 
-    def __init__(self, lines: NodeLines) -> None:
+
+class ScriptedClient:
+    """A client that lives in a script: what it pays or signs with, the script says."""
+
+    def __init__(self, lines: Lines) -> None:
         self._lines = lines
 
     async def call(
@@ -193,21 +215,62 @@ class NodeClient:
 
 @asynccontextmanager
 async def open_fetch(url: str, wallet: Wallet, limit: str | None) -> AsyncIterator[Client]:
-    key = f"0x{bytes(wallet.account.key).hex()}"
-    async with _node(node_project(), "buy.mjs", url, key, *([] if limit is None else [limit])) as lines:
-        yield NodeClient(lines)
+    script = str(node_project() / "buy.mjs")
+    async with running("node", script, url, *_paying(wallet, limit)) as lines:
+        yield ScriptedClient(lines)
 
 
 @asynccontextmanager
-async def open_signer(url: str, wallet: Wallet, chain_id: int) -> AsyncIterator[NodeClient]:
-    key = f"0x{bytes(wallet.account.key).hex()}"
-    async with _node(node_project(), "sign.mjs", url, key, str(chain_id)) as lines:
-        yield NodeClient(lines)
+async def open_fetch_v1(url: str, wallet: Wallet, limit: str | None) -> AsyncIterator[Client]:
+    script = str(node_project(V1_PROJECT) / "buy.mjs")
+    async with running("node", script, url, *_paying(wallet, limit)) as lines:
+        yield ScriptedClient(lines)
 
 
-BUYERS: Final[dict[str, Opener]] = {
-    "x402[httpx]": open_httpx,
-    "x402[requests]": open_requests,
-    "@x402/fetch": open_fetch,
+def _opener_v1(library: str) -> Opener:
+    """PyPI `x402` 1.0 in its own environment, with `library` underneath."""
+
+    @asynccontextmanager
+    async def open_client(url: str, wallet: Wallet, limit: str | None) -> AsyncIterator[Client]:
+        command = (str(x402_v1_python()), "-m", "tests.interop.v1.buy", library, url)
+        async with running(*command, *_paying(wallet, limit)) as lines:
+            yield ScriptedClient(lines)
+
+    return open_client
+
+
+def _paying(wallet: Wallet, limit: str | None) -> list[str]:
+    """The last arguments of every script that pays."""
+    return [_key(wallet), *([] if limit is None else [limit])]
+
+
+def _key(wallet: Wallet) -> str:
+    return f"0x{bytes(wallet.account.key).hex()}"
+
+
+@asynccontextmanager
+async def open_signer(url: str, wallet: Wallet, chain_id: int) -> AsyncIterator[ScriptedClient]:
+    script = str(node_project() / "sign.mjs")
+    async with running("node", script, url, _key(wallet), str(chain_id)) as lines:
+        yield ScriptedClient(lines)
+
+
+@asynccontextmanager
+async def open_schemas_v1() -> AsyncIterator[dict[str, Lines]]:
+    """What holds messages against the version 1 SDKs' own schemas, by language."""
+    async with (
+        running("node", str(node_project(V1_PROJECT) / "check.mjs")) as node,
+        running(str(x402_v1_python()), "-m", "tests.interop.v1.check") as python,
+    ):
+        yield {"TypeScript": node, "Python": python}
+
+
+BUYERS: Final[dict[str, Buyer]] = {
+    "x402[httpx]": Buyer(open=open_httpx, version=2, default_limit_usdc=A_DOLLAR),
+    "x402[requests]": Buyer(open=open_requests, version=2, default_limit_usdc=A_DOLLAR),
+    "@x402/fetch": Buyer(open=open_fetch, version=2, default_limit_usdc=A_DOLLAR),
+    "x402 1.0, httpx": Buyer(open=_opener_v1("httpx"), version=1, default_limit_usdc=None),
+    "x402 1.0, requests": Buyer(open=_opener_v1("requests"), version=1, default_limit_usdc=None),
+    "x402-fetch 1.2": Buyer(open=open_fetch_v1, version=1, default_limit_usdc=Usdc(100_000)),
 }
 """The clients that pay by x402, by the name under which they are installed."""

@@ -9,10 +9,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import httpx
@@ -118,7 +119,7 @@ class RunningService:
 
 
 @contextmanager
-def spawn_dev(folder: Path) -> Iterator[RunningService]:
+def spawn_dev(folder: Path, settings: Mapping[str, str] = MappingProxyType({})) -> Iterator[RunningService]:
     """Run `python -m spawn dev` with its files in `folder`; afterwards it must have stopped as it was told."""
     listen = f"127.0.0.1:{_free_port()}"
     ours = {
@@ -127,6 +128,7 @@ def spawn_dev(folder: Path) -> Iterator[RunningService]:
         "SPAWN_SIMULATED_PATH": str(folder / "cloud.db"),
         "SPAWN_SIMULATED_SPEED": "200",
         "SPAWN_TICK_S": "0.2",
+        **settings,
     }
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SPAWN_")}
     log_path = folder / "service.log"

@@ -8,7 +8,7 @@ import base64
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from spawn_schemas.money import parse_usdc
 
 from spawn.payments.curve import checksummed
-from tests.interop.clients import TIMEOUT_S, Client, Reply
+from spawn.payments.version1 import NETWORKS
+from tests.interop.clients import TIMEOUT_S, Client, Receipt, Reply
 from tests.interop.service import Movements, RunningService
 from tests.wallets import Wallet
 
@@ -35,7 +36,7 @@ IDENTIFYING: Final = "0.001"
 
 
 class Shopper:
-    """One wallet with one client. `pays_by_x402` says whether it pays on the chain or signs for its balance."""
+    """One wallet with one client. `pays_by_x402` is the version by which it pays; None signs for its balance."""
 
     def __init__(
         self,
@@ -44,7 +45,7 @@ class Shopper:
         client: Client,
         wallet: Wallet,
         *,
-        pays_by_x402: bool,
+        pays_by_x402: Literal[1, 2] | None,
     ) -> None:
         self.pays_by_x402 = pays_by_x402
         self.bought: set[Route] = set()
@@ -83,7 +84,7 @@ class Shopper:
 
     def _check_payment(self, reply: Reply, moved: Movements, advertised: int) -> None:
         """One transfer of exactly the price, credited and acknowledged; or, for a signed call, none at all."""
-        if not self.pays_by_x402:
+        if self.pays_by_x402 is None:
             assert (moved.on_chain, moved.paid_in, reply.receipt) == ((), (), None)
             return
         (transfer,) = moved.on_chain
@@ -93,15 +94,27 @@ class Shopper:
         assert reply.receipt is not None
         assert reply.receipt.success
         assert reply.receipt.transaction == transfer.tx_hash
-        assert reply.receipt.network == self._service.settings.x402_network
         assert reply.receipt.payer == checksummed(self._wallet.address)
-        assert reply.receipt.amount == str(advertised)
+        self._check_dialect(reply, reply.receipt, advertised)
+
+    def _check_dialect(self, reply: Reply, receipt: Receipt, advertised: int) -> None:
+        """The receipt is in the words of the version that paid, and in no other."""
+        in_v1 = self.pays_by_x402 == 1
+        assert ("x-payment-response" in reply.headers, "payment-response" in reply.headers) == (
+            in_v1,
+            not in_v1,
+        )
+        network = self._service.settings.x402_network
+        assert receipt.network == (NETWORKS[network] if in_v1 else network)
+        assert receipt.amount == (None if in_v1 else str(advertised))
 
     async def _advertised(self, method: str, path: str, body: object) -> int:
-        """What the 402 asks a caller who proves nothing, in micro-USDC."""
+        """What the 402 asks a caller who proves nothing, in micro-USDC: the same in both versions."""
         unpaid = await self._http.request(method, path, json=body)
         assert unpaid.status_code == 402, unpaid.text
         (offer,) = json.loads(base64.b64decode(unpaid.headers["PAYMENT-REQUIRED"]))["accepts"]
+        (offer_v1,) = unpaid.json()["accepts"]
+        assert offer["amount"] == offer_v1["maxAmountRequired"]
         return int(offer["amount"])
 
     async def _listed_fee(self, method: str, template: str) -> int:
@@ -122,7 +135,7 @@ class Shopper:
 
 @asynccontextmanager
 async def shopping(
-    service: RunningService, client: Client, wallet: Wallet, *, pays_by_x402: bool
+    service: RunningService, client: Client, wallet: Wallet, *, pays_by_x402: Literal[1, 2] | None
 ) -> AsyncIterator[Shopper]:
     """A shopper with a free connection of its own, to ask prices and follow actions."""
     async with httpx.AsyncClient(base_url=service.url, timeout=TIMEOUT_S, trust_env=False) as http:
@@ -137,7 +150,7 @@ def public_key() -> str:
 async def live_a_life(shopper: Shopper) -> None:
     """Buy every priced route that the client can, in an order in which each makes sense."""
     order, fund = ORDER | {"name": "life"}, "0"
-    if shopper.pays_by_x402:
+    if shopper.pays_by_x402 is not None:
         order, fund = order | {"fund": FUND}, FUND
     key = (await shopper.buy("POST", "/v1/ssh-keys", {"name": "laptop", "public_key": public_key()}))[
         "ssh_key"
@@ -187,6 +200,6 @@ async def _account_for_it(shopper: Shopper) -> None:
     assert parse_usdc(balance["balance"]) == parts
     statement = await shopper.buy("GET", "/v1/balance/transactions", query="?limit=5", credited=IDENTIFYING)
     assert len(statement["transactions"]) == 5
-    if shopper.pays_by_x402:
+    if shopper.pays_by_x402 is not None:
         paid_in = await shopper.buy("POST", "/v1/balance/deposit", {"amount": "0.50"}, credited="0.50")
         assert paid_in["deposited"] == "0.50"

@@ -17,8 +17,9 @@ from tests.wallets import Wallet
 
 ORIGIN = "https://shop.example"
 SENT_BY_CLIENTS = (
-    "Access-Control-Expose-Headers",  # both x402 clients send this one, although it belongs in an answer
+    "Access-Control-Expose-Headers",  # every x402 client sends this one, although it belongs in an answer
     "PAYMENT-SIGNATURE",
+    "X-PAYMENT",
     "Idempotency-Key",
     "Content-Type",
     "Content-Digest",
@@ -28,6 +29,7 @@ SENT_BY_CLIENTS = (
 READ_BY_CLIENTS = {
     "payment-required",
     "payment-response",
+    "x-payment-response",
     "spawn-fee",
     "spawn-balance",
     "spawn-runway",
@@ -91,7 +93,7 @@ async def test_a_page_may_read_a_refusal(browser: httpx.AsyncClient) -> None:
 async def test_a_page_may_read_the_receipt(service: RunningService, name: str) -> None:
     wallet = Wallet.numbered(400 + list(BUYERS).index(name))
     await service.mint(wallet, "1.00")
-    async with BUYERS[name](service.url, wallet, None) as client:
+    async with BUYERS[name].open(service.url, wallet, None) as client:
         reply = await client.call("GET", "/v1/balance", headers={"Origin": ORIGIN})
     assert reply.status == 200
     assert reply.receipt is not None

@@ -8,7 +8,7 @@ import httpx
 import msgspec
 import pytest
 
-from tests.interop.clients import TIMEOUT_S, NodeClient, open_httpx, open_signer
+from tests.interop.clients import TIMEOUT_S, ScriptedClient, open_httpx, open_signer
 from tests.interop.service import RunningService
 from tests.interop.story import live_a_life, public_key, shopping
 from tests.interop.test_every_route import priced_routes
@@ -27,7 +27,7 @@ Ask = tuple[str, str, dict[str, str] | None]
 @asynccontextmanager
 async def signer_with_balance(
     service: RunningService, number: int
-) -> AsyncIterator[tuple[NodeClient, Wallet]]:
+) -> AsyncIterator[tuple[ScriptedClient, Wallet]]:
     """A wallet that has paid in a dollar, and its signing client."""
     wallet = Wallet.numbered(number)
     await service.mint(wallet, "1.00")
@@ -50,7 +50,7 @@ async def send(
 async def test_every_verb_is_paid_from_the_balance(service: RunningService) -> None:
     async with (
         signer_with_balance(service, 300) as (signer, wallet),
-        shopping(service, signer, wallet, pays_by_x402=False) as shopper,
+        shopping(service, signer, wallet, pays_by_x402=None) as shopper,
     ):
         await live_a_life(shopper)
         assert shopper.bought == priced_routes() - PAID_BY_X402_ONLY

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from spawn_schemas.errors import Code, SpawnError
 from spawn_schemas.sign_in import SignIn
 
+from spawn.payments.nonces import nonce_key
 from spawn.payments.sign_in import (
     CLOCK_SKEW_S,
     MAX_AGE_S,
@@ -50,7 +51,7 @@ def test_a_sign_in_names_its_wallet() -> None:
     signed = accept(sign(SCENE))
     assert signed.wallet == WALLET
     assert (signed.issued_at, signed.expires) == (NOW, NOW + MAX_AGE_S)
-    assert signed.nonce_key == f"siwx|{WALLET}|00112233445566778899aabbccddeeff"
+    assert signed.nonce_key == nonce_key("siwx", WALLET, "00112233445566778899aabbccddeeff")
 
 
 def test_the_table_of_bad_sign_ins_is_long_and_its_names_are_distinct() -> None:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spawn_schemas.errors import Code, SpawnError
 
+from spawn.payments.nonces import nonce_key
 from spawn.payments.signed import SignedRequest, present, verify
 from tests.unit.bad_payments import ORDER
 from tests.unit.bad_signatures import BAD_CALLS, CALLER, BadCall, Call, digest, sign
@@ -50,7 +51,7 @@ def test_a_signed_call_names_its_wallet() -> None:
     signed = accept(sign(CALL))
     assert signed.wallet == CALLER.address.lower()
     assert (signed.created, signed.expires) == (NOW, NOW + 60)
-    assert signed.nonce_key == f"sig|{CALLER.address.lower()}|c2lnbmVkLW9uY2U"
+    assert signed.nonce_key == nonce_key("sig", CALLER.address.lower(), "c2lnbmVkLW9uY2U")
 
 
 def test_the_table_of_bad_calls_is_long_and_its_names_are_distinct() -> None:

@@ -1,0 +1,163 @@
+"""What an attack is, and what must be true after it.
+
+Invariant: an attack gets exactly the answer its entry names, and moves exactly what its entry allows, which is nothing
+for nearly all of them: every row of the database, every transfer on the chain and every machine of the cloud is
+compared.
+"""
+
+import asyncio
+import json
+import re
+from base64 import b64decode
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import httpx
+
+from tests.attacks.scene import Scene, Wire
+from tests.integration.paid_calls import challenge, refusal
+
+REQUEST_ID: Final = re.compile("[A-Za-z0-9_-]{1,64}")
+ROOM_MAX: Final = 60
+"""Requests that one attack may send."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a caller is told, in as many words as a program reads. `reason` is the finer word of payments and proofs."""
+
+    status: int
+    code: str = ""
+    reason: str | None = None
+    replayed: bool = False
+
+
+def unpaid(reason: str = "payment_required") -> Answer:
+    """A challenge: 402, and what would be enough."""
+    return Answer(402, "payment_required", reason)
+
+
+def refused(status: int, code: str, reason: str | None = None) -> Answer:
+    """A refusal that asks for no money."""
+    return Answer(status, code, reason)
+
+
+def served(status: int = 200) -> Answer:
+    """Done, now: for what an honest caller is owed although somebody attacks."""
+    return Answer(status)
+
+
+def replayed(status: int = 200) -> Answer:
+    """The stored answer of what was done before."""
+    return Answer(status, replayed=True)
+
+
+NOTHING_THERE: Final = refused(404, "not_found")
+NOT_OFFERED: Final = refused(405, "method_not_allowed")
+NOT_YOURS: Final = refused(403, "forbidden")
+BAD_REQUEST: Final = refused(400, "invalid_request")
+BAD_PAYMENT: Final = refused(400, "invalid_payment")
+OTHER_REQUEST: Final = refused(409, "idempotency_conflict")
+
+
+Stage = Callable[[Scene], Awaitable[Wire | Sequence[Wire]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """One way to get what is not paid for or not one's own, and what comes of it.
+
+    `stage` does what honest people do beforehand, and returns the hostile requests; they are sent in turn, or with
+    `at_once` together. `answer` is what each gets, or how many get what. `effect` is the change of `Scene.totals`
+    that is due; where it is empty, nothing at all may change. `why` says which rule or incident it is about;
+    a number with # is an issue of github.com/x402-foundation/x402. An attack that is `alone`, or has `settings`, has a
+    scene of its own.
+    """
+
+    name: str
+    why: str
+    stage: Stage
+    answer: Answer | Mapping[Answer, int]
+    effect: Mapping[str, int] = field(default_factory=dict)
+    at_once: bool = False
+    alone: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def needs_own_scene(self) -> bool:
+        return self.alone or self.at_once or bool(self.effect) or bool(self.settings)
+
+
+class Theme:
+    """Attacks of one kind: a decorator that makes one of each stage it is put on, and the table of them."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.attacks: list[Attack] = []
+
+    def __call__(
+        self, name: str, why: str, answer: Answer | Mapping[Answer, int], **options: Any
+    ) -> Callable[[Stage], Stage]:
+        def entered(stage: Stage) -> Stage:
+            self.attacks.append(
+                Attack(name=f"{self._name}: {name}", why=why, stage=stage, answer=answer, **options)
+            )
+            return stage
+
+        return entered
+
+
+async def prepare(attack: Attack, scene: Scene) -> Sequence[Wire]:
+    """Everything before the attack itself; what fails here is a defect of the scene or of an honest call."""
+    made = await attack.stage(scene)
+    wires = [made] if isinstance(made, Wire) else list(made)
+    if not 0 < len(wires) <= ROOM_MAX:
+        raise ValueError(f"{attack.name} sends {len(wires)} requests")
+    return wires
+
+
+async def strike(attack: Attack, scene: Scene, wires: Sequence[Wire]) -> None:
+    """Send the hostile requests; AssertionError when the attack got another answer or effect than its entry says."""
+    before, had = await scene.snapshot(), await scene.totals()
+    if attack.at_once:
+        answers = list(await asyncio.gather(*(scene.send(wire) for wire in wires)))
+    else:
+        answers = [await scene.send(wire) for wire in wires]
+    expected = {attack.answer: len(wires)} if isinstance(attack.answer, Answer) else dict(attack.answer)
+    assert Counter(map(seen, answers)) == Counter(expected), [answer.text for answer in answers]
+    if attack.effect:
+        has = await scene.totals()
+        moved = {name: has[name] - had[name] for name in has if has[name] != had[name]}
+        assert moved == dict(attack.effect), moved
+    else:
+        after = await scene.snapshot()
+        assert after == before
+
+
+def seen(answer: httpx.Response) -> Answer:
+    """What the answer says; AssertionError for one that no caller may ever get."""
+    assert "Set-Cookie" not in answer.headers
+    # Nothing of the caller's gets into a header but a request id that is fit for a log.
+    assert all(value.isprintable() for value in answer.headers.values()), answer.headers
+    assert REQUEST_ID.fullmatch(answer.headers.get("X-Request-Id", "none")), answer.headers
+    assert "Access-Control-Allow-Credentials" not in answer.headers
+    if answer.is_success:
+        # What was paid for belongs to the payer: no cache between us may keep it (SDKs set the same).
+        kept_away = "no-store" in answer.headers.get("Cache-Control", "")
+        assert kept_away or "Spawn-Fee" not in answer.headers, answer.headers
+        return Answer(answer.status_code, replayed=answer.headers.get("Idempotent-Replayed") == "true")
+    if answer.headers["Content-Type"] != "application/json":
+        return Answer(answer.status_code)
+    assert answer.headers["Cache-Control"] == "no-store"
+    if "PAYMENT-REQUIRED" in answer.headers:
+        required = json.loads(b64decode(answer.headers["PAYMENT-REQUIRED"]))
+        if required["accepts"]:
+            challenge(answer, required["error"])
+        else:
+            # Where nothing can be bought, the caller is told how else to say who asks.
+            assert "sign-in-with-x" in required["extensions"]
+        return Answer(answer.status_code, answer.json()["code"], required["error"])
+    error = refusal(answer, answer.status_code, answer.json()["error"]["code"])
+    return refused(answer.status_code, error["code"], (error["details"] or {}).get("reason"))
