@@ -12,6 +12,7 @@ import hashlib
 import re
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -40,6 +41,11 @@ _PARAMETER: Final = re.compile(rf";({_KEY})(?:=({_ITEM}))?")
 _BYTES: Final = re.compile(r":([A-Za-z0-9+/]+={0,2}):")
 _INTEGER: Final = re.compile(r"[1-9][0-9]{0,14}")
 _COMPONENT: Final = re.compile(r"@?[a-z0-9!#$%&'*+.^_`|~-]+")
+# What signers of this profile write: one signature, these four parameters, nothing that needs a quote or a choice.
+_PLAIN: Final = re.compile(
+    r'([a-z][a-z0-9_]*)=(\(("[a-z0-9@-]+"(?: "[a-z0-9@-]+")*)\);created=([1-9][0-9]{0,14});expires=([1-9][0-9]{0,14})'
+    r';nonce="([A-Za-z0-9_-]{1,128})";keyid="erc8128:([1-9][0-9]{0,14}):(0x[0-9a-fA-F]{40})")'
+)
 _KEYID: Final = re.compile(r"erc8128:([1-9][0-9]{0,14}):(0x[0-9a-fA-F]{40})")
 
 
@@ -58,12 +64,14 @@ class SignedRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Input(msgspec.Struct, frozen=True, kw_only=True):
-    """One member of Signature-Input; `text` is what was received and signed."""
+    """One member of Signature-Input; `text` is what was received and signed. Absent parameters are empty."""
 
     label: str
     text: str
     components: tuple[str, ...]
-    parameters: dict[str, str]
+    created: str
+    expires: str
+    nonce: str
     chain_id: int
     wallet: Address
 
@@ -90,14 +98,14 @@ def verify(
     lower-case names and repeated lines joined by ", ". `authority` is the one we are configured to be,
     lower-case and without a default port: what the caller's Host header says is never used.
     """
-    signed = _select(_members(headers, "signature-input"), chain_id)
-    created, expires, nonce = _validity(signed.parameters, now)
+    signed = _input(headers, chain_id)
+    created, expires = _validity(signed, now)
     _require_coverage(signed.components, query=query, body=body)
     if "content-digest" in signed.components:
         _require_digest(headers, body)
     derived = {"@method": method, "@authority": authority, "@path": path or "/", "@query": query or "?"}
     base = _signature_base(signed, derived, headers)
-    signature = _signature_bytes(_members(headers, "signature").get(signed.label, ""))
+    signature = _signature_bytes(_signature_member(headers, signed.label))
     try:
         signer = recover(personal_digest(base), signature)
     except ValueError as error:
@@ -108,7 +116,31 @@ def verify(
             f"The signature is not by {signed.wallet} over this request as we received it.",
             next=f"Sign the RFC 9421 signature base, with @authority {authority}, as an EIP-191 message.",
         )
-    return SignedRequest(wallet=signed.wallet, nonce=nonce, created=created, expires=expires)
+    return SignedRequest(wallet=signed.wallet, nonce=signed.nonce, created=created, expires=expires)
+
+
+def _input(headers: Mapping[str, str], chain_id: int) -> _Input:
+    """The signature to check. Nearly every one is plain, and one look reads all of it."""
+    header = headers.get("signature-input", "")
+    plain = _PLAIN.fullmatch(header) if len(header) <= MAX_HEADER_CHARS else None
+    if plain is None or int(plain[7]) != chain_id:
+        return _select(_members(headers, "signature-input"), chain_id)
+    return _Input(
+        label=plain[1],
+        text=plain[2],
+        components=_components(plain[3]),
+        created=plain[4],
+        expires=plain[5],
+        nonce=plain[6],
+        chain_id=chain_id,
+        wallet=Address(plain[8].lower()),
+    )
+
+
+def _signature_member(headers: Mapping[str, str], label: str) -> str:
+    header = headers.get("signature", "")
+    alone = len(header) <= MAX_HEADER_CHARS and "," not in header and header.startswith(f"{label}=:")
+    return header[len(label) + 1 :] if alone else _members(headers, "signature").get(label, "")
 
 
 def _members(headers: Mapping[str, str], name: str) -> dict[str, str]:
@@ -151,9 +183,7 @@ def _read_input(label: str, text: str) -> _Input:
             "malformed",
             "Signature-Input is not in the canonical form of RFC 9651, or has component parameters.",
         )
-    components = tuple(match[1][1:-1].split('" "'))
-    if len(set(components)) < len(components) or not all(map(_COMPONENT.fullmatch, components)):
-        raise _refusal("malformed", "The covered components must be distinct names in lower case.")
+    components = _components(match[1])
     pairs = _PARAMETER.findall(match[2])
     parameters = dict(pairs)
     if len(parameters) < len(pairs):
@@ -169,17 +199,27 @@ def _read_input(label: str, text: str) -> _Input:
         label=label,
         text=text,
         components=components,
-        parameters=parameters,
+        created=parameters.get("created", ""),
+        expires=parameters.get("expires", ""),
+        nonce=_unquoted(parameters.get("nonce", "")),
         chain_id=int(key[1]),
         wallet=Address(key[2].lower()),
     )
 
 
-def _validity(parameters: Mapping[str, str], now: int) -> tuple[int, int, str]:
-    """Return created, expires and nonce, if they say that the signature is fresh at `now`."""
-    created, expires = _integer(parameters, "created"), _integer(parameters, "expires")
-    nonce = _unquoted(parameters.get("nonce", ""))
-    if not 0 < len(nonce) <= MAX_NONCE_CHARS:
+@lru_cache(maxsize=1024)
+def _components(quoted: str) -> tuple[str, ...]:
+    """The covered components, from their names in quotes."""
+    components = tuple(quoted[1:-1].split('" "'))
+    if len(set(components)) < len(components) or not all(map(_COMPONENT.fullmatch, components)):
+        raise _refusal("malformed", "The covered components must be distinct names in lower case.")
+    return components
+
+
+def _validity(signed: _Input, now: int) -> tuple[int, int]:
+    """Return created and expires, if they and the nonce say that the signature is fresh at `now`."""
+    created, expires = _integer("created", signed.created), _integer("expires", signed.expires)
+    if not 0 < len(signed.nonce) <= MAX_NONCE_CHARS:
         raise _refusal("nonce", f"A signature needs a nonce: a string of 1 to {MAX_NONCE_CHARS} characters.")
     if not 0 < expires - created <= MAX_LIFE_S:
         raise _refusal("lifetime", f"expires must be 1 to {MAX_LIFE_S} seconds after created.")
@@ -187,11 +227,10 @@ def _validity(parameters: Mapping[str, str], now: int) -> tuple[int, int, str]:
         raise _refusal("not_yet_valid", f"The signature was created at {created}, and our clock says {now}.")
     if expires < now:
         raise _refusal("expired", f"The signature expired at {expires}, and our clock says {now}.")
-    return created, expires, nonce
+    return created, expires
 
 
-def _integer(parameters: Mapping[str, str], name: str) -> int:
-    text = parameters.get(name, "")
+def _integer(name: str, text: str) -> int:
     if not _INTEGER.fullmatch(text):
         raise _refusal(name, f"A signature needs {name}, in whole unix seconds.")
     return int(text)

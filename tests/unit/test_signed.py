@@ -1,6 +1,7 @@
 """A signed request speaks for its wallet only as it was signed."""
 
 import base64
+import re
 import runpy
 from dataclasses import replace
 from pathlib import Path
@@ -263,3 +264,27 @@ def test_one_flipped_bit_of_the_signature_is_enough() -> None:
         bad[bit // 8] ^= 1 << bit % 8
         text = base64.b64encode(bad).decode()
         assert refusal(call.with_headers(signature=f"eth=:{text}:")) == "signature"
+
+
+@given(st.integers(1, 60), st.binary(min_size=1, max_size=90))
+def test_a_plain_header_reads_as_the_general_one(life_s: int, nonce: bytes) -> None:
+    """The quick way and the thorough one: a second signature beside the first takes the header the long way round."""
+    call = sign(CALL)
+    beside = call.with_headers(
+        signature_input=f'{call.headers["signature-input"]}, tls=("@method");keyid="other"',
+        signature=f"{call.headers['signature']}, tls=:AAAA:",
+    )
+    assert accept(call) == accept(beside)
+    for broken in (
+        f"created=0{life_s}",
+        f"nonce={nonce.hex()}",
+        'nonce=""',
+        "expires=1.0",
+        'keyid="erc8128:1:0x00"',
+    ):
+        name = broken.partition("=")[0]
+        swapped = re.sub(rf";{name}=[^;]+", f";{broken}", call.headers["signature-input"])
+        alone = refusal(call.with_headers(signature_input=swapped))
+        assert alone == refusal(
+            beside.with_headers(signature_input=f'{swapped}, tls=("@method");keyid="other"')
+        )
