@@ -61,12 +61,13 @@ fuzz: $(READY) ## Fuzz all parsers, for SECONDS together (600)
 openapi: $(READY) ## Regenerate openapi.json
 	$(BIN)/spawn openapi --output openapi.json
 
+RESOLVE := $(UV) pip compile --quiet --generate-hashes --no-header --no-annotate
+EVERYWHERE := --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --upgrade
+
 lock: $(READY) ## Resolve requirements/*.in again
-	for name in all x402-v1; do \
-	  $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	    --no-emit-index-url --no-emit-find-links --upgrade requirements/$$name.in -o requirements/$$name.lock || exit 1; \
-	done
-	$(UV) pip compile --quiet --generate-hashes --no-header --no-annotate requirements/bootstrap.in -o requirements/bootstrap.lock
+	$(RESOLVE) $(EVERYWHERE) --override requirements/all.overrides requirements/all.in -o requirements/all.lock
+	$(RESOLVE) $(EVERYWHERE) requirements/x402-v1.in -o requirements/x402-v1.lock
+	$(RESOLVE) requirements/bootstrap.in -o requirements/bootstrap.lock
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -7,17 +7,14 @@ envelope, in its turn. Nothing that was received is ever logged here.
 
 import asyncio
 from enum import Enum, auto
-from functools import partial
 from itertools import chain
 from typing import Any, ClassVar, Final
 
 import httptools
 from spawn_schemas.errors import Code, SpawnError
-from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from spawn.api.errors import STATUS, refusal
-from spawn.api.replies import AT_ONCE
 from spawn.door import Bounds, Door
 
 TARGET_MAX_BYTES: Final = 8192
@@ -78,7 +75,8 @@ class Connection(HttpToolsProtocol):
         self._bounds = self.door.bounds
         self._read_bytes = 0
         self._refusal: SpawnError | None = None
-        self._running: RequestResponseCycle | None = None
+        self._overtaken: RequestResponseCycle | None = None
+        """The request that is answered, when another came after it."""
         self._stalled = False
         self._gone = False
 
@@ -140,7 +138,10 @@ class Connection(HttpToolsProtocol):
         if upgrading and any(name in {b"content-length", b"transfer-encoding"} for name, _ in self.headers):
             # The parser does not frame such a body: it would be read as the next request.
             raise _upgrade_with_body()
+        earlier = self.cycle
         super().on_headers_complete()
+        if len(self.pipeline) == 1:
+            self._overtaken = earlier
         self.headers = _NO_MORE
         if upgrading:
             self.cycle.keep_alive = False
@@ -148,43 +149,12 @@ class Connection(HttpToolsProtocol):
         self._read_bytes = 0
         self.left_s = self._bounds.body_s
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        # uvicorn knows only the request that came last, and would let an earlier one write to a closed connection.
-        self._running = cycle
-        cycle.scope["extensions"] = {AT_ONCE: partial(self._answer_at_once, cycle)}  # type: ignore[dict-item]  # a callable is what ours is
-        super()._start_asgi_task(cycle, app)
-
-    def _answer_at_once(
-        self, cycle: RequestResponseCycle, status: int, headers: Headers, body: bytes
-    ) -> bool:
-        """Write an answer of ours in one piece. False, and nothing written, where uvicorn has more to do than that."""
-        if (
-            cycle.disconnected
-            or self.flow.write_paused
-            or cycle.access_log
-            or cycle.scope["method"] == "HEAD"
-        ):
-            return False
-        lines = [STATUS_LINE[status]]
-        for name, value in chain(cycle.default_headers, headers):
-            lines += (name, b": ", value, b"\r\n")
-        if not cycle.keep_alive:
-            lines.append(b"connection: close\r\n")
-        lines.append(b"content-length: %d\r\n\r\n" % len(body))
-        lines.append(body)
-        cycle.response_started = cycle.response_complete = True
-        self.transport.write(b"".join(lines))
-        cycle.message_event.set()
-        if not cycle.keep_alive:
-            self.transport.close()
-        cycle.on_response()
-        return True
-
     def _stop_answering(self) -> None:
-        """Tell the application that nobody listens any more."""
-        if self._running is not None:
-            self._running.disconnected = True
-            self._running.message_event.set()
+        """Tell the application that nobody listens any more; uvicorn tells only the request that came last."""
+        for cycle in (self._overtaken, self.cycle):
+            if cycle is not None:
+                cycle.disconnected = True
+                cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
@@ -200,7 +170,8 @@ class Connection(HttpToolsProtocol):
             self.left_s = wait_s
         self.flow.resume_reading()
         if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+            self._overtaken, app = self.pipeline.pop()
+            self._start_asgi_task(self._overtaken, app)
         elif self._refusal is not None:
             self._say(self._refusal)
 

@@ -19,12 +19,13 @@ from spawn import logs
 from spawn.app import build, open_parts
 from spawn.connections import behind
 from spawn.door import Bounds, Door, bounds_of, in_front
+from spawn.quick import AnswerNow, answering_now
 from spawn.settings import Settings
 
 log = logging.getLogger(__name__)
 
-_YOUNG_OBJECTS: Final = 20_000
-"""Objects made before the collector looks through them: a few dozen calls' worth."""
+_YOUNG_OBJECTS: Final = 5_000
+"""Objects made before the collector looks through them: a few calls' worth."""
 BACKLOG: Final = 2048
 """Connections that may wait to be accepted."""
 OTHER_FILES: Final = 256
@@ -98,7 +99,12 @@ def _within_open_files(bounds: Bounds) -> Bounds:
 
 
 def configured(
-    app: Any, settings: Settings, new_request_id: Callable[[], str], *, log_requests: bool
+    app: Any,
+    answer_now: AnswerNow,
+    settings: Settings,
+    new_request_id: Callable[[], str],
+    *,
+    log_requests: bool,
 ) -> uvicorn.Config:
     """How uvicorn is to run the app: everything said, so that no variable of the environment decides it."""
     bounds = _within_open_files(bounds_of(settings))
@@ -106,7 +112,7 @@ def configured(
     return uvicorn.Config(
         app,
         loop="none",
-        http=behind(door),
+        http=answering_now(behind(door), answer_now),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -133,6 +139,7 @@ async def _serve(settings: Settings, listener: socket.socket, log_requests: bool
         service = await build(settings, parts)
         config = configured(
             service.app,
+            service.app.answer_now,
             settings,
             lambda: f"req_{parts.entropy.bytes(10).hex()}",
             log_requests=log_requests,

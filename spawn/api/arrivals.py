@@ -17,7 +17,8 @@ from spawn.services.calls import Identity
 _HEADERS_MAX: Final = 100
 _HEADER_BYTES_MAX: Final = 65_536
 _KEY_MAX: Final = 255
-_KEY_HEADER: Final = "idempotency-key"
+_ONCE: Final = {"host": "Host", "idempotency-key": "Idempotency-Key"}
+"""Headers of which two lines would be read as one or the other, depending on who reads (RFC 9112 section 3.2)."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -65,10 +66,10 @@ def combined(raw: list[tuple[bytes, bytes]]) -> dict[str, str]:
             f"A request has at most {_HEADERS_MAX} header lines and {_HEADER_BYTES_MAX} bytes of them.",
             next="Send fewer headers.",
         )
-    if _KEY_HEADER in repeated:
+    for name in repeated & _ONCE.keys():
         raise SpawnError(
             Code.INVALID_REQUEST,
-            "The request carries two Idempotency-Key lines: which of them names it?",
+            f"The request carries two {_ONCE[name]} lines: which of them is meant?",
             next="Send one.",
         )
     return headers

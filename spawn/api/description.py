@@ -19,7 +19,8 @@ from spawn import __version__
 from spawn.api.arrivals import Arrival
 from spawn.api.examples import REQUESTS, RESPONSES
 from spawn.api.priced import price_tag
-from spawn.api.routes import HANDLERS, charged_routes
+from spawn.api.routes import HANDLERS, ROUTES
+from spawn.api.routing import Route
 from spawn.api.services import Services
 from spawn.domain.charges import Charge, Kind
 
@@ -35,6 +36,12 @@ _SCHEMES: Final[dict[str, Any]] = {
         "name": "PAYMENT-SIGNATURE",
         "description": "An x402 v2 payment for the challenge in `PAYMENT-REQUIRED`. Its payer is the caller.",
     },
+    "x402-v1": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-PAYMENT",
+        "description": "The same from an x402 v1 client, for the `accepts` in the body of the 402.",
+    },
     "signed": {
         "type": "apiKey",
         "in": "header",
@@ -42,16 +49,33 @@ _SCHEMES: Final[dict[str, Any]] = {
         "description": "An HTTP message signature (RFC 9421) of the wallet, as ERC-8128 profiles it, with "
         "`Signature-Input`. It pays from the wallet's balance.",
     },
+    "sign-in": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "SIGN-IN-WITH-X",
+        "description": "The text that the 402 offers (EIP-4361), signed by the wallet and used once. Good for reading, "
+        "paid from the balance.",
+    },
+    "session": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "The token of `POST /v1/sessions`. Good for reading, paid from the balance, for 15 minutes.",
+    },
 }
 _PAID_HEADERS: Final[dict[str, Any]] = {
     "Spawn-Fee": {"description": "What the call cost, in USDC.", "required": True},
     "Spawn-Balance": {"description": "What the wallet can spend, in USDC.", "required": True},
     "Spawn-Runway": {"description": "Seconds until the first of the wallet's servers runs out of money."},
-    "PAYMENT-RESPONSE": {"description": "The receipt of an x402 payment, JSON in base64."},
+    "PAYMENT-RESPONSE": {"description": "The receipt of an x402 v2 payment, JSON in base64."},
+    "X-PAYMENT-RESPONSE": {"description": "The receipt of an x402 v1 payment, JSON in base64."},
+}
+_RETRY_AFTER: Final[dict[str, Any]] = {
+    "Retry-After": {"description": "Seconds to wait before the same request is sent again."}
 }
 _REFUSED_HEADERS: Final[dict[str, dict[str, Any]]] = {
     "402": {"PAYMENT-REQUIRED": {"description": "The x402 v2 challenge, JSON in base64."}},
-    "503": {"Retry-After": {"description": "Seconds to wait before the same request is sent again."}},
+    "429": _RETRY_AFTER,
+    "503": _RETRY_AFTER,
 }
 _KEY_PARAMETER: Final[dict[str, Any]] = {
     "in": "header",
@@ -70,15 +94,15 @@ def document() -> dict[str, Any]:
     document.pop("servers", None)
     document["components"]["securitySchemes"] = _SCHEMES
     document["components"]["parameters"] = {"IdempotencyKey": _KEY_PARAMETER}
-    charges = {f"{method} {path}": charge for method, path, charge, _ in charged_routes()}
+    routes = {f"{route.method} {route.template}": route for route in ROUTES}
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
-            route = f"{method.upper()} {path}"
-            _add_examples(operation, route)
-            _add_identity(operation, method, charges[route])
-            _add_headers(operation, charges[route])
+            route = routes[f"{method.upper()} {path}"]
+            _add_examples(operation, f"{route.method} {route.template}")
+            _add_identity(operation, route)
+            _add_headers(operation, route.charge)
             _without_null(operation)
-            operation["x-price"] = price_tag(charges[route])
+            operation["x-price"] = price_tag(route.charge)
     for name, schema in document["components"]["schemas"].items():
         struct = getattr(api, name)
         if told := struct.__doc__:
@@ -134,16 +158,20 @@ def _add_examples(operation: dict[str, Any], route: str) -> None:
             response["content"]["application/json"]["example"] = msgspec.to_builtins(RESPONSES[route])
 
 
-def _add_identity(operation: dict[str, Any], method: str, charge: Charge) -> None:
-    match charge.kind:
+def _add_identity(operation: dict[str, Any], route: Route) -> None:
+    proofs: tuple[str, ...] = ()
+    match route.charge.kind:
         case Kind.FREE:
-            operation["security"] = []
+            pass
         case Kind.DEPOSIT:
-            operation["security"] = [{"x402": []}]
+            proofs = ("x402", "x402-v1")
             operation["requestBody"]["required"] = False  # without one, the default deposit is paid in
         case Kind.IDENTIFIED | Kind.FEE | Kind.FUNDED:
-            operation["security"] = [{"x402": []}, {"signed": []}]
-    if charge.kind is not Kind.FREE and method != "get":
+            proofs = ("x402", "x402-v1", "signed")
+            if route.takes_sign_in:
+                proofs = (*proofs, "sign-in") if route.opens_session else (*proofs, "sign-in", "session")
+    operation["security"] = [{proof: []} for proof in proofs]
+    if route.is_priced and route.method != "GET":
         operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/IdempotencyKey"})
 
 

@@ -5,8 +5,8 @@ payment is refused before anything else happens. Everything else goes on to Lite
 Invariant: a request is read, and its proof verified, once.
 """
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 from spawn_schemas.errors import SpawnError
 
@@ -20,6 +20,8 @@ from spawn.api.replies import App, Receive, Reply, Scope, Send
 from spawn.api.routing import Routes
 from spawn.api.services import Services
 
+_LOOKED_AT: Final = "looked_at"
+"""Under this name a request's state holds the answer that was found for it at once, or None."""
 _COUNTED: Final = "/v1/"
 """Where a call for what does not exist counts against its address."""
 _ID_MAX: Final = 64
@@ -55,27 +57,39 @@ class Front:
         if scope["type"] != "http":
             await self._framework(scope, receive, send)
             return
-        try:
-            app, receive = await self._app(scope, receive)
-        except ConnectionAbortedError:
-            return  # nobody is there to be answered
-        await app(scope, receive, send)
-
-    async def _app(self, scope: Scope, receive: Receive) -> tuple[App, Receive]:
-        """What answers this request, and what it reads the body from."""
         state = arrivals.state_of(scope)
-        state["request_id"] = request_id = self._new_request_id()
+        reply = state[_LOOKED_AT] if _LOOKED_AT in state else self.answer_now(scope)
+        arrival: Arrival | None = state.get("arrival")
+        if reply is None and arrival is not None:
+            try:
+                reply, receive = await self._answer(arrival, receive)
+            except ConnectionAbortedError:
+                return  # nobody is there to be answered
+        await (reply or self._framework)(scope, receive, send)
+
+    def answer_now(self, scope: Scope) -> Reply | None:
+        """The answer to a request for which nothing has to be waited; None, and what was found out, for any other.
+
+        A server may ask this before it goes to the length of starting a task.
+        """
+        reply = self._look(scope)
+        arrivals.state_of(scope)[_LOOKED_AT] = reply
+        return reply
+
+    def _look(self, scope: Scope) -> Reply | None:
+        state = arrivals.state_of(scope)
+        request_id = state["request_id"] = self._new_request_id()
         headers: dict[str, str] = {}
         try:
             arrivals.refuse_other_spellings(scope["raw_path"])
             route = self._routes.find(scope["method"], scope["path"])
             headers = arrivals.combined(scope["headers"])
-            state["request_id"] = request_id = _own_id(headers) or request_id
+            request_id = state["request_id"] = _own_id(headers) or request_id
             address = caller_address(scope, self._proxies)
             if route is None or not route.is_priced:
                 if route is None and scope["path"].startswith(_COUNTED):
                     self._limits.take_address(address)
-                return self._framework, receive
+                return None
             arrival = Arrival(
                 route=route,
                 method=scope["method"],
@@ -86,45 +100,69 @@ class Front:
                 address=address,
             )
             state["arrival"] = arrival
-            reply, receive = await self._answer(arrival, receive)
-        except SpawnError as error:
-            reply = refusal(request_id, error)
+            if arrival.has_body:
+                return None
+            self._identify(arrival)
+            if arrival.identity is not None or arrival.query:
+                return None
+            # Who proved nothing is answered without a wait: the handler runs to its end at once.
+            return self._readable(arrival.headers, _run_now(self._call_handler(arrival)))
+        except Exception as error:  # noqa: BLE001 - the last stop: whatever it is, the caller gets an answer
+            return self._failed(request_id, headers, error)
+
+    async def _answer(self, arrival: Arrival, receive: Receive) -> tuple[Reply | None, Receive]:
+        """The answer, or None where the framework has something to decode first; and where the body is read from."""
+        try:
+            if arrival.has_body:
+                arrival.body = await arrivals.read_body(receive, limit=self._body_max_bytes)
+                receive = arrivals.again(arrival.body, receive)
+                self._identify(arrival)
+            if arrival.invalid is not None and arrival.route.has_fixed_price:
+                return self._readable(arrival.headers, await self._services.gate.run(arrival, None)), receive
+            if arrival.body or arrival.query:
+                return None, receive
+            return self._readable(arrival.headers, await self._call_handler(arrival)), receive
         except ConnectionAbortedError:
             raise
         except Exception as error:  # noqa: BLE001 - the last stop: whatever it is, the caller gets an answer
-            reply = defect(request_id, error)
-        if reply is None:
-            return self._framework, receive
-        if "origin" in headers:
-            reply.raw_headers.extend(self._cors)
-        return reply, receive
+            return self._failed(arrival.request_id, arrival.headers, error), receive
 
-    async def _answer(self, arrival: Arrival, receive: Receive) -> tuple[Reply | None, Receive]:
-        """The answer, or None where the framework has something to decode first."""
-        if arrival.has_body:
-            arrival.body = await arrivals.read_body(receive, limit=self._body_max_bytes)
-            receive = arrivals.again(arrival.body, receive)
+    def _call_handler(self, arrival: Arrival) -> Coroutine[Any, Any, Reply]:
+        route = arrival.route
+        called: Coroutine[Any, Any, Reply] = route.function(
+            **route.arguments(arrival.path), arrival=arrival, services=self._services
+        )
+        return called
+
+    def _identify(self, arrival: Arrival) -> None:
+        """Find out who calls; raise `rate_limited` at an address that had too many calls without a good proof."""
         try:
             self._callers.identify(arrival)
-        except SpawnError:
-            self._count_unproven(arrival)
-            raise
-        if arrival.identity is None:
-            self._count_unproven(arrival)
-        if arrival.invalid is not None and arrival.route.has_fixed_price:
-            return await self._services.gate.run(arrival, None), receive
-        if arrival.body or arrival.query:
-            return None, receive
-        handler = arrival.route.handler.fn
-        reply = await handler(
-            **arrival.route.arguments(arrival.path), arrival=arrival, services=self._services
-        )
-        return reply, receive
+        finally:
+            if arrival.identity is None and arrival.route.is_rate_limited:
+                self._limits.take_address(arrival.address)
 
-    def _count_unproven(self, arrival: Arrival) -> None:
-        """Raise `rate_limited` at an address that had too many calls without a good proof."""
-        if arrival.route.is_rate_limited:
-            self._limits.take_address(arrival.address)
+    def _failed(self, request_id: str, headers: dict[str, str], error: Exception) -> Reply:
+        if isinstance(error, SpawnError):
+            return self._readable(headers, refusal(request_id, error))
+        return self._readable(headers, defect(request_id, error))
+
+    def _readable(self, headers: dict[str, str], reply: Reply) -> Reply:
+        """Let a script of another site read it, as the framework does with its own answers."""
+        if "origin" in headers:
+            reply.raw_headers.extend(self._cors)
+        return reply
+
+
+def _run_now(coroutine: Coroutine[Any, Any, Reply]) -> Reply:
+    """The result of a coroutine that waits for nothing."""
+    try:
+        coroutine.send(None)
+    except StopIteration as finished:
+        reply: Reply = finished.value
+        return reply
+    coroutine.close()
+    raise RuntimeError("a call that proved nothing waits for something")
 
 
 def _own_id(headers: dict[str, str]) -> str | None:

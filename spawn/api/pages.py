@@ -28,15 +28,18 @@ Http = Request[Any, Any, Any]
 _STEPS: Final = (
     "`GET /v1/catalog`: what is for sale, where, and for how much.",
     "`POST /v1/servers` with a name, type, image and location. The answer is a 402 with the price.",
-    "Pay with any x402 v2 client and repeat: your wallet owns the server. Put `fund` into the body to pay the "
-    "deposit in the same call, and `deposit` to choose how much is set aside.",
+    "Pay with any x402 client, of version 2 or 1, and repeat: your wallet owns the server. Put `fund` into the body to "
+    "pay the deposit in the same call, and `deposit` to choose how much is set aside.",
     "`GET /v1/servers/{id}?wait=30` until it is running and has an address.",
     "`DELETE /v1/servers/{id}` when you are done: what is left of the deposit returns to your balance.",
 )
 _RULES: Final = (
     "Send an `Idempotency-Key` with every POST and DELETE: a retry never pays or acts twice.",
     "After 503 `settlement_pending`, repeat the same request with the same payment; never sign a new one.",
-    "Reads are cheap from the balance: sign the request with your wallet (RFC 9421, ERC-8128 profile).",
+    "Reads are cheap from the balance: sign the request with your wallet (RFC 9421, ERC-8128 profile), or sign in "
+    "where the 402 offers `sign-in-with-x`. To read often, `POST /v1/sessions` once: its bearer reads for 15 minutes.",
+    "After a 429, wait for `Retry-After` and send the same again, with the same payment. Calls are counted by wallet, "
+    "and by address where they prove none.",
     "Every refusal says in `next` what to do; a call that is refused costs nothing.",
 )
 _COLUMNS: Final = ("type", "cores", "memory", "disk", "per day", "deposit", "locations")
@@ -74,7 +77,8 @@ def front_page(catalog: Catalog, terms: Terms) -> str:
         f'<p class="dim">Deposits are what is set aside unless you choose less; a day is the least. '
         f"Images: {escape(_images(catalog))}.</p>"
         f"<h2>Rules that save money</h2><ul>{rules}</ul>"
-        f"<h2>Routes</h2><p>Paid by x402, or from the balance by a signed request.</p>{_route_table()}",
+        f"<h2>Routes</h2><p>Paid by x402, or from the balance by a signed request; "
+        f"what only reads, also by a sign-in or a session.</p>{_route_table()}",
     )
 
 

@@ -17,6 +17,7 @@ _GROUPS: Final = (
     ("servers", "Servers", ("/v1/servers",)),
     ("ssh-keys", "SSH keys", ("/v1/ssh-keys",)),
     ("balance", "Balance", ("/v1/balance",)),
+    ("sessions", "Sessions", ("/v1/sessions",)),
     ("free", "Free for all", ("/v1/", "/health")),
 )
 """Id, title and the beginnings of paths; the first that fits takes the route."""
@@ -24,14 +25,16 @@ _GROUPS: Final = (
 _VERBS: Final = ("post", "get", "patch", "delete")
 
 _CALLING: Final = """
-<p>Answer a 402 with an x402 v2 payment (<code>PAYMENT-SIGNATURE</code>), or sign the request with your wallet
-(<code>Signature</code>, RFC 9421 as ERC-8128 profiles it) to pay from your balance. Either says which wallet calls.
-A call that is refused costs nothing; a payment that came with it stays yours, as balance.</p>
-<p>Send an <code>Idempotency-Key</code> with whatever changes something. After a 503, send the very same request again
-when <code>Retry-After</code> has passed, with the same payment.</p>
+<p>Answer a 402 with an x402 payment (<code>PAYMENT-SIGNATURE</code>, or <code>X-PAYMENT</code> in version 1), or sign
+the request with your wallet (<code>Signature</code>, RFC 9421 as ERC-8128 profiles it) to pay from your balance. Either
+says which wallet calls. A call that is refused costs nothing; a payment that came with it stays yours, as balance.</p>
+<p>What only reads is also paid from the balance by a sign-in (<code>SIGN-IN-WITH-X</code>, for the text in the 402), or
+by the bearer of <code>POST /v1/sessions</code>, which lasts for 15 minutes.</p>
+<p>Send an <code>Idempotency-Key</code> with whatever changes something. After a 429 or a 503, send the very same
+request again when <code>Retry-After</code> has passed, with the same payment.</p>
 <p>Answers carry <code>Spawn-Fee</code> (what the call cost), <code>Spawn-Balance</code> (what you can spend),
 <code>Spawn-Runway</code> (seconds until the first of your servers runs out of money) and, for an x402 payment,
-<code>PAYMENT-RESPONSE</code>.</p>
+<code>PAYMENT-RESPONSE</code> (<code>X-PAYMENT-RESPONSE</code> in version 1).</p>
 """
 
 Json = dict[str, Any]

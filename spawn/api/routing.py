@@ -3,7 +3,7 @@
 Invariant: what is found here is what the framework would find, because both are made from the same handlers.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,6 +25,11 @@ class Route:
     summary: str
     handler: HTTPRouteHandler
     parameter: str | None
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """What was decorated, to be called without the framework."""
+        return self.handler.fn
 
     @property
     def is_priced(self) -> bool:

@@ -151,6 +151,33 @@ async def _(scene: Scene) -> list[Wire]:
 
 
 @chain(
+    "copies of a payment whose answer was lost",
+    "#1805, #2294: whoever takes a claim over takes it alone",
+    {served(201): 1, replayed(201): 19},
+    effect={"thief": 6_000_000, "fees": 10_000, "servers": 1, "machines": 1},
+    at_once=True,
+)
+async def _(scene: Scene) -> list[Wire]:
+    scene.world.chain_faults.lose_answer = 1
+    wire = await scene.pay(scene.thief, *CREATE)
+    assert (await scene.send(wire)).status_code == 503
+    return [wire] * 20
+
+
+@chain(
+    "a fresh payment under the key of a lost one",
+    "#3438: what the key stands for is settled, and the fresh payment stays unspent",
+    served(201),
+    effect={"thief": 6_000_000, "fees": 10_000, "servers": 1, "machines": 1},
+)
+async def _(scene: Scene) -> Wire:
+    key = ("Idempotency-Key", "lost")
+    scene.world.chain_faults.lose_answer = 1
+    assert (await scene.send((await scene.pay(scene.thief, *CREATE)).plus(key))).status_code == 503
+    return (await scene.pay(scene.thief, *CREATE)).plus(key)
+
+
+@chain(
     "a payment that is lost and expires",
     "what cannot settle any more is given up, and nothing is served for it",
     refused(402, "settlement_failed", "invalid_exact_evm_payload_authorization_valid_before"),

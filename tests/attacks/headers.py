@@ -1,7 +1,7 @@
 """Headers doubled, joined, empty, huge, or meant for somebody else: whoever reads the first and whoever reads the last
 must come to one answer."""
 
-from tests.attacks.kit import BAD_PAYMENT, NOT_OFFERED, NOT_YOURS, Theme, refused, served, unpaid
+from tests.attacks.kit import BAD_PAYMENT, BAD_REQUEST, NOT_OFFERED, NOT_YOURS, Theme, refused, served, unpaid
 from tests.attacks.scene import BUY, LIST, Scene, Wire
 
 header = Theme("header")
@@ -82,6 +82,16 @@ for name in ("signature", "signature-input"):
 async def _(scene: Scene) -> Wire:
     wire = scene.sign(scene.owner, "POST", "/v1/servers", BUY)
     return wire.plus(("content-digest", wire.value("content-digest")))
+
+
+@header("two hosts", "RFC 9112 section 3.2: who names two names none", BAD_REQUEST)
+async def _(scene: Scene) -> list[Wire]:
+    both = (("Host", "spawn.test"), ("Host", "other.example"))
+    return [
+        scene.sign(scene.owner, *LIST, None, *both),
+        (await scene.pay(scene.owner, *LIST)).plus(*both),
+        scene.ask("GET", "/v1/catalog", None, *both[::-1]),
+    ]
 
 
 @header("a hundred and one lines", "bounded in number", TOO_LARGE)

@@ -152,6 +152,16 @@ for name, value in (
         ]
 
 
+@key("in two lines", "two keys are no key, and joined they would be a third", BAD_REQUEST)
+async def _(scene: Scene) -> list[Wire]:
+    await known(scene, "line")
+    twice = (under("line"), under("line"))
+    return [
+        scene.sign(scene.owner, *LIST, None, *twice),
+        (await scene.pay(scene.owner, *LIST)).plus(*twice),
+    ]
+
+
 for name, identifier in (
     ("too short", "k" * 15),
     ("too long", "k" * 129),

@@ -12,11 +12,13 @@ from base64 import b64decode
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Final
 
 import httpx
 
-from tests.attacks.scene import Scene, Wire
+from spawn.payments.sessions import PREFIX
+from tests.attacks.scene import Bytes, Scene, Wire, written
 from tests.integration.paid_calls import challenge, refusal
 
 REQUEST_ID: Final = re.compile("[A-Za-z0-9_-]{1,64}")
@@ -62,7 +64,8 @@ BAD_PAYMENT: Final = refused(400, "invalid_payment")
 OTHER_REQUEST: Final = refused(409, "idempotency_conflict")
 
 
-Stage = Callable[[Scene], Awaitable[Wire | Sequence[Wire]]]
+Sent = Wire | Bytes
+Stage = Callable[[Scene], Awaitable[Sent | Sequence[Sent]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,22 +112,22 @@ class Theme:
         return entered
 
 
-async def prepare(attack: Attack, scene: Scene) -> Sequence[Wire]:
+async def prepare(attack: Attack, scene: Scene) -> Sequence[Sent]:
     """Everything before the attack itself; what fails here is a defect of the scene or of an honest call."""
     made = await attack.stage(scene)
-    wires = [made] if isinstance(made, Wire) else list(made)
+    wires = [made] if isinstance(made, Sent) else list(made)
     if not 0 < len(wires) <= ROOM_MAX:
         raise ValueError(f"{attack.name} sends {len(wires)} requests")
     return wires
 
 
-async def strike(attack: Attack, scene: Scene, wires: Sequence[Wire]) -> None:
+async def strike(attack: Attack, scene: Scene, wires: Sequence[Sent]) -> None:
     """Send the hostile requests; AssertionError when the attack got another answer or effect than its entry says."""
     before, had = await scene.snapshot(), await scene.totals()
     if attack.at_once:
-        answers = list(await asyncio.gather(*(scene.send(wire) for wire in wires)))
+        answers = [*chain(*await asyncio.gather(*(_answers(scene, wire) for wire in wires)))]
     else:
-        answers = [await scene.send(wire) for wire in wires]
+        answers = [*chain(*[await _answers(scene, wire) for wire in wires])]
     expected = {attack.answer: len(wires)} if isinstance(attack.answer, Answer) else dict(attack.answer)
     assert Counter(map(seen, answers)) == Counter(expected), [answer.text for answer in answers]
     if attack.effect:
@@ -134,6 +137,16 @@ async def strike(attack: Attack, scene: Scene, wires: Sequence[Wire]) -> None:
     else:
         after = await scene.snapshot()
         assert after == before
+
+
+async def _answers(scene: Scene, sent: Sent) -> list[httpx.Response]:
+    """What came back, be it more or less than one answer; whatever was sent, the next caller must be served."""
+    if isinstance(sent, Wire):
+        return [await scene.send(sent)]
+    answers = await scene.converse(sent)
+    (beside,) = await scene.converse(Bytes((written(scene.ask("GET", "/v1/catalog")),)))
+    assert beside.status_code == 200, beside.text
+    return answers
 
 
 def seen(answer: httpx.Response) -> Answer:
@@ -147,7 +160,10 @@ def seen(answer: httpx.Response) -> Answer:
         # What was paid for belongs to the payer: no cache between us may keep it (SDKs set the same).
         kept_away = "no-store" in answer.headers.get("Cache-Control", "")
         assert kept_away or "Spawn-Fee" not in answer.headers, answer.headers
-        return Answer(answer.status_code, replayed=answer.headers.get("Idempotent-Replayed") == "true")
+        replayed = answer.headers.get("Idempotent-Replayed") == "true"
+        # Whoever has seen a request can repeat it: what only one may know is told once.
+        assert not (replayed and (PREFIX in answer.text or '"root_password":"' in answer.text))
+        return Answer(answer.status_code, replayed=replayed)
     if answer.headers["Content-Type"] != "application/json":
         return Answer(answer.status_code)
     assert answer.headers["Cache-Control"] == "no-store"

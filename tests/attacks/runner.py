@@ -6,26 +6,33 @@ on disk is changed. Invariant: `failed` means that the scene stood, every honest
 attack was not answered, or moved something, against its entry.
 """
 
-import asyncio
 import logging
 import os
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
+import uvloop
+
+if TYPE_CHECKING:
+    from tests.attacks.kit import Attack
+    from tests.attacks.scene import Scene
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 OURS: Final = ("spawn", "spawn_ledger", "spawn_providers", "spawn_schemas", "tests")
 WORKERS: Final = 2
 JOB_TIMEOUT_S: Final = 120
+SHM: Final = "/dev/shm"  # noqa: S108 - a folder of our own is made in it
+MEMORY: Final = SHM if os.access(SHM, os.W_OK) else None
+"""Where the databases of a scene lie: none of them has to outlive a power cut, and on a disk they would mostly wait."""
 
 WITHSTOOD: Final = "withstood"
 FAILED: Final = "failed"
@@ -48,101 +55,130 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Loader(SourceFileLoader):
-    def __init__(self, name: str, path: str, text: str) -> None:
+    def __init__(self, name: str, path: str, code: CodeType) -> None:
         super().__init__(name, path)
-        self._text = text
+        self._code = code
 
     def get_code(self, fullname: str) -> CodeType:
         """Never the bytecode that is cached for the file."""
-        return compile(self._text, self.path, "exec", dont_inherit=True)
+        return self._code
 
 
 class Replacing(MetaPathFinder):
-    """Loads one file from another text."""
+    """Loads our packages from code that was compiled once for all jobs, and one file from another text."""
 
-    def __init__(self, job: Job) -> None:
-        self._path = str(ROOT / (job.file or ""))
-        self._text = job.text
+    def __init__(self, job: Job, compiled: Mapping[str, CodeType]) -> None:
+        self._compiled = dict(compiled)
+        self._path: str | None = None
+        if job.file is not None:
+            self._path = str(ROOT / job.file)
+            self._compiled[self._path] = compile(job.text, self._path, "exec", dont_inherit=True)
         self.is_used = job.file is None
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(fullname, path, target)
-        if spec is None or spec.origin != self._path:
+        if fullname.partition(".")[0] not in OURS:
             return None
-        self.is_used = True
-        spec.loader = _Loader(fullname, self._path, self._text)
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is None or spec.origin not in self._compiled:
+            return None
+        self.is_used = self.is_used or spec.origin == self._path
+        spec.loader = _Loader(fullname, spec.origin, self._compiled[spec.origin])
         return spec
 
 
-def forget_ours() -> None:
-    """Unload our packages, and keep those of others: they take seconds to load, ours a moment."""
+def forget_ours() -> dict[str, CodeType]:
+    """Unload our packages and return their code by path. Those of others stay: they take seconds to load."""
+    compiled = {}
     for name in [name for name in sys.modules if name.partition(".")[0] in OURS and name != __name__]:
-        del sys.modules[name]
+        spec = sys.modules.pop(name).__spec__
+        if spec is not None and isinstance(spec.loader, SourceFileLoader) and spec.origin is not None:
+            code = spec.loader.get_code(name)
+            if code is not None:
+                compiled[spec.origin] = code
+    return compiled
 
 
 async def _warm_up(folder: Path) -> None:
     """Load whatever a scene needs, also what is loaded late, so that a fork finds it."""
     from tests.attacks.scene import open_scene  # noqa: PLC0415 - forgotten again before the first fork
-
-    async with open_scene(folder):
-        pass
-
-
-async def _outcome(name: str, folder: Path) -> str:
-    from tests.attacks.kit import prepare, strike  # noqa: PLC0415 - loaded anew in each fork
-    from tests.attacks.scene import open_scene  # noqa: PLC0415 - as above
     from tests.attacks.table import ATTACKS  # noqa: PLC0415 - as above
 
-    (attack,) = (attack for attack in ATTACKS if attack.name == name)
-    is_struck = False
+    async with open_scene(folder):
+        assert ATTACKS
+
+
+async def _outcomes(names: Sequence[str], folder: Path) -> dict[str, str]:
+    """What becomes of these attacks. A scene in which one succeeded, or in which one is to be alone, is left."""
+    from tests.attacks.scene import open_scene  # noqa: PLC0415 - loaded anew in each fork
+    from tests.attacks.table import ATTACKS  # noqa: PLC0415 - as above
+
+    outcomes: dict[str, str] = {}
+    left = [next(attack for attack in ATTACKS if attack.name == name) for name in names]
+    while left:
+        place = folder / str(len(left))
+        place.mkdir()
+        name = left[0].name
+        try:
+            async with open_scene(place, **left[0].settings) as scene:
+                is_good = True
+                while left and is_good:
+                    attack = left.pop(0)
+                    name = attack.name
+                    outcomes[name] = await _outcome(attack, scene)
+                    crowded = attack.needs_own_scene or (left and left[0].needs_own_scene)
+                    is_good = outcomes[name] == WITHSTOOD and not crowded
+        except AssertionError:
+            # The scene was good, and its books were not in the end.
+            if outcomes.get(name) is None:
+                raise
+            outcomes[name] = FAILED
+    return outcomes
+
+
+async def _outcome(attack: "Attack", scene: "Scene") -> str:
+    from tests.attacks.kit import prepare, strike  # noqa: PLC0415 - loaded anew in each fork
+
+    wires = await prepare(attack, scene)
     try:
-        async with open_scene(folder, **attack.settings) as scene:
-            wires = await prepare(attack, scene)
-            is_struck = True
-            await strike(attack, scene, wires)
+        await strike(attack, scene, wires)
     except AssertionError:
-        if not is_struck:
-            raise
         return FAILED
     return WITHSTOOD
 
 
-def work(job: Job) -> Outcome:
-    """All attacks of a job, each in a scene of its own."""
-    replacing = Replacing(job)
+def work(job: Job, compiled: Mapping[str, CodeType]) -> Outcome:
+    """Make all attacks of a job. What went wrong before it could be told proves nothing, and is reported."""
+    replacing = Replacing(job, compiled)
     sys.meta_path.insert(0, replacing)
-    outcomes = {}
-    for name in job.attacks:
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                outcomes[name] = asyncio.run(_outcome(name, Path(folder)))
-            except Exception as error:  # noqa: BLE001 - whatever it is, it proves nothing, and is reported
-                outcomes[name] = f"{type(error).__name__}: {error}"
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+        try:
+            outcomes = uvloop.run(_outcomes(job.attacks, Path(folder)))
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            outcomes = dict.fromkeys(job.attacks, f"{type(error).__name__}: {error}")
     if not replacing.is_used:
         outcomes = dict.fromkeys(job.attacks, f"{job.file} is never loaded")
     return Outcome(name=job.name, attacks=outcomes)
 
 
-def _fork(job: Job, result: Path) -> int:
+def _fork(job: Job, compiled: Mapping[str, CodeType], result: Path) -> None:
     child = os.fork()
     if child == 0:
         status = 1
         try:
             signal.alarm(JOB_TIMEOUT_S)
             logging.disable()
-            result.write_bytes(msgspec.json.encode(work(job)))
+            result.write_bytes(msgspec.json.encode(work(job, compiled)))
             status = 0
         finally:
             os._exit(status)
-    return child
 
 
 def run(jobs: Sequence[Job], folder: Path) -> list[Outcome]:
     """The outcomes in the order of the jobs; a job that died has one that says so."""
-    asyncio.run(_warm_up(folder))
-    forget_ours()
+    uvloop.run(_warm_up(folder))
+    compiled = forget_ours()
     # A fork copies one thread: the locks of any other would never be released in it.
     assert threading.active_count() == 1
     running = 0
@@ -150,7 +186,7 @@ def run(jobs: Sequence[Job], folder: Path) -> list[Outcome]:
         if running == WORKERS:
             os.wait()
             running -= 1
-        _fork(job, folder / f"{number}.json")
+        _fork(job, compiled, folder / f"{number}.json")
         running += 1
     for _ in range(running):
         os.wait()
@@ -164,6 +200,6 @@ def _read(job: Job, result: Path) -> Outcome:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as scratch:
         read = msgspec.json.decode(sys.stdin.buffer.read(), type=list[Job])
         sys.stdout.buffer.write(msgspec.json.encode(run(read, Path(scratch))))

@@ -6,7 +6,7 @@ ends, whatever was done in it.
 
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -17,10 +17,12 @@ import msgspec
 from spawn_schemas.ids import Address
 from spawn_schemas.money import parse_usdc
 
+from spawn.door import bounds_of
 from spawn.payments import exact
 from spawn.payments.exact import ExactPayment
 from tests.harness import BASE_URL, CHAIN_ID, ORDER, World, open_world
 from tests.integration.paid_calls import PUBLIC_KEY, challenge, everything, machines
+from tests.integration.raw_connections import Served, serving
 from tests.unit import bad_payments, bad_signatures
 from tests.wallets import Wallet, encode
 
@@ -61,6 +63,13 @@ class Wire:
         return next(value for line, value in self.headers if line.lower() == name.lower())
 
 
+@dataclass(frozen=True)
+class Bytes:
+    """What is sent on a connection of its own, each part by itself, whatever it is."""
+
+    parts: tuple[bytes, ...]
+
+
 @dataclass(kw_only=True)
 class Scene:
     """A world with an owner who has a server, a key and a balance, and a thief who has money and bad intentions.
@@ -74,6 +83,7 @@ class Scene:
     caller: Wallet
     server: str
     ssh_key: str
+    listening: Served
     _signed: int = field(default=0)
 
     @property
@@ -109,6 +119,14 @@ class Scene:
         await app(scope, receive, send)
         content = b"".join(message.get("body", b"") for message in sent[1:])
         return httpx.Response(sent[0]["status"], headers=sent[0]["headers"], content=content)
+
+    async def converse(self, sent: Bytes) -> list[httpx.Response]:
+        """Send bytes to the server that listens in front of the application, and read until it hangs up."""
+        client = await self.listening.connect()
+        await client.send(*sent.parts)
+        said = await client.closed()
+        client.close()
+        return _responses(said)
 
     async def honest(self, wire: Wire) -> dict[str, Any]:
         """A call that must succeed, because an attack is built on it; answers its body."""
@@ -226,7 +244,7 @@ async def open_scene(folder: Path, **changes: Any) -> AsyncIterator[Scene]:
     """A scene of one's own; `changes` are settings. Afterwards the books must be right."""
     # Hundreds of attacks come from one address while no time passes; those on the rates set their own.
     unlimited = {"rate_address_per_minute": 0, "rate_wallet_per_minute": 0}
-    async with open_world(folder, **(unlimited | changes)) as world:
+    async with open_world(folder, **(unlimited | changes)) as world, _listening(world) as listening:
         owner, thief, caller = await world.customer("60.00"), await world.customer("20.00"), _caller()
         for address in (caller.address, Wallet(bad_payments.ATTACKER).address):
             await world.chain.mint(address, parse_usdc("100"))
@@ -242,9 +260,15 @@ async def open_scene(folder: Path, **changes: Any) -> AsyncIterator[Scene]:
             caller=caller,
             server=created.json()["server"]["id"],
             ssh_key=key.json()["ssh_key"]["id"],
+            listening=listening,
         )
         yield scene
         await world.check_books()
+
+
+def _listening(world: World) -> AbstractAsyncContextManager[Served]:
+    """The application behind our own door, with the bounds that the settings have, on a port of loopback."""
+    return serving(served_by=world.service.app, **msgspec.structs.asdict(bounds_of(world.settings)))
 
 
 def _caller() -> Wallet:
@@ -269,6 +293,29 @@ def _header_lines(wire: Wire) -> list[tuple[bytes, bytes]]:
     if wire.body:
         lines.append((b"content-length", str(len(wire.body)).encode()))
     return lines
+
+
+def written(wire: Wire, *lines: bytes) -> bytes:
+    """The request as a client writes it, with these header lines as well, last on its connection."""
+    head = [
+        f"{wire.method} {wire.target} HTTP/1.1".encode("latin-1"),
+        *(b"%b: %b" % line for line in _header_lines(wire)),
+        *lines,
+        b"connection: close",
+    ]
+    return b"\r\n".join(head) + b"\r\n\r\n" + wire.body
+
+
+def _responses(said: bytes) -> list[httpx.Response]:
+    found = []
+    while said:
+        head, _, said = said.partition(b"\r\n\r\n")
+        first, *lines = head.split(b"\r\n")
+        headers = [(name, value) for name, _, value in (line.partition(b": ") for line in lines)]
+        length = int(dict(headers)[b"content-length"])
+        found.append(httpx.Response(int(first.split()[1]), headers=headers, content=said[:length]))
+        said = said[length:]
+    return found
 
 
 def _encoded(body: object) -> bytes:

@@ -6,7 +6,8 @@ Sessions of another service are made with the product's own code and another key
 from typing import Any
 
 from spawn.payments.sessions import PREFIX, Sessions
-from tests.attacks.kit import NOT_YOURS, Answer, Theme, refused, served, unpaid
+from spawn.payments.sign_in import STALE
+from tests.attacks.kit import BAD_REQUEST, NOT_YOURS, Answer, Theme, refused, replayed, served, unpaid
 from tests.attacks.scene import BUY, LIST, SMALL, Scene, Wire
 from tests.harness import BASE_URL, CHAIN_ID
 from tests.integration.paid_calls import PUBLIC_KEY
@@ -67,8 +68,10 @@ def writes(scene: Scene) -> tuple[tuple[str, str, Any], ...]:
 
 
 for entry in BAD_SIGN_INS:
+    # Whoever comes too late is asked again, as anybody is, with a text that is fresh.
+    answer = unpaid() if entry.reason == STALE else broken(entry.reason)
 
-    @sign_in(entry.name, "EIP-4361 and the x402 extension sign-in-with-x", broken(entry.reason))
+    @sign_in(entry.name, "EIP-4361 and the x402 extension sign-in-with-x", answer)
     async def _(scene: Scene, entry: BadSignIn = entry) -> list[Wire]:
         header = ("SIGN-IN-WITH-X", entry.make(party(scene)).encode().decode("latin-1"))
         return [scene.ask(*BALANCE, None, header), scene.ask(*SESSIONS, None, header)]
@@ -80,6 +83,17 @@ async def _(scene: Scene) -> list[Wire]:
         scene.ask(method, target, body, signing_in(scene, scene.owner))
         for method, target, body in writes(scene)
     ]
+
+
+@sign_in("that is stale, where a read costs money", "it is asked again, and told the price", unpaid())
+async def _(scene: Scene) -> Wire:
+    return scene.ask(*LIST, None, signing_in(scene, scene.owner, issuedAt=at(scene.now - 301)))
+
+
+@sign_in("with two keys", "two keys are no key, whoever sends them", BAD_REQUEST)
+async def _(scene: Scene) -> Wire:
+    keys = (("Idempotency-Key", "one"), ("Idempotency-Key", "two"))
+    return scene.ask(*BALANCE, None, signing_in(scene, scene.owner), *keys)
 
 
 @sign_in(
@@ -183,6 +197,25 @@ async def _(scene: Scene) -> list[Wire]:
 async def _(scene: Scene) -> list[Wire]:
     token = await token_of(scene, scene.owner)
     return [scene.ask(method, target, body, bearer(token)) for method, target, body in writes(scene)]
+
+
+@session(
+    "opened again by whoever saw it opened",
+    "a token is handed out once: the stored answer has none (`seen` looks for it)",
+    replayed(201),
+)
+async def _(scene: Scene) -> list[Wire]:
+    signed = scene.sign(scene.owner, *SESSIONS)
+    paid = await scene.pay(scene.owner, *SESSIONS)
+    for wire in (signed, paid):
+        await scene.honest(wire)
+    return [signed, paid]
+
+
+@session("in two lines of Authorization", "joined, they are no token", broken("session_invalid"))
+async def _(scene: Scene) -> Wire:
+    lines = [bearer(await token_of(scene, scene.owner)) for _ in range(2)]
+    return scene.ask(*BALANCE, None, *lines)
 
 
 @session("for a deposit", "a deposit is paid by x402", unpaid())

@@ -52,7 +52,6 @@ for name, headers in (
     ("and X-Forwarded-Host says so", (("X-Forwarded-Host", "other.example"),)),
     ("and Forwarded says so", (("Forwarded", "host=other.example;proto=http"),)),
     ("and X-Original-Host says so", (("X-Original-Host", "other.example"),)),
-    ("and a second Host says so", (("Host", "spawn.test"), ("Host", "other.example"))),
 ):
 
     @signature(

@@ -18,6 +18,7 @@ from tests.attacks import (
     sessions,
     signatures,
     version1,
+    wires,
 )
 from tests.attacks.kit import Attack
 
@@ -38,4 +39,5 @@ ATTACKS: Final[tuple[Attack, ...]] = (
     *sessions.sign_in.attacks,
     *sessions.session.attacks,
     *limits.limit.attacks,
+    *wires.wire.attacks,
 )

@@ -1,31 +1,48 @@
 """Every attack of the table gets the answer it is due and moves nothing that it may not move."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
+import uvloop
 
 from tests.attacks.kit import Attack, prepare, strike
 from tests.attacks.scene import Scene, open_scene
 from tests.attacks.table import ATTACKS
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared_scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    """The loop that the service runs on."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def shared_scene(runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """One scene for all attacks that leave nothing behind; the books are checked when all have been made."""
-    async with open_scene(tmp_path_factory.mktemp("scene")) as scene:
-        yield scene
+    opened = open_scene(tmp_path_factory.mktemp("scene"))
+    yield runner.run(opened.__aenter__())
+    runner.run(opened.__aexit__(None, None, None))
 
 
-@pytest.mark.asyncio(loop_scope="module")
+async def make(attack: Attack, scene: Scene) -> None:
+    await strike(attack, scene, await prepare(attack, scene))
+
+
+async def make_apart(attack: Attack, folder: Path) -> None:
+    """In a scene of its own."""
+    async with open_scene(folder, **attack.settings) as scene:
+        await make(attack, scene)
+
+
 @pytest.mark.parametrize("attack", [pytest.param(attack, id=attack.name) for attack in ATTACKS])
-async def test_an_attack_fails(attack: Attack, shared_scene: Scene, tmp_path: Path) -> None:
+def test_an_attack_fails(attack: Attack, runner: asyncio.Runner, shared_scene: Scene, tmp_path: Path) -> None:
     if attack.needs_own_scene:
-        async with open_scene(tmp_path, **attack.settings) as scene:
-            await strike(attack, scene, await prepare(attack, scene))
+        runner.run(make_apart(attack, tmp_path))
     else:
-        await strike(attack, shared_scene, await prepare(attack, shared_scene))
+        runner.run(make(attack, shared_scene))
 
 
 def test_the_table_is_long_and_says_why() -> None:

@@ -7,7 +7,8 @@ import sys
 import msgspec
 import pytest
 
-from tests.attacks.defences import DEFENCES, Defence
+from tests.attacks.defence import Defence
+from tests.attacks.defences import DEFENCES
 from tests.attacks.runner import FAILED, ROOT, WITHSTOOD, Job, Outcome
 from tests.attacks.table import ATTACKS
 

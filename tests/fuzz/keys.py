@@ -13,7 +13,6 @@ from tests.fuzz.target import Target, spoil_bytes
 from tests.unit.test_ssh_keys import (
     ED25519,
     ED25519_POINT,
-    P256,
     SK_ED25519,
     SK_P256,
     line,
@@ -102,7 +101,17 @@ _SEEDS: Final = (
     'command="true" ssh-ed25519 AAAA',
     "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjE\n-----END OPENSSH PRIVATE KEY-----",
 )
-_OURS: Final = f"{P256} {SK_ED25519} {SK_P256}"
-"""Long words that our sentences hold themselves."""
+
+
+def _refusal(text: str) -> str:
+    try:
+        parse_public_key(text)
+    except ValueError as refused:
+        return str(refused)
+    raise AssertionError("that is no key")
+
+
+_OURS: Final = _refusal("none")
+"""Long words that a sentence of ours holds itself: the types we accept."""
 
 TARGET: Final = Target(seeds=tuple(seed.encode() for seed in _SEEDS), check=check, mutate=mutate)

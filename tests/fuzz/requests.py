@@ -23,7 +23,7 @@ def check(data: bytes) -> bool:
     method, _, path = line.partition(b" ")
     found = _route(method.decode("latin-1"), path)
     raw = [(name, value) for name, _, value in (field.partition(b": ") for field in fields)]
-    headers = attempt(lambda: arrivals.combined(raw), Code.REQUEST_TOO_LARGE)
+    headers = attempt(lambda: arrivals.combined(raw), Code.REQUEST_TOO_LARGE, Code.INVALID_REQUEST)
     if headers is None:
         return False
     assert sum(map(len, headers.values())) <= sum(len(value) + 2 for _, value in raw)

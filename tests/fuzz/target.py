@@ -78,12 +78,12 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     mutate: Mutate
 
 
-def attempt(read: Callable[[], T], refusal: Code) -> T | None:
-    """What was read, or None where it was refused with this code. Whatever else is raised is a defect."""
+def attempt(read: Callable[[], T], *refusals: Code) -> T | None:
+    """What was read, or None where it was refused with one of these. Whatever else is raised is a defect."""
     try:
         return read()
     except SpawnError as refused:
-        if refused.code is not refusal:
+        if refused.code not in refusals:
             raise
         return None
 

@@ -81,7 +81,9 @@ def challenge(answer: httpx.Response, reason: str = "payment_required") -> dict[
     """The decoded PAYMENT-REQUIRED of an answer that must ask for money for this reason."""
     assert answer.status_code == 402, answer.text
     body = answer.json()
-    assert (body["error"], body["code"], body["status"]) == (body_error(reason), "payment_required", 402), body
+    assert (body["error"], body["code"], body["status"]) == (body_error(reason), "payment_required", 402), (
+        body
+    )
     assert body["request_id"] == answer.headers["X-Request-Id"]
     assert body["message"]
     assert body["next"]

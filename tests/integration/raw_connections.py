@@ -5,6 +5,7 @@ Invariant: every wait here is bounded by `PATIENCE_S`.
 
 import asyncio
 import functools
+import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -178,6 +179,8 @@ async def serving(
         msgspec.structs.replace(BOUNDS, **bounds), exempt=exempt, new_request_id=lambda: "req_of_the_door"
     )
     protocol: type[Connection] = behind(door)
+    # uvicorn silences this logger of the whole process where one server wants no access log, and never undoes it.
+    logging.getLogger("uvicorn.access").propagate = True
     config = uvicorn.Config(
         served_by or application,
         http=protocol,

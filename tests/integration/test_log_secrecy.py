@@ -274,7 +274,7 @@ async def test_what_is_no_request(listener: Listener) -> None:
 
 async def test_a_task_that_nobody_waited_for(listener: Listener) -> None:
     async def clumsy() -> None:
-        raise RuntimeError("planted")
+        raise RuntimeError(KEY)
 
     task = asyncio.create_task(clumsy())
     await asyncio.wait([task])

@@ -6,7 +6,7 @@ Invariant: as in `clients`, an adapter translates and nothing else; no text is w
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from x402 import x402Client
 from x402.extensions.sign_in_with_x import CreateSIWxClientExtensionOptions, create_siwx_client_extension
@@ -16,7 +16,12 @@ from x402.mechanisms.evm.signers import EthAccountSigner
 
 from tests.engines import node_project
 from tests.interop.clients import TIMEOUT_S, Client, HttpxBuyer, Opener, ScriptedClient, running
+from tests.interop.naming_clients import append_name
 from tests.wallets import Wallet
+
+
+async def _name(context: Any) -> None:
+    append_name(context, None)
 
 
 @asynccontextmanager
@@ -26,6 +31,7 @@ async def _open_httpx(url: str, wallet: Wallet, limit: str | None, *, pays: bool
         register_exact_evm_client(client, EthAccountSigner(wallet.account))
     if limit is not None:
         client.set_spend_controls({"max_amount_per_payment": limit})
+    client.on_before_payment_creation(_name)
     options = CreateSIWxClientExtensionOptions(signers=[wallet.account])
     client.register_extension(create_siwx_client_extension(options))
     async with x402_httpx.x402HttpxClient(client, base_url=url, timeout=TIMEOUT_S) as http:
@@ -43,7 +49,7 @@ SIGNERS: Final[dict[str, Opener]] = {
     "x402[extensions]": partial(_open_httpx, pays=True),
     "@x402/extensions": partial(_open_fetch, how="hook"),
 }
-"""The clients that sign in where that will do, and pay where it will not."""
+"""The clients that sign in where that will do, and pay, each time under a new name, where it will not."""
 
 PENNILESS: Final[dict[str, Opener]] = {
     "x402[extensions]": partial(_open_httpx, pays=False),

@@ -23,6 +23,8 @@ from tests.wallets import Wallet
 
 Route = tuple[str, str]
 
+SESSIONS: Final[Route] = ("POST", "/v1/sessions")
+
 ORDER: Final[dict[str, Any]] = {
     "type": "small",
     "image": "ubuntu-24.04",
@@ -36,7 +38,10 @@ IDENTIFYING: Final = "0.001"
 
 
 class Shopper:
-    """One wallet with one client. `pays_by_x402` is the version by which it pays; None signs for its balance."""
+    """One wallet with one client.
+
+    `pays_by_x402` is the version by which it pays; None signs for its balance. One that `signs_in` pays no read.
+    """
 
     def __init__(
         self,
@@ -46,8 +51,10 @@ class Shopper:
         wallet: Wallet,
         *,
         pays_by_x402: Literal[1, 2] | None,
+        signs_in: bool,
     ) -> None:
         self.pays_by_x402 = pays_by_x402
+        self._signs_in = signs_in
         self.bought: set[Route] = set()
         self._service = service
         self._http = http
@@ -78,26 +85,42 @@ class Shopper:
         await self._follow(reply.body)
         moved = await self._service.moved(self._wallet.address, before)
         assert moved.fee_usdc == fee == parse_usdc(reply.headers["spawn-fee"])
-        self._check_payment(reply, moved, advertised)
+        self._check_payment(reply, moved, 0 if self._proves((method, template)) else advertised)
         self.bought.add((method, template))
         return reply.body
 
-    def _check_payment(self, reply: Reply, moved: Movements, advertised: int) -> None:
-        """One transfer of exactly the price, credited and acknowledged; or, for a signed call, none at all."""
-        if self.pays_by_x402 is None:
+    async def read(self, token: str, template: str, **ids: str) -> Any:
+        """GET with a session's bearer: nothing is asked for, and a fee comes from the balance; answers the body."""
+        fee = await self._listed_fee("GET", template)
+        before = await self._service.mark()
+        bearer = {"Authorization": f"Bearer {token}"}
+        reply = await self._client.call("GET", template.format(**ids), headers=bearer)
+        assert reply.status == 200, reply.body
+        moved = await self._service.moved(self._wallet.address, before)
+        assert moved.fee_usdc == fee == parse_usdc(reply.headers["spawn-fee"])
+        self._check_payment(reply, moved, 0)
+        return reply.body
+
+    def _proves(self, route: Route) -> bool:
+        """Whether this caller says here who it is, and does not pay."""
+        return self.pays_by_x402 is None or (self._signs_in and (route[0] == "GET" or route == SESSIONS))
+
+    def _check_payment(self, reply: Reply, moved: Movements, price: int) -> None:
+        """One transfer of exactly the price, credited and acknowledged; or, where nothing is due, none at all."""
+        if price == 0:
             assert (moved.on_chain, moved.paid_in, reply.receipt) == ((), (), None)
             return
         (transfer,) = moved.on_chain
-        assert transfer.amount == advertised
+        assert transfer.amount == price
         assert transfer.recipient == self._service.settings.pay_to
-        assert moved.paid_in == (advertised,)
+        assert moved.paid_in == (price,)
         assert reply.receipt is not None
         assert reply.receipt.success
         assert reply.receipt.transaction == transfer.tx_hash
         assert reply.receipt.payer == checksummed(self._wallet.address)
-        self._check_dialect(reply, reply.receipt, advertised)
+        self._check_dialect(reply, reply.receipt, price)
 
-    def _check_dialect(self, reply: Reply, receipt: Receipt, advertised: int) -> None:
+    def _check_dialect(self, reply: Reply, receipt: Receipt, price: int) -> None:
         """The receipt is in the words of the version that paid, and in no other."""
         in_v1 = self.pays_by_x402 == 1
         assert ("x-payment-response" in reply.headers, "payment-response" in reply.headers) == (
@@ -106,7 +129,7 @@ class Shopper:
         )
         network = self._service.settings.x402_network
         assert receipt.network == (NETWORKS[network] if in_v1 else network)
-        assert receipt.amount == (None if in_v1 else str(advertised))
+        assert receipt.amount == (None if in_v1 else str(price))
 
     async def _advertised(self, method: str, path: str, body: object) -> int:
         """What the 402 asks a caller who proves nothing, in micro-USDC: the same in both versions."""
@@ -135,11 +158,16 @@ class Shopper:
 
 @asynccontextmanager
 async def shopping(
-    service: RunningService, client: Client, wallet: Wallet, *, pays_by_x402: Literal[1, 2] | None
+    service: RunningService,
+    client: Client,
+    wallet: Wallet,
+    *,
+    pays_by_x402: Literal[1, 2] | None,
+    signs_in: bool = False,
 ) -> AsyncIterator[Shopper]:
     """A shopper with a free connection of its own, to ask prices and follow actions."""
     async with httpx.AsyncClient(base_url=service.url, timeout=TIMEOUT_S, trust_env=False) as http:
-        yield Shopper(service, http, client, wallet, pays_by_x402=pays_by_x402)
+        yield Shopper(service, http, client, wallet, pays_by_x402=pays_by_x402, signs_in=signs_in)
 
 
 def public_key() -> str:
@@ -164,6 +192,7 @@ async def live_a_life(shopper: Shopper) -> None:
     await _change_it(shopper, server_id)
     await _switch_it(shopper, server_id)
     await _account_for_it(shopper)
+    await _read_by_session(shopper, server_id)
     assert await shopper.buy("DELETE", "/v1/ssh-keys/{key_id}", key_id=key["id"]) == {"status": "deleted"}
     gone = await shopper.buy("DELETE", "/v1/servers/{server_id}", server_id=server_id)
     assert gone["status"] == "deleted"
@@ -203,3 +232,17 @@ async def _account_for_it(shopper: Shopper) -> None:
     if shopper.pays_by_x402 is not None:
         paid_in = await shopper.buy("POST", "/v1/balance/deposit", {"amount": "0.50"}, credited="0.50")
         assert paid_in["deposited"] == "0.50"
+
+
+async def _read_by_session(shopper: Shopper, server_id: str) -> None:
+    """Every route that is read, once more, with a bearer; a client that signs by itself would sign these too."""
+    opened = await shopper.buy(*SESSIONS, credited=IDENTIFYING)
+    if shopper.pays_by_x402 is None:
+        return
+    token = opened["session"]["token"]
+    assert len((await shopper.read(token, "/v1/servers"))["servers"]) == 1
+    shown = await shopper.read(token, "/v1/servers/{server_id}", server_id=server_id)
+    assert shown["server"]["id"] == server_id
+    assert len((await shopper.read(token, "/v1/ssh-keys"))["ssh_keys"]) == 1
+    assert parse_usdc((await shopper.read(token, "/v1/balance"))["available"]) > 0
+    assert (await shopper.read(token, "/v1/balance/transactions"))["transactions"]

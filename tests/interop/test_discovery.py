@@ -30,7 +30,7 @@ from tests.interop.service import RunningService
 from tests.wallets import Wallet
 
 PRICED: Final[list[Route]] = [route for route in ROUTES if route.is_priced]
-WALLET: Final = Wallet.numbered(600)
+WALLET: Final = Wallet.numbered(520)
 """Owns nothing and pays nothing: its payments are made to be read."""
 
 
@@ -154,4 +154,4 @@ async def test_the_call_in_the_catalogue_is_one_that_we_take(service: RunningSer
                 json=entry.call.get("body"),
             )
             assert answer.status_code == 402, answer.text
-            assert answer.json()["error"] == "payment_required"
+            assert answer.json()["code"] == "payment_required"

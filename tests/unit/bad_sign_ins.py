@@ -120,7 +120,12 @@ def _without(name: str) -> Callable[[Scene], str]:
 
 def _timed(**times: int) -> Callable[[Scene], str]:
     """Signed with these moments, in seconds from now."""
-    return lambda scene: sign(scene, **{name: at(scene.now + offset) for name, offset in times.items()})
+
+    def make(scene: Scene) -> str:
+        moments: dict[str, Any] = {name: at(scene.now + offset) for name, offset in times.items()}
+        return sign(scene, **moments)
+
+    return make
 
 
 def _uri(change: Callable[[Scene], str]) -> Callable[[Scene], str]:

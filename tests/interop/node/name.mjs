@@ -1,4 +1,6 @@
-// Pays with the stock @x402/fetch, each purchase under the one name:  node name.mjs URL PRIVATE_KEY IDENTIFIER
+// Pays with the stock @x402/fetch, and names what it buys:  node name.mjs URL PRIVATE_KEY [IDENTIFIER]
+//
+// Every purchase has the one name, or without one a name of its own.
 import { ExactEvmScheme } from "@x402/evm";
 import {
   appendPaymentIdentifierToExtensions,

@@ -1,0 +1,89 @@
+"""Answers that go out in one piece, and requests that are answered before a task is started for them.
+
+uvicorn checks every header with regular expressions and writes head and body apart; for answers whose every byte is
+ours that costs more than making them. Invariant: what is written here is what uvicorn would have written; where it
+would do more than that (a log line, a client that reads slowly, HEAD), it does it.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import chain
+from typing import Any, ClassVar
+
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+
+from spawn.api.replies import AT_ONCE, Reply
+from spawn.connections import PIPELINE_MAX, Connection
+
+AnswerNow = Callable[[Any], Reply | None]
+
+
+class QuickConnection(Connection):
+    """A connection that asks the application for an answer first, and starts a task only where there is none yet."""
+
+    answer_now: ClassVar["staticmethod[[Any], Reply | None]"]
+    _ready: tuple[RequestResponseCycle, ASGI3Application, Reply] | None = None
+    """An answer that waits for the end of its request."""
+
+    _turns_left = PIPELINE_MAX
+    """Requests of one read that are still answered at once: the other connections have their turn after that."""
+
+    def data_received(self, data: bytes) -> None:
+        self._turns_left = PIPELINE_MAX
+        super().data_received(data)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        scope: Any = cycle.scope
+        scope["extensions"] = {AT_ONCE: partial(self._write_whole, cycle)}
+        reply = self.answer_now(scope) if self._turns_left else None
+        if reply is None:
+            super()._start_asgi_task(cycle, app)
+        elif cycle.more_body:
+            self._ready = cycle, app, reply
+        else:
+            self._answer(cycle, app, reply)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        if self._ready is not None:
+            cycle, app, reply = self._ready
+            self._ready = None
+            self._answer(cycle, app, reply)
+
+    def _answer(self, cycle: RequestResponseCycle, app: ASGI3Application, reply: Reply) -> None:
+        self._turns_left -= 1
+        if not self._write_whole(cycle, reply.status, reply.raw_headers, reply.body):
+            super()._start_asgi_task(cycle, app)
+
+    def _write_whole(
+        self, cycle: RequestResponseCycle, status: int, headers: list[tuple[bytes, bytes]], body: bytes
+    ) -> bool:
+        """Write an answer of ours in one piece. False, and nothing written, where uvicorn has more to do than that."""
+        if (
+            cycle.disconnected
+            or self.flow.write_paused
+            or cycle.access_log
+            or cycle.scope["method"] == "HEAD"
+        ):
+            return False
+        lines = [STATUS_LINE[status]]
+        for name, value in chain(cycle.default_headers, headers):
+            lines += (name, b": ", value, b"\r\n")
+        if not cycle.keep_alive:
+            lines.append(b"connection: close\r\n")
+        lines.append(b"content-length: %d\r\n\r\n" % len(body))
+        lines.append(body)
+        cycle.response_started = cycle.response_complete = True
+        self.transport.write(b"".join(lines))
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            self.transport.close()
+        cycle.on_response()
+        return True
+
+
+def answering_now(protocol: type[Connection], answer_now: AnswerNow) -> type[Connection]:
+    """The protocol class `protocol` (from `connections.behind`), asking `answer_now` first."""
+    attributes = {"answer_now": staticmethod(answer_now), "door": protocol.door}
+    return type("QuickConnectionBehindDoor", (QuickConnection,), attributes)

@@ -1,0 +1,180 @@
+"""What keeps the books right: whose things they are, what they cost, and that nothing happens twice."""
+
+from typing import Final
+
+from tests.attacks.defence import Defence
+
+OWNERSHIP: Final = "spawn/services/ownership.py"
+GATE: Final = "spawn/api/gate.py"
+CREATE_SERVER: Final = "spawn/services/create_server.py"
+PAID_CALLS: Final = "spawn/services/paid_calls.py"
+ACTING: Final = "spawn/services/acting.py"
+RESERVATIONS: Final = "spawn/services/reservations.py"
+ROWS: Final = "spawn/store/reservations.py"
+PURSE: Final = "spawn/services/purse.py"
+
+OF_BOOKS: Final = (
+    Defence(
+        name="whose server it is",
+        file=OWNERSHIP,
+        before="if server.wallet != wallet:",
+        after="if not wallet:",
+        attacks=(
+            "ownership: DELETE server, signed",
+            "ownership: DELETE server, paid",
+            "ownership: POST /rebuild to image, signed",
+            "header: the thief's payment beside the owner's signature",
+        ),
+    ),
+    Defence(
+        name="whose SSH key it is",
+        file=OWNERSHIP,
+        before="if key.wallet != wallet:",
+        after="if not wallet:",
+        attacks=(
+            "ownership: DELETE the owner's SSH key",
+            "ownership: the owner's SSH key on the thief's server",
+        ),
+    ),
+    Defence(
+        name="fund is money from outside",
+        file=GATE,
+        before="if charge.kind is Kind.FUNDED and fund is not None:",
+        after="if charge.kind is Kind.FREE:",
+        attacks=("money: fund with a signature",),
+    ),
+    Defence(
+        name="a deposit is money from outside",
+        file=GATE,
+        before="    if charge.kind is Kind.DEPOSIT:\n",
+        after="    if charge.kind is Kind.FREE:\n",
+        attacks=("money: a deposit with a signature",),
+    ),
+    Defence(
+        name="the largest deposit",
+        file=GATE,
+        before="if price.fund_usdc > self._cap_usdc:",
+        after="if price.fund_usdc < 0:",
+        attacks=("money: a deposit over the cap",),
+    ),
+    Defence(
+        name="the cap of a day",
+        file="spawn/services/balance.py",
+        before="if paid + payment.amount > cap_usdc:",
+        after="if payment.amount > cap_usdc:",
+        attacks=("money: the cap in two deposits", "race: deposits that break the cap together"),
+    ),
+    Defence(
+        name="one request for a nonce or a key",
+        file=PAID_CALLS,
+        before="if known.fingerprint != call.request.fingerprint():",
+        after="if not known.fingerprint:",
+        attacks=(
+            "replay: a spent payment at GET /v1/ssh-keys",
+            "replay: a signed nonce for another method",
+            "key: for another body",
+            "race: one payment at two routes",
+            "chain: a lost payment used for another order",
+        ),
+    ),
+    Defence(
+        name="a key is its wallet's",
+        file=ROWS,
+        before="WHERE idempotency.wallet = :wallet AND idempotency.key = :key",
+        after="WHERE :wallet IS NOT NULL AND idempotency.key = :key",
+        attacks=("key: of a stranger",),
+    ),
+    Defence(
+        name="the transfer that used the nonce is this one",
+        file="spawn/payments/devnet.py",
+        before='if row["recipient"] == payment.pay_to and row["amount"] == payment.value:',
+        after='if row["amount"] is not None:',
+        attacks=("chain: a nonce spent for less",),
+    ),
+    Defence(
+        name="what is bound to fail is not settled",
+        file=PURSE,
+        before="if have - self._fee_usdc < amount:",
+        after="if have < 0:",
+        attacks=("money: a payment for too little money", "money: a server without the money"),
+    ),
+    Defence(
+        name="a server's first day is paid",
+        file=CREATE_SERVER,
+        before="if deposit < self._offer.daily_usdc:",
+        after="if deposit < 0:",
+        attacks=("money: a server for less than a day",),
+    ),
+    Defence(
+        name="a nonce is taken, or somebody has it",
+        file=RESERVATIONS,
+        before="if not rows.insert_reservation(tx, reservation):",
+        after="if rows.insert_reservation(tx, reservation) is None:",
+        attacks=(
+            "replay: a payment sent twice",
+            "replay: a signed request sent twice",
+            "race: copies of one payment",
+            "race: copies of one signed order",
+            "race: one signed nonce at two routes",
+        ),
+    ),
+    Defence(
+        name="a step is taken once",
+        file=ROWS,
+        before="WHERE id = :id AND state = :expected_state AND claim IS NOT DISTINCT FROM :expected_claim",
+        after="WHERE id = :id AND COALESCE(:expected_state, :expected_claim) IS NOT NULL",
+        attacks=("chain: copies of a payment whose answer was lost",),
+    ),
+    Defence(
+        name="what a key stands for is settled",
+        file=PAID_CALLS,
+        before="fresh = identity.payment if identity.nonce_key == reservation.nonce_key else None",
+        after="fresh = identity.payment",
+        attacks=("chain: a fresh payment under the key of a lost one",),
+    ),
+    Defence(
+        name="doomed calls are refused before they are settled",
+        file=ACTING,
+        before="        self._check(tx, call, reservation, use_case)\n        return Progress(reservation=reservation)",
+        after="        return Progress(reservation=reservation)",
+        attacks=(
+            "money: a payment for a name that is taken",
+            "money: a payment for too little money",
+            "ownership: DELETE server, paid",
+        ),
+    ),
+    Defence(
+        name="what was settled for nothing is credit",
+        file=PAID_CALLS,
+        before="                    return Progress(reservation=credited)",
+        after="                    raise",
+        attacks=("race: two paid orders of one name",),
+    ),
+    Defence(
+        name="a refusal of the chain is one",
+        file=PAID_CALLS,
+        before="            case Rejected(reason=reason, message=message):\n",
+        after="            case Rejected(reason=reason, message=message) if not reason:\n",
+        attacks=(
+            "chain: a facilitator that refuses",
+            "chain: money that never was",
+        ),
+    ),
+    Defence(
+        name="a key is looked up before it is taken",
+        file=RESERVATIONS,
+        before="    if known is not None:\n",
+        after="    if known is not None and not known:\n",
+        attacks=("key: for another body",),
+    ),
+    Defence(
+        name="no balance goes below its fee",
+        file=PURSE,
+        before="    if available < fee:\n",
+        after="    if fee < 0:\n",
+        attacks=(
+            "money: a call without the fee",
+            "race: calls beyond the balance",
+        ),
+    ),
+)
