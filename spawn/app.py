@@ -33,6 +33,7 @@ from spawn.api.replies import App
 from spawn.api.requests import JsonRequest, answer_options, arrival_of
 from spawn.api.routes import HANDLERS, ROUTES, fees
 from spawn.api.services import Services
+from spawn.api.stencils import Stencils
 from spawn.clock import Clock, SystemClock, SystemEntropy
 from spawn.jobs.burn import Burn
 from spawn.jobs.operations import Operations
@@ -215,7 +216,8 @@ async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Se
         services,
         limits,
         Proxies(settings.trusted_networks),
-        new_request_id=lambda: f"req_{parts.entropy.bytes(10).hex()}",
+        Stencils(parts.clock),
+        parts.entropy,
         exposed=", ".join(EXPOSED_HEADERS).encode(),
     )
     return Service(

@@ -16,6 +16,7 @@ import uvloop
 from msgspec.structs import replace
 
 from spawn import logs
+from spawn.api.front import new_request_id
 from spawn.app import build, open_parts
 from spawn.connections import behind
 from spawn.door import Bounds, Door, bounds_of, in_front
@@ -141,7 +142,7 @@ async def _serve(settings: Settings, listener: socket.socket, log_requests: bool
             service.app,
             service.app.answer_now,
             settings,
-            lambda: f"req_{parts.entropy.bytes(10).hex()}",
+            lambda: new_request_id(parts.entropy),
             log_requests=log_requests,
         )
         _spare_the_collector()

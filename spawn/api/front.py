@@ -5,10 +5,11 @@ payment is refused before anything else happens. Everything else goes on to Lite
 Invariant: a request is read, and its proof verified, once.
 """
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, Final
 
 from spawn_schemas.errors import SpawnError
+from spawn_schemas.ids import Entropy
 
 from spawn.api import arrivals
 from spawn.api.addresses import Proxies, caller_address
@@ -19,6 +20,7 @@ from spawn.api.limits import Limits
 from spawn.api.replies import App, Receive, Reply, Scope, Send
 from spawn.api.routing import Routes
 from spawn.api.services import Services
+from spawn.api.stencils import TELLING, Stencils
 
 _LOOKED_AT: Final = "looked_at"
 """Under this name a request's state holds the answer that was found for it at once, or None."""
@@ -39,8 +41,9 @@ class Front:
         services: Services,
         limits: Limits,
         proxies: Proxies,
+        stencils: Stencils,
+        entropy: Entropy,
         *,
-        new_request_id: Callable[[], str],
         exposed: bytes,
     ) -> None:
         self._framework = framework
@@ -49,7 +52,8 @@ class Front:
         self._services = services
         self._limits = limits
         self._proxies = proxies
-        self._new_request_id = new_request_id
+        self._stencils = stencils
+        self._entropy = entropy
         self._body_max_bytes = services.settings.body_max_bytes
         self._cors = [(b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", exposed)]
 
@@ -78,22 +82,28 @@ class Front:
 
     def _look(self, scope: Scope) -> Reply | None:
         state = arrivals.state_of(scope)
-        request_id = state["request_id"] = self._new_request_id()
+        request_id = state["request_id"] = new_request_id(self._entropy)
         headers: dict[str, str] = {}
+        method, path = scope["method"], scope["path"]
+        nameless = not scope["query_string"] and not any(name in TELLING for name, _ in scope["headers"])
         try:
+            if nameless and (stencil := self._stencils.find(method, path)) is not None:
+                if stencil.is_rate_limited:
+                    self._limits.take_address(caller_address(scope, self._proxies))
+                return stencil.fill(self._entropy, request_id)
             arrivals.refuse_other_spellings(scope["raw_path"])
-            route = self._routes.find(scope["method"], scope["path"])
+            route = self._routes.find(method, path)
             headers = arrivals.combined(scope["headers"])
             request_id = state["request_id"] = _own_id(headers) or request_id
             address = caller_address(scope, self._proxies)
             if route is None or not route.is_priced:
-                if route is None and scope["path"].startswith(_COUNTED):
+                if route is None and path.startswith(_COUNTED):
                     self._limits.take_address(address)
                 return None
             arrival = Arrival(
                 route=route,
-                method=scope["method"],
-                path=scope["path"],
+                method=method,
+                path=path,
                 query=scope["query_string"].decode("latin-1"),
                 headers=headers,
                 request_id=request_id,
@@ -106,7 +116,10 @@ class Front:
             if arrival.identity is not None or arrival.query:
                 return None
             # Who proved nothing is answered without a wait: the handler runs to its end at once.
-            return self._readable(arrival.headers, _run_now(self._call_handler(arrival)))
+            reply = _run_now(self._call_handler(arrival))
+            if nameless:
+                self._stencils.keep(route, reply)
+            return self._readable(headers, reply)
         except Exception as error:  # noqa: BLE001 - the last stop: whatever it is, the caller gets an answer
             return self._failed(request_id, headers, error)
 
@@ -163,6 +176,11 @@ def _run_now(coroutine: Coroutine[Any, Any, Reply]) -> Reply:
         return reply
     coroutine.close()
     raise RuntimeError("a call that proved nothing waits for something")
+
+
+def new_request_id(entropy: Entropy) -> str:
+    """What a request is called in its answer and in our log."""
+    return f"req_{entropy.bytes(10).hex()}"
 
 
 def _own_id(headers: dict[str, str]) -> str | None:

@@ -114,7 +114,6 @@ OF_BOOKS: Final = (
             "replay: a payment sent twice",
             "replay: a signed request sent twice",
             "race: copies of one payment",
-            "race: copies of one signed order",
             "race: one signed nonce at two routes",
         ),
     ),
@@ -146,8 +145,8 @@ OF_BOOKS: Final = (
     Defence(
         name="what was settled for nothing is credit",
         file=PAID_CALLS,
-        before="                    return Progress(reservation=credited)",
-        after="                    raise",
+        before="lambda tx: reservations.credit(tx, reservation, outcome, now)",
+        after="lambda tx: reservation",
         attacks=("race: two paid orders of one name",),
     ),
     Defence(

@@ -73,7 +73,7 @@ class Attack:
     """One way to get what is not paid for or not one's own, and what comes of it.
 
     `stage` does what honest people do beforehand, and returns the hostile requests; they are sent in turn, or with
-    `at_once` together. `answer` is what each gets, or how many get what. `effect` is the change of `Scene.totals`
+    `at_once` together. `answer` is what each gets, or how many get what, in this order unless they are sent together. `effect` is the change of `Scene.totals`
     that is due; where it is empty, nothing at all may change. `why` says which rule or incident it is about;
     a number with # is an issue of github.com/x402-foundation/x402. An attack that is `alone`, or has `settings`, has a
     scene of its own.
@@ -124,12 +124,14 @@ async def prepare(attack: Attack, scene: Scene) -> Sequence[Sent]:
 async def strike(attack: Attack, scene: Scene, wires: Sequence[Sent]) -> None:
     """Send the hostile requests; AssertionError when the attack got another answer or effect than its entry says."""
     before, had = await scene.snapshot(), await scene.totals()
+    expected = {attack.answer: len(wires)} if isinstance(attack.answer, Answer) else attack.answer
     if attack.at_once:
         answers = [*chain(*await asyncio.gather(*(_answers(scene, wire) for wire in wires)))]
+        assert Counter(map(seen, answers)) == Counter(expected), [answer.text for answer in answers]
     else:
         answers = [*chain(*[await _answers(scene, wire) for wire in wires])]
-    expected = {attack.answer: len(wires)} if isinstance(attack.answer, Answer) else dict(attack.answer)
-    assert Counter(map(seen, answers)) == Counter(expected), [answer.text for answer in answers]
+        in_turn = [answer for answer, count in expected.items() for _ in range(count)]
+        assert [*map(seen, answers)] == in_turn, [answer.text for answer in answers]
     if attack.effect:
         has = await scene.totals()
         moved = {name: has[name] - had[name] for name in has if has[name] != had[name]}

@@ -168,11 +168,4 @@ OF_PAYMENTS: Final = (
             "version 1: another network",
         ),
     ),
-    Defence(
-        name="a nonce is its wallet's",
-        file="spawn/payments/nonces.py",
-        before="f'{scope}|{nonce}'.encode()",
-        after="nonce.encode()",
-        attacks=("replay: a stranger's nonce taken first",),
-    ),
 )

@@ -221,7 +221,6 @@ OF_PROOFS: Final = (
         after="    return not",
         attacks=(
             "session: on every write",
-            "session: for a deposit",
             "session: with a key that holds a stored order",
         ),
     ),

@@ -174,13 +174,6 @@ OF_REQUESTS: Final = (
         ),
     ),
     Defence(
-        name="what follows an upgrade is not read",
-        file=CONNECTIONS,
-        before="must not be read as the next request.\n            self._phase = _LEAVING",
-        after="must not be read as the next request.\n            self._phase = _IDLE",
-        attacks=("wire: a request behind an upgrade",),
-    ),
-    Defence(
         name="an upgrade has no body",
         file=CONNECTIONS,
         before="            raise _upgrade_with_body()",
@@ -195,10 +188,7 @@ OF_REQUESTS: Final = (
         file=CONNECTIONS,
         before="        self.headers = _NO_MORE\n",
         after="",
-        attacks=(
-            "wire: a payment behind the body",
-            "wire: a length behind the body",
-        ),
+        attacks=("wire: a payment behind the body",),
     ),
     Defence(
         name="the length of a target",
@@ -213,12 +203,5 @@ OF_REQUESTS: Final = (
         before="if _size(self.headers) > self._bounds.head_max_bytes:",
         after="if not self._bounds.head_max_bytes:",
         attacks=("wire: a line of 32 KiB beside a good signature",),
-    ),
-    Defence(
-        name="the size of a head that does not end",
-        file=CONNECTIONS,
-        before="if self._phase is _HEAD and self._read_bytes > self._bounds.head_max_bytes:",
-        after="if self._phase is _LEAVING:",
-        attacks=("wire: a head that does not end",),
     ),
 )

@@ -110,42 +110,41 @@ async def _warm_up(folder: Path) -> None:
 
 
 async def _outcomes(names: Sequence[str], folder: Path) -> dict[str, str]:
-    """What becomes of these attacks. A scene in which one succeeded, or in which one is to be alone, is left."""
-    from tests.attacks.scene import open_scene  # noqa: PLC0415 - loaded anew in each fork
-    from tests.attacks.table import ATTACKS  # noqa: PLC0415 - as above
+    from tests.attacks.table import ATTACKS  # noqa: PLC0415 - loaded anew in each fork
 
     outcomes: dict[str, str] = {}
     left = [next(attack for attack in ATTACKS if attack.name == name) for name in names]
     while left:
         place = folder / str(len(left))
         place.mkdir()
-        name = left[0].name
-        try:
-            async with open_scene(place, **left[0].settings) as scene:
-                is_good = True
-                while left and is_good:
-                    attack = left.pop(0)
-                    name = attack.name
-                    outcomes[name] = await _outcome(attack, scene)
-                    crowded = attack.needs_own_scene or (left and left[0].needs_own_scene)
-                    is_good = outcomes[name] == WITHSTOOD and not crowded
-        except AssertionError:
-            # The scene was good, and its books were not in the end.
-            if outcomes.get(name) is None:
-                raise
-            outcomes[name] = FAILED
+        made = await _outcomes_in_one_scene(left, place)
+        outcomes |= made
+        left = left[len(made) :]
     return outcomes
 
 
-async def _outcome(attack: "Attack", scene: "Scene") -> str:
+async def _outcomes_in_one_scene(attacks: "Sequence[Attack]", folder: Path) -> dict[str, str]:
+    """What becomes of the first of these: a scene is left where an attack succeeded, or one is to be alone."""
     from tests.attacks.kit import prepare, strike  # noqa: PLC0415 - loaded anew in each fork
+    from tests.attacks.scene import open_scene  # noqa: PLC0415 - as above
 
-    wires = await prepare(attack, scene)
+    made: dict[str, str] = {}
+    is_struck = False
     try:
-        await strike(attack, scene, wires)
+        async with open_scene(folder, **attacks[0].settings) as scene:
+            for attack in attacks:
+                if made and attack.needs_own_scene:
+                    break
+                wires = await prepare(attack, scene)
+                is_struck, made[attack.name] = True, FAILED
+                await strike(attack, scene, wires)
+                is_struck, made[attack.name] = attack.needs_own_scene, WITHSTOOD
+                if attack.needs_own_scene:
+                    break
     except AssertionError:
-        return FAILED
-    return WITHSTOOD
+        if not is_struck:
+            raise
+    return made
 
 
 def work(job: Job, compiled: Mapping[str, CodeType]) -> Outcome:

@@ -150,8 +150,8 @@ async def _(scene: Scene) -> Bytes:
 
 @wire(
     "an unpaid request behind a good one",
-    "as above: a proof is good for the request it is in",
-    {unpaid(): 1, served(): 1},
+    "as above: a proof is good for the request it is in, and answers come in turn",
+    {served(): 1, unpaid(): 1},
     effect=ONE_READ,
 )
 async def _(scene: Scene) -> Bytes:

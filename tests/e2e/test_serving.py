@@ -173,14 +173,13 @@ def test_it_outlives_its_worst_callers_without_growing(tmp_path: Path) -> None:
             SPAWN_IDLE_TIMEOUT_S="0.2",
             SPAWN_ANSWER_TIMEOUT_S="0.2",
         ) as service,
-        httpx.Client(base_url=f"http://{service.address}", timeout=10) as beside,
     ):
 
         def rounds(count: int) -> int:
             for _ in range(count):
                 for flood in floods:
                     service.attack(*flood)
-                    assert beside.get("/health").status_code == 200
+                    assert httpx.get(f"http://{service.address}/health", timeout=10).status_code == 200
             return service.resident_kib()
 
         warm = rounds(10)

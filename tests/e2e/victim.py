@@ -21,6 +21,7 @@ import uvicorn
 from litestar import Litestar
 from litestar.di import Provide
 
+from spawn.api.front import Front
 from spawn.api.routes import HANDLERS
 from spawn.api.services import Services
 from spawn.app import Service, build, open_parts
@@ -110,7 +111,7 @@ class _Jobs:
                 await self._service.operator.idle()
 
 
-def _config(app: Litestar) -> uvicorn.Config:
+def _config(app: Front | Litestar) -> uvicorn.Config:
     return uvicorn.Config(app, loop="none", http="httptools", ws="none", log_config=None, access_log=False)
 
 

@@ -1,9 +1,12 @@
 """schemathesis against a running `spawn dev`, as a caller who can pay and who owns something.
 
-Invariant: schemathesis chooses every request and checks every answer. What is ours is the wallet that signs or pays
-for a request as it stands, and real ids in most of the places where a well-formed one was made up.
+Invariant: schemathesis chooses every request and checks every answer. What is ours is the wallet that signs, pays
+or signs in for a request as it stands, and real ids in most of the places where a well-formed one was made up.
 """
 
+import asyncio
+import base64
+import json
 import random
 import time
 from collections import Counter, defaultdict
@@ -23,6 +26,8 @@ from schemathesis.engine.recorder import ScenarioRecorder
 from schemathesis.generation.meta import TestPhase
 from schemathesis.openapi.checks import IgnoredAuth, RejectedPositiveData
 from signing import SignedRequestAuth
+from spawn_schemas.sign_in import SIGN_IN_WITH_X
+from x402.extensions.sign_in_with_x import create_siwx_payload, encode_siwx_header
 
 from tests.interop.service import RunningService
 from tests.interop.story import ORDER, public_key
@@ -30,8 +35,14 @@ from tests.wallets import Wallet
 
 REAL_SHARE: Final = 0.75
 """Of the well-formed cases, how many speak of things that exist; the others ask for what nobody has."""
-UNSIGNED_SHARE: Final = 0.25
-"""How many priced calls wait for the 402 and pay by x402, as stock clients do."""
+UNPROVEN_SHARE: Final = 0.3
+"""How many calls wait for the 402, as stock clients do."""
+BEARER_SHARE: Final = 0.3
+"""How many reads carry a session's bearer."""
+SIGN_IN_SHARE: Final = 0.5
+"""How many challenges that take a sign-in get one; the others are paid."""
+PROOFS: Final = ("PAYMENT-SIGNATURE", "Signature-Input", "Authorization", SIGN_IN_WITH_X)
+"""The header by which a caller proves what it does: x402, a signature, a session, a sign-in."""
 SERVERS: Final = 4
 TYPES: Final = ("small", "medium")
 FUNDS: Final = "500.00"
@@ -40,10 +51,14 @@ _TIMEOUT_S: Final = 30
 
 
 class Explored(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run met. `answers` counts statuses by `METHOD /path`; `findings` are what no caller should see."""
+    """What a run met. `answers` counts statuses by `METHOD /path`, `proofs` the successes by what let them in.
+
+    `findings` are what no caller should see.
+    """
 
     operations: tuple[str, ...]
     answers: dict[str, Counter[int]]
+    proofs: Counter[str]
     findings: tuple[str, ...]
 
     @property
@@ -60,10 +75,11 @@ class Explored(msgspec.Struct, frozen=True, kw_only=True):
         ]
 
 
-class PayingAuth(requests.auth.AuthBase):
-    """Signs the request that is about to be sent, or pays what its 402 asks."""
+class Caller(requests.auth.AuthBase):
+    """Proves who sends the request: signs it, shows a session's `bearer`, or does what its 402 asks."""
 
     def __init__(self, wallet: Wallet, chain_id: int, chance: random.Random) -> None:
+        self.bearer: str | None = None
         self._wallet = wallet
         self._signer = SignedRequestAuth(wallet.account, chain_id)
         self._chance = chance
@@ -73,9 +89,15 @@ class PayingAuth(requests.auth.AuthBase):
         content = body.encode() if isinstance(body, str) else body
         # `fund` and a deposit are money that a signature cannot move.
         must_pay = request.path_url == "/v1/balance/deposit" or b'"fund"' in content
-        if must_pay or self._chance.random() < UNSIGNED_SHARE:
-            request.hooks["response"].append(self._pay)
-            return request
+        if must_pay or self._chance.random() < UNPROVEN_SHARE:
+            request.hooks["response"].append(self._satisfy)
+        elif self.bearer and request.method == "GET" and self._chance.random() < BEARER_SHARE:
+            request.headers["Authorization"] = f"Bearer {self.bearer}"
+        else:
+            self._sign(request, content)
+        return request
+
+    def _sign(self, request: requests.PreparedRequest, content: bytes) -> None:
         assert request.method is not None
         assert request.url is not None
         unsigned = httpx.Request(request.method, request.url, content=content)
@@ -83,22 +105,32 @@ class PayingAuth(requests.auth.AuthBase):
         signed = next(self._signer.auth_flow(unsigned))
         names = ("Signature-Input", "Signature", "Content-Digest")
         request.headers.update({name: signed.headers[name] for name in names if name in signed.headers})
-        return request
 
-    def _pay(self, unpaid: requests.Response, **kwargs: Any) -> requests.Response:
+    def _satisfy(self, unproven: requests.Response, **kwargs: Any) -> requests.Response:
         """Answer a challenge once; anything else is the answer."""
-        challenge = unpaid.headers.get("PAYMENT-REQUIRED")
-        if challenge is None or "PAYMENT-SIGNATURE" in unpaid.request.headers:
-            return unpaid
-        unpaid.content  # noqa: B018 - reads the body, so that its connection can carry the next request
-        unpaid.close()
-        paid = unpaid.request.copy()
-        nonce = self._chance.getrandbits(256)
-        paid.headers["PAYMENT-SIGNATURE"] = self._wallet.payment(challenge, now=int(time.time()), nonce=nonce)
-        answer: requests.Response = unpaid.connection.send(paid, **kwargs)
-        answer.history.append(unpaid)
-        answer.request = paid
+        challenge = unproven.headers.get("PAYMENT-REQUIRED")
+        if challenge is None or any(name in unproven.request.headers for name in PROOFS):
+            return unproven
+        unproven.content  # noqa: B018 - reads the body, so that its connection can carry the next request
+        unproven.close()
+        proven = unproven.request.copy()
+        name, value = self._proof(challenge)
+        proven.headers[name] = value
+        answer: requests.Response = unproven.connection.send(proven, **kwargs)
+        answer.history.append(unproven)
+        answer.request = proven
         return answer
+
+    def _proof(self, challenge: str) -> tuple[str, str]:
+        """The header that a challenge asks for: a sign-in where it takes one, at times, or else a payment."""
+        required = json.loads(base64.b64decode(challenge))
+        extension = required["extensions"].get(SIGN_IN_WITH_X)
+        if extension is not None and self._chance.random() < SIGN_IN_SHARE:
+            info = extension["info"] | extension["supportedChains"][0]
+            payload = asyncio.run(create_siwx_payload(info, self._wallet.account, info["uri"]))
+            return SIGN_IN_WITH_X, encode_siwx_header(payload)
+        nonce = self._chance.getrandbits(256)
+        return "PAYMENT-SIGNATURE", self._wallet.payment(challenge, now=int(time.time()), nonce=nonce)
 
 
 class Estate:
@@ -174,6 +206,10 @@ class Estate:
         created = self._post("/v1/ssh-keys", {"name": "key", "public_key": public_key()})
         self._ids["key_id"].append(created["ssh_key"]["id"])
 
+    def open_session(self) -> str:
+        """A bearer for reading."""
+        return str(self._post("/v1/sessions", None)["session"]["token"])
+
     def _post(self, path: str, body: object) -> Any:
         answer = self._http.post(f"{self._url}{path}", json=body, timeout=_TIMEOUT_S)
         assert answer.ok, answer.text
@@ -204,7 +240,10 @@ def filter_failure(
 
 
 def explore(service: RunningService, wallet: Wallet, *, examples: int, seed: int) -> Explored:
-    """Run every phase of schemathesis, `examples` generated cases for each operation, and return what it met."""
+    """Run every phase of schemathesis, `examples` generated cases for each operation, and return what it met.
+
+    Not for a thread that runs an event loop: the SDK signs in by a loop of its own.
+    """
     chance = random.Random(seed)
     phases = {name: {"enabled": True} for name in ("examples", "coverage", "fuzzing", "stateful")}
     config = schemathesis.Config.from_dict(
@@ -222,24 +261,28 @@ def explore(service: RunningService, wallet: Wallet, *, examples: int, seed: int
     )
     schema = schemathesis.openapi.from_url(f"{service.url}/openapi.json", config=config)
     answers: defaultdict[str, Counter[int]] = defaultdict(Counter)
+    proofs: Counter[str] = Counter()
 
     def map_case(context: schemathesis.HookContext, case: Any) -> Any:
         return estate.inhabit(case)
 
     def after_call(context: schemathesis.HookContext, case: Any, response: Response) -> None:
         answers[f"{case.method} {case.path}"][response.status_code] += 1
+        if 200 <= response.status_code < 300:
+            proofs.update(name for name in PROOFS if name in response.request.headers)
 
-    auth = PayingAuth(wallet, service.settings.chain_id, chance)
+    auth = Caller(wallet, service.settings.chain_id, chance)
     schema.auth.set_from_requests(auth)
     with requests.Session() as http:
         http.auth = auth
         http.trust_env = False  # a proxy of this machine's environment cannot see our loopback
         estate = Estate(service.url, http, chance)
+        auth.bearer = estate.open_session()
         for hook in (map_case, filter_failure, after_call):
             schema.hook(hook)
         findings = tuple(_findings(from_schema(schema).execute()))
     operations = tuple(found.ok().label for found in schema.get_all_operations() if isinstance(found, Ok))
-    return Explored(operations=operations, answers=dict(answers), findings=findings)
+    return Explored(operations=operations, answers=dict(answers), proofs=proofs, findings=findings)
 
 
 def _findings(stream: Any) -> Iterator[str]:

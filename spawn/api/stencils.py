@@ -1,0 +1,119 @@
+"""Answers to callers who send nothing of their own: one is worked out, the next ones are filled in.
+
+Within a second the 402 of a route differs from call to call in its request id and in the nonce that a wallet may sign.
+Invariant: what is filled in is, byte for byte, an answer that working it out could have given.
+"""
+
+from base64 import b64decode
+from binascii import b2a_base64
+from typing import Final
+
+import msgspec
+from spawn_schemas.ids import Entropy
+
+from spawn.api.replies import Reply
+from spawn.api.routing import Route
+from spawn.clock import Clock
+from spawn.payments.sign_in import NONCE_BYTES
+
+TELLING: Final = frozenset(
+    {
+        b"authorization",
+        b"content-length",
+        b"idempotency-key",
+        b"origin",
+        b"payment-signature",
+        b"sign-in-with-x",
+        b"signature-input",
+        b"transfer-encoding",
+        b"x-forwarded-for",
+        b"x-payment",
+        b"x-request-id",
+    }
+)
+"""Headers that an answer may depend on. A request without any of them is like every other for its route."""
+
+_CHALLENGE: Final = b"payment-required"
+_ID: Final = b"x-request-id"
+_NONCE_CHARS: Final = 2 * NONCE_BYTES
+
+
+class _Info(msgspec.Struct):
+    nonce: str
+
+
+class _SignIn(msgspec.Struct):
+    info: _Info
+
+
+class _Extensions(msgspec.Struct):
+    sign_in: _SignIn | None = msgspec.field(name="sign-in-with-x", default=None)
+
+
+class _Challenge(msgspec.Struct):
+    extensions: _Extensions
+
+
+_challenges: Final = msgspec.json.Decoder(_Challenge)
+
+
+class Stencil:
+    """One answer with holes.
+
+    `at` is the second (unix time) for which it is right, `is_rate_limited` that of its route.
+    """
+
+    def __init__(self, reply: Reply, at: int, *, is_rate_limited: bool) -> None:
+        headers = dict(reply.raw_headers)
+        self.at = at
+        self.is_rate_limited = is_rate_limited
+        self._status = reply.status
+        self._rest = [header for header in reply.raw_headers if header[0] not in {_CHALLENGE, _ID}]
+        self._body_before, _, self._body_after = reply.body.partition(headers[_ID])
+        text = b64decode(headers[_CHALLENGE])
+        sign_in = _challenges.decode(text).extensions.sign_in
+        self._signs_in = sign_in is not None
+        self._before, self._after = headers[_CHALLENGE], b""
+        if sign_in is not None:
+            self._before, self._after = _cut(text, text.index(sign_in.info.nonce.encode()))
+
+    def fill(self, entropy: Entropy, request_id: str) -> Reply:
+        """The answer for one more call."""
+        shown_id = request_id.encode()
+        challenge = self._before
+        if self._signs_in:
+            nonce = entropy.bytes(NONCE_BYTES).hex().encode()
+            challenge = b"%b%b%b" % (self._before, b2a_base64(nonce + b'"', newline=False), self._after)
+        headers = [*self._rest, (_ID, shown_id), (_CHALLENGE, challenge)]
+        return Reply(self._status, b"%b%b%b" % (self._body_before, shown_id, self._body_after), headers)
+
+
+def _cut(text: bytes, nonce_at: int) -> tuple[bytes, bytes]:
+    """Base64 of what stands before the nonce, and of what follows it and its quote.
+
+    Base64 writes three bytes as four characters: blanks before the nonce, which mean nothing in JSON, bring it to where
+    such a group begins; with its quote it has 33 bytes.
+    """
+    quote_at = nonce_at - 1
+    before = text[:quote_at] + b" " * (-nonce_at % 3) + b'"'
+    after = text[nonce_at + _NONCE_CHARS + 1 :]
+    return b2a_base64(before, newline=False), b2a_base64(after, newline=False)
+
+
+class Stencils:
+    """One for each route that has no parameter in its path, renewed every second."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._of_path: dict[tuple[str, str], Stencil] = {}
+
+    def find(self, method: str, path: str) -> Stencil | None:
+        """What was worked out for this route in this second, or None."""
+        stencil = self._of_path.get((method, path))
+        return None if stencil is None or stencil.at != self._clock.now_s() else stencil
+
+    def keep(self, route: Route, reply: Reply) -> None:
+        """Remember the 402 that was worked out for a caller who sent nothing of its own."""
+        if route.parameter is None and reply.status == 402:
+            stencil = Stencil(reply, self._clock.now_s(), is_rate_limited=route.is_rate_limited)
+            self._of_path[route.method, route.template] = stencil
