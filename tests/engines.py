@@ -145,9 +145,10 @@ def install_node_packages(project: Path) -> None:
     """Install what `package.json` in this folder names, at exact versions, once. Raises NodePackagesMissing."""
     if _node_packages_installed(project):
         return
-    # The lock would record where packages were fetched from, and the tree names no host.
+    # The lock would record where packages were fetched from, and the tree names no host. None of hundreds of packages
+    # needs to run a script of its own here, or a compiler.
     install = subprocess.run(
-        ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock"],
+        ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts"],
         cwd=project,
         capture_output=True,
         text=True,

@@ -20,7 +20,7 @@ from spawn.api.limits import Limits
 from spawn.api.replies import App, Receive, Reply, Scope, Send
 from spawn.api.routing import Routes
 from spawn.api.services import Services
-from spawn.api.stencils import TELLING, Stencils
+from spawn.api.stencils import Stencils, tells_nothing
 
 _LOOKED_AT: Final = "looked_at"
 """Under this name a request's state holds the answer that was found for it at once, or None."""
@@ -85,9 +85,9 @@ class Front:
         request_id = state["request_id"] = new_request_id(self._entropy)
         headers: dict[str, str] = {}
         method, path = scope["method"], scope["path"]
-        nameless = not scope["query_string"] and not any(name in TELLING for name, _ in scope["headers"])
+        nameless = not scope["query_string"] and tells_nothing(scope["headers"])
         try:
-            if nameless and (stencil := self._stencils.find(method, path)) is not None:
+            if nameless and (stencil := self._stencils.find(method, scope["raw_path"])) is not None:
                 if stencil.is_rate_limited:
                     self._limits.take_address(caller_address(scope, self._proxies))
                 return stencil.fill(self._entropy, request_id)

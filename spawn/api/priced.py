@@ -13,7 +13,7 @@ from spawn.domain.charges import Charge, Kind
 
 _REFUSALS: Final[dict[int, str]] = {
     400: "A field is missing, malformed or not for sale; nothing was charged.",
-    401: "The request's signature does not hold; nothing was charged.",
+    401: "The signature, the sign-in or the session does not hold; nothing was charged.",
     403: "It belongs to another wallet; nothing was charged.",
     404: "There is no such thing; nothing was charged.",
     409: "Its state does not allow this now, or the key, payment or nonce already served another request; nothing was "
@@ -44,8 +44,8 @@ def priced(charge: Charge, summary: str, *refusals: int) -> dict[str, Any]:
     if charge.kind is not Kind.FREE:
         responses[402] = ResponseSpec(
             data_container=cast("type[Any]", api.PaymentRequiredBody | api.ErrorAnswer),
-            description="The price, as an x402 v2 challenge in the `PAYMENT-REQUIRED` header; or the chain's refusal "
-            "of a payment, an error with the reason in `PAYMENT-RESPONSE`.",
+            description="The price, for x402 v2 in the `PAYMENT-REQUIRED` header, for v1 in the body; or the chain's "
+            "refusal of a payment, an error with the reason in the receipt.",
             generate_examples=False,
         )
     return {
@@ -75,7 +75,7 @@ def price_text(charge: Charge) -> str:
         case Kind.FREE:
             return "Free; no identity needed."
         case Kind.IDENTIFIED:
-            return "Free for a signed request; an x402 payment identifies its wallet too and is credited in full."
+            return "Free for whoever signs; an x402 payment names its wallet too and is credited in full."
         case Kind.FEE:
             return f"${fee} per call, by x402 payment or from the balance."
         case Kind.FUNDED:

@@ -16,7 +16,7 @@ from spawn.api.routing import Route
 from spawn.clock import Clock
 from spawn.payments.sign_in import NONCE_BYTES
 
-TELLING: Final = frozenset(
+_TELLING: Final = frozenset(
     {
         b"authorization",
         b"content-length",
@@ -33,9 +33,19 @@ TELLING: Final = frozenset(
 )
 """Headers that an answer may depend on. A request without any of them is like every other for its route."""
 
+_ONCE: Final = b"host"
+"""A header that tells nothing, and must not be there twice (RFC 9112 section 3.2)."""
+_LINES_MAX: Final = 30
+"""Header lines of a request that is surely none too large to be answered."""
 _CHALLENGE: Final = b"payment-required"
 _ID: Final = b"x-request-id"
 _NONCE_CHARS: Final = 2 * NONCE_BYTES
+
+
+def tells_nothing(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Whether a request with these headers is like every other for its route."""
+    names = [name for name, _ in headers]
+    return len(names) <= _LINES_MAX and names.count(_ONCE) < 2 and _TELLING.isdisjoint(names)
 
 
 class _Info(msgspec.Struct):
@@ -105,10 +115,10 @@ class Stencils:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._of_path: dict[tuple[str, str], Stencil] = {}
+        self._of_path: dict[tuple[str, bytes], Stencil] = {}
 
-    def find(self, method: str, path: str) -> Stencil | None:
-        """What was worked out for this route in this second, or None."""
+    def find(self, method: str, path: bytes) -> Stencil | None:
+        """What was worked out for this route in this second, or None. `path` is as it was sent: it has one spelling."""
         stencil = self._of_path.get((method, path))
         return None if stencil is None or stencil.at != self._clock.now_s() else stencil
 
@@ -116,4 +126,4 @@ class Stencils:
         """Remember the 402 that was worked out for a caller who sent nothing of its own."""
         if route.parameter is None and reply.status == 402:
             stencil = Stencil(reply, self._clock.now_s(), is_rate_limited=route.is_rate_limited)
-            self._of_path[route.method, route.template] = stencil
+            self._of_path[route.method, route.template.encode()] = stencil

@@ -70,9 +70,11 @@ INSERT INTO reservation (
 UPDATE_RESERVATION: Final = """
 UPDATE reservation SET
   state = :state, fee = :fee, settlement = :settlement, operation_id = :operation_id,
-  answer = :answer, payment = :payment, keep_until = :keep_until, claim = :claim, claim_until = :claim_until
+  answer = :answer, payment = :payment, claim = :claim, claim_until = :claim_until
 WHERE id = :id AND state = :expected_state AND claim IS NOT DISTINCT FROM :expected_claim
 """
+# Apart, because naming the column costs an index a deletion and an insertion, and it changes only with a refusal.
+UPDATE_KEEP_UNTIL: Final = "UPDATE reservation SET keep_until = :keep_until WHERE id = :id"
 SELECT_BY_ID: Final = "SELECT * FROM reservation WHERE id = :id"
 SELECT_BY_NONCE: Final = "SELECT * FROM reservation WHERE nonce_key = :nonce_key"
 SELECT_BY_KEY: Final = """
@@ -145,7 +147,10 @@ def update_reservation(tx: Tx, before: Reservation, after: Reservation) -> bool:
     params = _params(after)
     params["expected_state"] = before.state.value
     params["expected_claim"] = before.claim
-    return tx.execute(UPDATE_RESERVATION, params) == 1
+    moved = tx.execute(UPDATE_RESERVATION, params) == 1
+    if moved and after.keep_until != before.keep_until:
+        tx.execute(UPDATE_KEEP_UNTIL, {"id": after.id, "keep_until": after.keep_until})
+    return moved
 
 
 def forget_key(tx: Tx, reservation_id: ReservationId) -> None:

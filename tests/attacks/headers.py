@@ -94,6 +94,18 @@ async def _(scene: Scene) -> list[Wire]:
     ]
 
 
+@header("two hosts, on a call that proves nothing", "as above, where an answer is at hand", BAD_REQUEST)
+async def _(scene: Scene) -> Wire:
+    await scene.send(scene.ask(*LIST))
+    return scene.ask(*LIST, None, ("Host", "spawn.test"), ("Host", "other.example"))
+
+
+@header("a hundred and one lines, on a call that proves nothing", "as above", TOO_LARGE)
+async def _(scene: Scene) -> Wire:
+    await scene.send(scene.ask(*LIST))
+    return scene.ask(*LIST, None, *((f"X-Filler-{n}", "x") for n in range(101)))
+
+
 @header("a hundred and one lines", "bounded in number", TOO_LARGE)
 async def _(scene: Scene) -> list[Wire]:
     many = tuple((f"X-Filler-{n}", "x") for n in range(101))

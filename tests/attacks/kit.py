@@ -73,10 +73,10 @@ class Attack:
     """One way to get what is not paid for or not one's own, and what comes of it.
 
     `stage` does what honest people do beforehand, and returns the hostile requests; they are sent in turn, or with
-    `at_once` together. `answer` is what each gets, or how many get what, in this order unless they are sent together. `effect` is the change of `Scene.totals`
-    that is due; where it is empty, nothing at all may change. `why` says which rule or incident it is about;
-    a number with # is an issue of github.com/x402-foundation/x402. An attack that is `alone`, or has `settings`, has a
-    scene of its own.
+    `at_once` together. `answer` is what each gets, or how many get what, in this order unless they are sent together.
+    `effect` is the change of `Scene.totals` that is due; where it is empty, nothing at all may change. `why` says which
+    rule or incident it is about; a number with # is an issue of github.com/x402-foundation/x402. An attack that is
+    `alone`, or has `settings`, has a scene of its own.
     """
 
     name: str

@@ -67,6 +67,16 @@ for target in (
         ]
 
 
+@path(
+    "%-escapes, where an answer is at hand", "#3044: what is remembered has one path as well", NOTHING_THERE
+)
+async def _(scene: Scene) -> list[Wire]:
+    asked = [("GET", "/v1/servers"), ("GET", "/v1/ssh-keys"), ("POST", "/v1/sessions")]
+    for method, target in asked:
+        await scene.send(scene.ask(method, target))
+    return [scene.ask(method, target.replace("s", "%73")) for method, target in asked]
+
+
 for method, template in (
     ("GET", "/v1/servers/{}/"),
     ("GET", "/v1/servers//{}"),

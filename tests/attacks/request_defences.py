@@ -6,6 +6,7 @@ from tests.attacks.defence import Defence
 
 ARRIVALS: Final = "spawn/api/arrivals.py"
 FRONT: Final = "spawn/api/front.py"
+STENCILS: Final = "spawn/api/stencils.py"
 GATE: Final = "spawn/api/gate.py"
 API: Final = "schemas/spawn_schemas/api.py"
 CONNECTIONS: Final = "spawn/connections.py"
@@ -126,6 +127,34 @@ OF_REQUESTS: Final = (
             "key: in two lines",
             "sign-in: with two keys",
         ),
+    ),
+    Defence(
+        name="an answer at hand has one path",
+        file=FRONT,
+        before='self._stencils.find(method, scope["raw_path"])',
+        after="self._stencils.find(method, path.encode())",
+        attacks=("path: %-escapes, where an answer is at hand",),
+    ),
+    Defence(
+        name="an answer at hand is for one host",
+        file=STENCILS,
+        before="names.count(_ONCE) < 2 and ",
+        after="",
+        attacks=("header: two hosts, on a call that proves nothing",),
+    ),
+    Defence(
+        name="an answer at hand is for few headers",
+        file=STENCILS,
+        before="len(names) <= _LINES_MAX and ",
+        after="",
+        attacks=("header: a hundred and one lines, on a call that proves nothing",),
+    ),
+    Defence(
+        name="an answer at hand is for who sends nothing",
+        file=STENCILS,
+        before=" and _TELLING.isdisjoint(names)",
+        after="",
+        attacks=("header: a payment of 9 KiB", "session: of 8 KiB"),
     ),
     Defence(
         name="calls that prove nothing are counted",

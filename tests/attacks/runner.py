@@ -15,6 +15,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from itertools import takewhile
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Final
@@ -24,7 +25,6 @@ import uvloop
 
 if TYPE_CHECKING:
     from tests.attacks.kit import Attack
-    from tests.attacks.scene import Scene
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 OURS: Final = ("spawn", "spawn_ledger", "spawn_providers", "spawn_schemas", "tests")
@@ -115,35 +115,37 @@ async def _outcomes(names: Sequence[str], folder: Path) -> dict[str, str]:
     outcomes: dict[str, str] = {}
     left = [next(attack for attack in ATTACKS if attack.name == name) for name in names]
     while left:
+        together = [*takewhile(lambda attack: not attack.needs_own_scene, left)] or left[:1]
         place = folder / str(len(left))
         place.mkdir()
-        made = await _outcomes_in_one_scene(left, place)
+        made = await _outcomes_in_one_scene(together, place)
         outcomes |= made
         left = left[len(made) :]
     return outcomes
 
 
 async def _outcomes_in_one_scene(attacks: "Sequence[Attack]", folder: Path) -> dict[str, str]:
-    """What becomes of the first of these: a scene is left where an attack succeeded, or one is to be alone."""
+    """What becomes of these attacks, up to the first that succeeds: what it leaves is no scene for another."""
     from tests.attacks.kit import prepare, strike  # noqa: PLC0415 - loaded anew in each fork
     from tests.attacks.scene import open_scene  # noqa: PLC0415 - as above
 
     made: dict[str, str] = {}
-    is_struck = False
+    name = ""
     try:
         async with open_scene(folder, **attacks[0].settings) as scene:
             for attack in attacks:
-                if made and attack.needs_own_scene:
-                    break
-                wires = await prepare(attack, scene)
-                is_struck, made[attack.name] = True, FAILED
+                try:
+                    wires = await prepare(attack, scene)
+                except AssertionError as error:
+                    raise RuntimeError(f"{attack.name} could not be made: {error}") from error
+                name = attack.name
                 await strike(attack, scene, wires)
-                is_struck, made[attack.name] = attack.needs_own_scene, WITHSTOOD
-                if attack.needs_own_scene:
-                    break
+                made[name] = WITHSTOOD
     except AssertionError:
-        if not is_struck:
+        if not name:
             raise
+        # It was the attack, or the books in the end.
+        made[name] = FAILED
     return made
 
 

@@ -18,6 +18,8 @@ from tests.interop.service import RunningService, spawn_dev
 BROWSER: Final = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 VOID: Final = {"meta", "link", "br", "hr", "img", "input"}
 MEASURE: Final = "<script>document.title = document.documentElement.scrollWidth</script>"
+BROKEN: Final = """<script>document.title = [...document.querySelectorAll("td:first-child > code")]
+  .filter(code => code.getClientRects().length > 1).length</script>"""
 REPORT: Final = "document.title = this.contentDocument.title"
 
 
@@ -142,6 +144,16 @@ def test_what_is_wider_than_a_phone_is_found(tmp_path: Path) -> None:
     assert too_wide('<body style="margin:0"><div style="width:400px">x</div></body>', tmp_path) == 10
 
 
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_no_name_is_broken_in_two(service: RunningService, path: str, tmp_path: Path) -> None:
+    copy = tmp_path / "page.html"
+    copy.write_text(
+        page(service, path).replace("<details ", "<details open ").replace("</body>", f"{BROKEN}</body>")
+    )
+    dom = rendered(copy.as_uri(), tmp_path, "--window-size=1000,800")
+    assert re.findall(r"<title>(\d+)</title>", dom) == ["0"]
+
+
 def test_an_agent_is_answered_in_markdown(service: RunningService) -> None:
     for accept in ("*/*", "text/markdown", "application/json"):
         answer = httpx.get(service.url, headers={"Accept": accept})
@@ -172,6 +184,7 @@ def test_the_reference_tells_fields_examples_refusals_and_error_codes(service: R
         "409",
         "413",
         "422",
+        "429",
         "503",
     ]
     assert "<code>insufficient_deposit</code>" in html
