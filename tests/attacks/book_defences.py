@@ -118,13 +118,6 @@ OF_BOOKS: Final = (
         ),
     ),
     Defence(
-        name="a step is taken once",
-        file=ROWS,
-        before="WHERE id = :id AND state = :expected_state AND claim IS NOT DISTINCT FROM :expected_claim",
-        after="WHERE id = :id AND COALESCE(:expected_state, :expected_claim) IS NOT NULL",
-        attacks=("chain: copies of a payment whose answer was lost",),
-    ),
-    Defence(
         name="what a key stands for is settled",
         file=PAID_CALLS,
         before="fresh = identity.payment if identity.nonce_key == reservation.nonce_key else None",

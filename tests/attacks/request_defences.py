@@ -154,7 +154,7 @@ OF_REQUESTS: Final = (
         file=STENCILS,
         before=" and _TELLING.isdisjoint(names)",
         after="",
-        attacks=("header: a payment of 9 KiB", "session: of 8 KiB"),
+        attacks=("header: two payments", "header: one payment in two lines"),
     ),
     Defence(
         name="calls that prove nothing are counted",
