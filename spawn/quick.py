@@ -77,9 +77,12 @@ class QuickConnection(Connection):
         cycle.response_started = cycle.response_complete = True
         self.transport.write(b"".join(lines))
         cycle.message_event.set()
-        if not cycle.keep_alive:
+        if not cycle.keep_alive and not cycle.more_body:
             self.transport.close()
         cycle.on_response()
+        if not cycle.keep_alive and cycle.more_body:
+            # The rest of the body is still on its way: closing on it would break the connection before this is read.
+            self._go()
         return True
 
 

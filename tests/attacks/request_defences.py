@@ -152,7 +152,7 @@ OF_REQUESTS: Final = (
     Defence(
         name="an answer at hand is for who sends nothing",
         file=STENCILS,
-        before=" and _TELLING.isdisjoint(names)",
+        before=" and _SAY_NOTHING.issuperset(names)",
         after="",
         attacks=("header: two payments", "header: one payment in two lines"),
     ),

@@ -23,7 +23,6 @@ from litestar.di import Provide
 
 from spawn.api.front import Front
 from spawn.api.routes import HANDLERS
-from spawn.api.services import Services
 from spawn.app import Service, build, open_parts
 from spawn.settings import Settings
 from tests.e2e.crashing import Points, crashing, die
@@ -166,15 +165,22 @@ def _be_victim(order: Order, listener: socket.socket, control: socket.socket) ->
         os._exit(status)
 
 
-def _no_services() -> Services:
+def _no_services() -> NoReturn:
     raise RuntimeError("a rehearsal serves no request")
+
+
+def _no_arrival() -> NoReturn:
+    raise RuntimeError("at a rehearsal nobody arrives")
 
 
 def _warm_up() -> None:
     """Do once what is slow the first time: the framework learns its handlers, the server imports its protocol."""
     app = Litestar(
         route_handlers=[*HANDLERS],
-        dependencies={"services": Provide(_no_services, sync_to_thread=False)},
+        dependencies={
+            "services": Provide(_no_services, sync_to_thread=False),
+            "arrival": Provide(_no_arrival, sync_to_thread=False),
+        },
         openapi_config=None,
         logging_config=None,
     )

@@ -18,6 +18,7 @@ from uvicorn.server import ServerState
 
 from spawn.connections import Connection, behind
 from spawn.door import Bounds, Door
+from spawn.quick import answering_now
 
 PATIENCE_S: Final = 10.0
 GET: Final = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -172,13 +173,15 @@ async def serving(
 ) -> AsyncIterator[Served]:
     """Serve on a port of loopback, a free one unless told; afterwards nothing may be left of any connection.
 
-    `served_by` is another application than the small one.
+    `served_by` is a whole service instead of the small application, asked first as `spawn.server` does.
     """
     application = Application()
     door = Door(
         msgspec.structs.replace(BOUNDS, **bounds), exempt=exempt, new_request_id=lambda: "req_of_the_door"
     )
     protocol: type[Connection] = behind(door)
+    if served_by is not None:
+        protocol = answering_now(protocol, served_by.answer_now)
     # uvicorn silences this logger of the whole process where one server wants no access log, and never undoes it.
     logging.getLogger("uvicorn.access").propagate = True
     config = uvicorn.Config(

@@ -1,0 +1,80 @@
+"""Answers that go out in one piece are what uvicorn would have sent, in the order in which they were asked for."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.harness import open_world
+from tests.integration.raw_connections import Client, on_uvloop, serving
+
+ASK = b"GET /v1/servers HTTP/1.1\r\nHost: spawn.test\r\n%b\r\n"
+HEALTH = b"GET /health HTTP/1.1\r\nHost: spawn.test\r\n\r\n"
+BODY = b"a" * 200_000
+
+
+async def ask(client: Client, *parts: bytes) -> int:
+    return (await client.ask(*parts)).status
+
+
+@on_uvloop
+async def test_a_connection_is_kept_or_closed_as_it_was_asked_for(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world, serving(served_by=world.service.app) as served:
+        client = await served.connect()
+        assert [await ask(client, ASK % b"") for _ in range(3)] == [402] * 3
+        assert await ask(client, ASK % b"Connection: close\r\n") == 402
+        assert await client.closed() == b""
+        old = await served.connect()
+        assert await ask(old, b"GET /v1/servers HTTP/1.0\r\n\r\n") == 402
+        assert await old.closed() == b""
+
+
+@on_uvloop
+async def test_quick_answers_wait_for_slow_ones_before_them(tmp_path: Path) -> None:
+    """`/health` asks the database, in a task; what comes behind it could be answered at once."""
+    async with open_world(tmp_path) as world, serving(served_by=world.service.app) as served:
+        client = await served.connect()
+        await client.send(HEALTH + ASK % b"" + HEALTH + ASK % b"" + ASK % b"X-Request-Id: last\r\n")
+        statuses = [(await client.answer()).status for _ in range(5)]
+        assert statuses == [200, 402, 200, 402, 402]
+
+
+@on_uvloop
+async def test_many_requests_of_one_read_are_answered_each(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world, serving(served_by=world.service.app) as served:
+        client = await served.connect()
+        await client.send((ASK % b"") * 30)
+        assert [(await client.answer()).status for _ in range(30)] == [402] * 30
+
+
+@pytest.mark.parametrize("connection", [b"close", b"keep-alive"])
+@on_uvloop
+async def test_a_refusal_reaches_a_caller_who_is_still_sending(tmp_path: Path, connection: bytes) -> None:
+    head = b"POST /v1/ssh-keys HTTP/1.1\r\nHost: spawn.test\r\nConnection: %b\r\nContent-Length: %d\r\n\r\n"
+    async with open_world(tmp_path) as world, serving(served_by=world.service.app) as served:
+        client = await served.connect()
+        start = head % (connection, len(BODY)) + BODY[:150_000]
+        answer = await client.ask(start, BODY[150_000:])
+        assert (answer.status, answer.error["code"]) == (413, "request_too_large")
+
+
+@on_uvloop
+async def test_head_and_access_log_are_left_to_uvicorn(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world, serving(served_by=world.service.app) as served:
+        client = await served.connect()
+        await client.send(b"HEAD /v1/servers HTTP/1.1\r\nHost: spawn.test\r\n\r\n" + ASK % b"")
+        assert await status_line(client) == 405
+        assert (await client.answer()).status == 402
+
+
+async def status_line(client: Client) -> int:
+    """The status of an answer without a body, whatever length it announces."""
+    head = await client.reader.readuntil(b"\r\n\r\n")
+    return int(head[9:12])
+
+
+async def test_the_harness_and_the_wire_give_the_same_answer(tmp_path: Path) -> None:
+    """Through plain ASGI nothing is written at once; callers cannot tell."""
+    async with open_world(tmp_path) as world:
+        plain = await world.ask("GET", "/v1/servers")
+        assert plain.status_code == 402
+        assert int(plain.headers["Content-Length"]) == len(plain.content)
