@@ -195,7 +195,7 @@ async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Se
     asking = _asking(our_terms, party, parts)
     name, provider = next(iter(parts.providers.items()))
     services = Services(
-        gate=Gate(paid_calls, settings, our_terms, asking),
+        gate=Gate(paid_calls, settings, our_terms, asking, limits),
         shop=Shop(catalog=await provider.catalog(), provider=name, entropy=parts.entropy, vault=vault),
         operator=operator,
         db=parts.db,
@@ -244,7 +244,7 @@ def _paid_calls(
         first_answer_s=settings.first_answer_s,
         in_flight_wait_s=settings.in_flight_wait_s,
         daily_cap_usdc=settings.deposit_daily_cap_usdc,
-        take_turn=limits.take_wallet,
+        turns=limits,
     )
 
 

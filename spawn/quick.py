@@ -37,7 +37,8 @@ class QuickConnection(Connection):
         scope: Any = cycle.scope
         scope["extensions"] = {AT_ONCE: partial(self._write_whole, cycle)}
         reply = self.answer_now(scope) if self._turns_left else None
-        if reply is None:
+        if reply is None or cycle.waiting_for_100_continue:
+            # Whoever asks first whether to send a body may never send it: this answer cannot wait for its end.
             super()._start_asgi_task(cycle, app)
         elif cycle.more_body:
             self._ready = cycle, app, reply

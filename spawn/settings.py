@@ -174,8 +174,8 @@ def _check(settings: Settings) -> None:
         ("SPAWN_BODY_MAX_BYTES", settings.body_max_bytes > 0, "more than 0"),
         (
             "SPAWN_HEAD_MAX_BYTES",
-            settings.head_max_bytes >= 4096,
-            "4096 or more: a payment alone is half of that",
+            4096 <= settings.head_max_bytes <= 65_536,
+            "4096 to 65536: a payment alone is half of the least",
         ),
         ("SPAWN_HEAD_TIMEOUT_S", _is_timeout(settings.head_timeout_s), _TIMEOUT),
         ("SPAWN_BODY_TIMEOUT_S", _is_timeout(settings.body_timeout_s), _TIMEOUT),

@@ -11,6 +11,7 @@ from spawn_schemas import api
 from spawn_schemas.errors import Code, SpawnError
 from spawn_schemas.ids import Entropy
 from spawn_schemas.money import format_usdc
+from spawn_schemas.sign_in import SIGN_IN_WITH_X
 
 from spawn.api.arrivals import Arrival
 from spawn.api.discovery import bazaar, output_schema
@@ -22,8 +23,6 @@ from spawn.payments import sign_in, version1
 from spawn.payments.challenge import Challenges, Prepared
 from spawn.payments.exact import PaymentInvalid, Terms
 from spawn.payments.sign_in import RelyingParty, SignInChallenges
-
-SIGN_IN_HEADER: Final = "sign-in-with-x"
 
 _PAY: Final = "Pay with any x402 client (PAYMENT-SIGNATURE, or X-PAYMENT in version 1)"
 _SIGN: Final = "sign the request with your wallet (RFC 9421, ERC-8128)"
@@ -40,6 +39,9 @@ _ASKED: Final = {
 }
 """Message and next step of a 402 to a caller who proved nothing, where they are not those of a priced call."""
 _ASKED_PRICED: Final = ("This call costs money.", f"{_PAY}, or {_SIGN} to pay from your balance.")
+_READ_CHEAPLY: Final = (
+    f"{_PAY}; or pay from your balance: {_SIGN}, {_SIGN_IN}, or show a session (POST /v1/sessions)."
+)
 _READ_ONLY: Final = "A session or a sign-in is good for reading only: it says who you are, not what you want."
 _BROKE: Final = f"{_PAY}, or pay into your balance first: POST /v1/balance/deposit."
 
@@ -86,6 +88,8 @@ class Asking:
     def price(self, arrival: Arrival, price: Price) -> Reply:
         """To a caller who proved nothing, or not enough."""
         message, next_step = _ASKED.get(arrival.route.charge.kind, _ASKED_PRICED)
+        if next_step == _ASKED_PRICED[1] and arrival.route.takes_sign_in:
+            next_step = _READ_CHEAPLY
         if arrival.identity is not None:
             message = _READ_ONLY
         return self._reply(arrival, price, Code.PAYMENT_REQUIRED.value, message, next_step)
@@ -101,7 +105,7 @@ class Asking:
     def _reply(self, arrival: Arrival, price: Price, error: str, message: str, next_step: str) -> Reply:
         """402: version 2 in the `PAYMENT-REQUIRED` header, version 1 in a body that people can read as well."""
         offer = self._offers[arrival.route]
-        prepared: Prepared | None = offer.to_signers if SIGN_IN_HEADER in arrival.headers else None
+        prepared: Prepared | None = offer.to_signers if SIGN_IN_WITH_X in arrival.headers else None
         resource = self._base_url + arrival.path
         accepts = self._accepts_v1(offer, price, resource) if prepared is None else ()
         header = (prepared or offer.to_anybody).header(

@@ -8,6 +8,7 @@ from typing import Final
 
 from spawn_schemas.errors import Code, SpawnError
 from spawn_schemas.ids import Entropy
+from spawn_schemas.sign_in import SIGN_IN_WITH_X
 from spawn_schemas.x402_v1 import X402_VERSION_1
 
 from spawn.api.arrivals import Arrival, idempotency_key
@@ -21,7 +22,6 @@ from spawn.services.calls import Identity, Proof
 _V2: Final = "payment-signature"
 _V1: Final = "x-payment"
 _AUTHORIZATION: Final = "authorization"
-_SIGN_IN: Final = "sign-in-with-x"
 
 
 class Callers:
@@ -49,8 +49,8 @@ class Callers:
             arrival.identity = self._signature(arrival)
         elif (token := find_token(headers.get(_AUTHORIZATION, ""))) is not None:
             arrival.identity = self._session(token)
-        elif _SIGN_IN in headers and arrival.route.takes_sign_in:
-            arrival.identity = self._signed_in(headers[_SIGN_IN])
+        elif SIGN_IN_WITH_X in headers and arrival.route.takes_sign_in:
+            arrival.identity = self._signed_in(headers[SIGN_IN_WITH_X])
 
     def _payment(self, arrival: Arrival, v2: str | None, v1: str | None) -> None:
         if v2 is not None and v1 is not None:

@@ -17,7 +17,7 @@ from spawn.api.arrivals import Arrival
 from spawn.api.callers import Callers
 from spawn.api.errors import defect, refusal
 from spawn.api.limits import Limits
-from spawn.api.replies import App, Receive, Reply, Scope, Send
+from spawn.api.replies import AT_ONCE, App, Receive, Reply, Scope, Send
 from spawn.api.routing import Routes
 from spawn.api.services import Services
 from spawn.api.stencils import Stencils, tells_nothing
@@ -26,6 +26,7 @@ _LOOKED_AT: Final = "looked_at"
 """Under this name a request's state holds the answer that was found for it at once, or None."""
 _COUNTED: Final = "/v1/"
 """Where a call for what does not exist counts against its address."""
+_ORIGIN: Final = b"origin"
 _ID_MAX: Final = 64
 """The longest request id that is taken over from the caller."""
 
@@ -69,6 +70,9 @@ class Front:
                 reply, receive = await self._answer(arrival, receive)
             except ConnectionAbortedError:
                 return  # nobody is there to be answered
+        if reply is None and any(name == _ORIGIN for name, _ in scope["headers"]):
+            # The framework adds what a browser wants to see, to messages: ours must go out as messages then.
+            scope.get("extensions", {}).pop(AT_ONCE, None)
         await (reply or self._framework)(scope, receive, send)
 
     def answer_now(self, scope: Scope) -> Reply | None:
@@ -91,9 +95,9 @@ class Front:
                 if stencil.is_rate_limited:
                     self._limits.take_address(caller_address(scope, self._proxies))
                 return stencil.fill(self._entropy, request_id)
+            headers = arrivals.combined(scope["headers"])
             arrivals.refuse_other_spellings(scope["raw_path"])
             route = self._routes.find(method, path)
-            headers = arrivals.combined(scope["headers"])
             request_id = state["request_id"] = _own_id(headers) or request_id
             address = caller_address(scope, self._proxies)
             if route is None or not route.is_priced:

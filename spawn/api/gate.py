@@ -16,6 +16,7 @@ from spawn_schemas.x402_v1 import X402_VERSION_1
 from spawn.api.arrivals import Arrival
 from spawn.api.asking import Asking
 from spawn.api.errors import plain, refusal
+from spawn.api.limits import Limits
 from spawn.api.replies import JSON, Reply
 from spawn.api.routing import Route
 from spawn.domain.charges import Charge, Kind, Price, quote
@@ -36,10 +37,13 @@ _PRIVATE: Final = (b"cache-control", b"no-store, private")
 class Gate:
     """Turns an arrival into a paid call, and its outcome into an answer."""
 
-    def __init__(self, paid_calls: PaidCalls, settings: Settings, terms: Terms, asking: Asking) -> None:
+    def __init__(
+        self, paid_calls: PaidCalls, settings: Settings, terms: Terms, asking: Asking, limits: Limits
+    ) -> None:
         self._paid_calls = paid_calls
         self._terms = terms
         self._asking = asking
+        self._limits = limits
         self._minimum_usdc = settings.deposit_minimum_usdc
         self._cap_usdc = settings.deposit_daily_cap_usdc
         self._default_deposit_usdc = settings.deposit_default_usdc
@@ -126,14 +130,27 @@ class Gate:
         """A refusal after identification; only a plain lack of money is answered with a new challenge."""
         match error.code:
             case Code.PAYMENT_REQUIRED:
-                return self._asking.more(arrival, price, error)
+                return self._unpaid(arrival, price, error)
             case Code.SETTLEMENT_FAILED:
+                self._limits.note_address(arrival.address)
                 reason = str((error.details or {}).get("reason", error.code.value))
             case Code.SETTLEMENT_PENDING:
                 reason = error.code.value
+            case Code.IDEMPOTENCY_CONFLICT:
+                self._limits.note_address(arrival.address)
+                return refusal(arrival.request_id, error)
             case _:
                 return refusal(arrival.request_id, error)
         return refusal(arrival.request_id, error, headers=[self._receipt(arrival, error_reason=reason)])
+
+    def _unpaid(self, arrival: Arrival, price: Price, short: SpawnError) -> Reply:
+        """A wallet that cannot pay is as good as none: anybody can make another. It counts against the address."""
+        try:
+            if arrival.route.is_rate_limited:
+                self._limits.take_address(arrival.address)
+        except SpawnError as limited:
+            return refusal(arrival.request_id, limited)
+        return self._asking.more(arrival, price, short)
 
     def _answer(self, arrival: Arrival, answer: Answer) -> Reply:
         headers = [
@@ -146,6 +163,7 @@ class Gate:
         if answer.left.runway_s is not None:
             headers.append((b"spawn-runway", b"%d" % answer.left.runway_s))
         if answer.replayed:
+            self._limits.note_address(arrival.address)
             headers.append((b"idempotent-replayed", b"true"))
         if answer.settlement is not None and answer.paid_usdc is not None:
             headers.append(self._receipt(arrival, transaction=answer.settlement, paid_usdc=answer.paid_usdc))

@@ -16,7 +16,7 @@ from spawn_schemas.errors import Code, SpawnError
 from spawn_schemas.ids import Address
 
 from spawn.clock import Clock
-from spawn.domain.rates import FRESH, Rate, decide, is_worked_off, whole_seconds
+from spawn.domain.rates import FRESH, Rate, decide, give_back, is_worked_off, whole_seconds
 from spawn.settings import Settings
 
 KEYS_MAX: Final = 65_536
@@ -66,6 +66,16 @@ class Limits:
                 "has one.",
             )
 
+    def give_back(self, wallet: Address) -> None:
+        """Forget a call of this wallet that turned out to be a copy of an earlier one."""
+        if self._wallets is not None:
+            self._wallets.give_back(wallet)
+
+    def note_address(self, address: str) -> None:
+        """Count a call that is answered whatever the count says, because something was begun for it."""
+        if self._addresses is not None:
+            self._addresses.take(_site(address), self._clock.now_ms())
+
 
 class _Counts:
     """The state of each key that has called lately, the one that called longest ago in front."""
@@ -85,6 +95,11 @@ class _Counts:
         else:
             self._states.move_to_end(key)
         return decision.wait_ms
+
+    def give_back(self, key: str) -> None:
+        state = self._states.get(key)
+        if state is not None:
+            self._states[key] = give_back(state)
 
     def _make_room(self, now_ms: int) -> None:
         """Forget up to two keys for the one that came: those that say nothing any more, or the oldest if full.

@@ -23,12 +23,20 @@ _SAY_NOTHING: Final = frozenset(
         b"accept-language",
         b"cache-control",
         b"connection",
+        b"forwarded",
         b"host",
         b"pragma",
         b"user-agent",
+        b"via",
+        b"x-forwarded-for",
+        b"x-forwarded-host",
+        b"x-forwarded-port",
+        b"x-forwarded-proto",
+        b"x-real-ip",
     }
 )
-"""Headers that no answer depends on: those of any HTTP library. A request with no others is like every such request."""
+"""Headers of any HTTP library and proxy. They may say who calls, which counts against an address, but never change what
+is answered."""
 
 _ONCE: Final = b"host"
 """A header that tells nothing, and must not be there twice (RFC 9112 section 3.2)."""

@@ -49,6 +49,11 @@ def decide(rate: Rate, state: int, now_ms: int) -> Decision:
     return Decision(state=clear_at, wait_ms=-(-excess // rate.per_minute))
 
 
+def give_back(state: int) -> int:
+    """The state without one of the calls that were let through."""
+    return state - _CALL
+
+
 def is_worked_off(rate: Rate, state: int, now_ms: int) -> bool:
     """Whether the state says no more than `FRESH` does."""
     return state <= now_ms * rate.per_minute

@@ -22,7 +22,6 @@ _KEY_LABEL: Final = b"spawn session key 1"
 """The secret key seals the vault as well; a key derived under a label of its own keeps the two uses apart."""
 _ADDRESS_BYTES: Final = 20
 _TIME_BYTES: Final = 8
-_MAC_BYTES: Final = 32
 _SIGNED_BYTES: Final = _ADDRESS_BYTES + ID_BYTES + _TIME_BYTES
 
 

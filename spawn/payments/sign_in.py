@@ -5,7 +5,6 @@ and at most five minutes ago; that it is *new* is for whoever keeps the nonces t
 text names neither method nor path nor body, so it is good for reading only.
 """
 
-from binascii import a2b_base64, b2a_base64
 from typing import Any, Final
 
 import msgspec
@@ -20,6 +19,7 @@ from spawn_schemas.sign_in import (
 )
 
 from spawn.payments.curve import checksummed, personal_digest, recover
+from spawn.payments.header import NotInForm, read_header
 from spawn.payments.nonces import nonce_key
 from spawn.payments.timestamps import format_timestamp, parse_timestamp
 
@@ -153,22 +153,12 @@ def verify(header: str | bytes, party: RelyingParty, *, now: int) -> SignedIn:
 
 def decode(header: str | bytes) -> SignIn:
     """Read a `SIGN-IN-WITH-X` header; raise SpawnError(INVALID_SIGNATURE) unless it is well formed."""
-    if len(header) > MAX_HEADER_BYTES:
-        raise _malformed(f"is longer than {MAX_HEADER_BYTES} bytes")
     try:
-        text = header.encode("ascii") if isinstance(header, str) else header
-        raw = a2b_base64(text)
-    except ValueError as error:
-        raise _malformed("is not base64") from error
-    # Decoders skip what they do not know; encoding again shows whether anything was skipped.
-    if b2a_base64(raw, newline=False) != text:
-        raise _malformed("is not plain base64 (standard alphabet, padded, nothing else in it)")
-    try:
-        return _decoder.decode(raw)
-    except msgspec.ValidationError as error:
+        return read_header(header, _decoder, max_bytes=MAX_HEADER_BYTES)
+    except NotInForm as error:
         raise _malformed(f"does not hold a signed EIP-4361 text: {_field(error)}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _malformed("does not hold JSON in base64") from error
+    except ValueError as error:
+        raise _malformed(str(error)) from error
 
 
 def eip4361_text(claim: SignIn, address: str) -> str:
@@ -254,7 +244,7 @@ def _signer(claim: SignIn, address: str, signature: bytes) -> Address:
         raise _refusal("signature", f"The signature cannot be used: {error}.") from error
 
 
-def _field(error: msgspec.ValidationError) -> str:
+def _field(error: NotInForm) -> str:
     """The decoder's words without the regular expression that was not matched."""
     problem, at, path = str(error).rpartition(" - at ")
     return f"{path} does not have the right form" if at and "regex" in problem else str(error)

@@ -81,6 +81,10 @@ class Transactions:
     ) -> Progress:
         """Do it, and record that it is done. `stored` is what the table holds, `current` what we know since."""
         now, wallet = self._clock.now_s(), current.wallet
+        from_payment = use_case.only_reads and current.rail is Rail.X402
+        if from_payment:
+            # First of all: what was paid for this call is not there for what the wallet's servers owe.
+            funds.charge_fee(tx, wallet, current.fee, current.id, now)
         before = standing.of(tx, wallet, now)
         ended = {}
         if before.pressing:
@@ -88,8 +92,9 @@ class Transactions:
             before = standing.of(tx, wallet, now)
         if current.rail is Rail.SIGNED and not use_case.fee_from_refund:
             require_fee(before.available_usdc, current.fee)
-        if use_case.only_reads:
+        if use_case.only_reads and not from_payment:
             funds.charge_fee(tx, wallet, current.fee, current.id, now)
+            before = before.less(current.fee)
         context = Context(
             wallet=wallet,
             binds_request=identity.binds_request,
@@ -98,7 +103,7 @@ class Transactions:
             payment_usdc=current.amount,
             now=now,
             ended=ended,
-            standing=before.less(current.fee) if use_case.only_reads else before,
+            standing=before,
         )
         acted = use_case.act(tx, context)
         if before.pressing:

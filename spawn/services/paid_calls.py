@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 from msgspec.structs import replace
@@ -39,6 +40,18 @@ SETTLE_TIMEOUT_S = 30
 _FINAL = frozenset({State.DONE, State.REFUSED})
 
 
+class Turns(Protocol):
+    """How often a wallet may call."""
+
+    def take_wallet(self, wallet: Address) -> None:
+        """Take one of its turns. Raises SpawnError(rate_limited)."""
+        ...
+
+    def give_back(self, wallet: Address) -> None:
+        """Undo that for a call that turned out to be a copy."""
+        ...
+
+
 class PaidCalls:
     """Runs any `UseCase` for a caller who has proven who pays."""
 
@@ -54,7 +67,7 @@ class PaidCalls:
         first_answer_s: float,
         in_flight_wait_s: float,
         daily_cap_usdc: Usdc,
-        take_turn: Callable[[Address], None],
+        turns: Turns,
     ) -> None:
         self._db = db
         self._facilitator = facilitator
@@ -65,20 +78,23 @@ class PaidCalls:
         self._first_answer_s = first_answer_s
         self._in_flight_wait_s = in_flight_wait_s
         self._do = Transactions(clock, entropy, daily_cap_usdc=daily_cap_usdc)
-        self._take_turn = take_turn
+        self._turns = turns
 
     async def run(self, call: PaidCall, use_case: UseCase) -> Answer:
         """Do the call once, however often it is sent.
 
         Raises `PaymentInvalid` for a payment that does not match the price, `SpawnError` for a refusal.
         """
-        now = self._clock.now_s()
         try:
-            self._admit(call, now)
-            await use_case.wait(self._db, call.identity.wallet, now)
-            reservation = self._new_reservation(call, now)
+            self._admit(call, self._clock.now_s())
+            await use_case.wait(self._db, call.identity.wallet, self._clock.now_s())
+            # The wait may have been a minute.
+            reservation = self._new_reservation(call, self._clock.now_s())
             progress = await self._write(lambda tx: self._do.begin(tx, call, reservation, use_case))
         except AlreadyKnown as taken:
+            if call.rate_limited:
+                # A payment that settled can be read on chain: sending it again must not use up its payer's turns.
+                self._turns.give_back(call.identity.wallet)
             return await self._replay(taken.by, call, use_case)
         except (PaymentInvalid, SpawnError):
             # What is in its way may be its own work, or a copy's: whatever was begun before is finished.
@@ -90,10 +106,10 @@ class PaidCalls:
 
     def _admit(self, call: PaidCall, now: int) -> None:
         """Raise what can be told without looking anything up."""
-        if call.rate_limited:
-            self._take_turn(call.identity.wallet)
         if call.identity.payment is not None:
             exact.check(call.identity.payment, amount_usdc=call.price.payment_usdc, now=now)
+        if call.rate_limited:
+            self._turns.take_wallet(call.identity.wallet)
 
     def _new_reservation(self, call: PaidCall, now: int) -> Reservation:
         identity = call.identity
@@ -138,7 +154,7 @@ class PaidCalls:
     # --- what is known already --------------------------------------------------------------------------------
 
     async def _replay(self, known: Reservation, call: PaidCall, use_case: UseCase) -> Answer:
-        if call.identity.proof is Proof.SIGN_IN and known.nonce_key == call.identity.nonce_key:
+        if call.identity.proof is Proof.SIGN_IN and not await self._spend(call):
             # It binds no request, so whoever shows it again need not be who was answered.
             raise SpawnError(
                 Code.INVALID_SIGNATURE,
@@ -168,6 +184,17 @@ class PaidCalls:
         if not await self._db.write(lambda tx: rows.update_reservation(tx, current, claimed)):
             return await self._replay(current, call, use_case)
         return await self._go_on(Progress(reservation=claimed), call.identity, use_case)
+
+    async def _spend(self, call: PaidCall) -> bool:
+        """Take the nonce of a proof whose call is answered from what is known; False when it was used before."""
+        spent = replace(
+            self._new_reservation(call, self._clock.now_s()),
+            idempotency_key=None,
+            state=State.REFUSED,
+            claim=None,
+            claim_until=0,
+        )
+        return await self._db.write(lambda tx: rows.insert_reservation(tx, spent))
 
     async def _wait_for(self, known: Reservation) -> Reservation:
         async def read() -> Reservation:
@@ -226,7 +253,9 @@ class PaidCalls:
                     )
                 except StoreError:
                     raise
-                except Exception:  # noqa: BLE001 - a refusal or a defect: either comes back when the call is done alone
+                except Exception as error:
+                    if not isinstance(error, SpawnError | InsufficientFunds):
+                        log.exception("%s could not be done with its payment", reservation.id)
                     now = self._clock.now_s()
                     credited = await self._db.write(
                         lambda tx: reservations.credit(tx, reservation, outcome, now)

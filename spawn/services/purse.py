@@ -26,10 +26,11 @@ class Purse:
         `next` is what to do, where the call itself has another way. A signed caller who is short of the fee
         itself is asked to pay: `payment_required`.
         """
-        available = standing.of(self._tx, self._wallet, self._now).available_usdc
+        # With the payment: what the wallet's servers owe by now is taken from that as well.
+        paid = self._payment_usdc or Usdc(0)
+        have = standing.of(self._tx, self._wallet, self._now, added=paid).available_usdc
         if self._payment_usdc is None:
-            require_fee(available, self._fee_usdc)
-        have = Usdc(available + (self._payment_usdc or 0))
+            require_fee(have, self._fee_usdc)
         if have - self._fee_usdc < amount:
             raise insufficient_deposit(Usdc(amount + self._fee_usdc), have, next=next)
 

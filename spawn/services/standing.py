@@ -26,6 +26,9 @@ WHERE wallet.id = :account
 """
 
 
+_NOTHING: Final = Usdc(0)
+
+
 class Left(msgspec.Struct, frozen=True, kw_only=True):
     """What a caller is told after a call: its money, and the seconds until that of its soonest server ends."""
 
@@ -79,18 +82,18 @@ async def read(db: Database, wallet: Address, now: int) -> Standing:
     return _standing(await db.read(SELECT_STANDING, _params(wallet)), now)
 
 
-def of(tx: Tx, wallet: Address, now: int) -> Standing:
-    """The wallet's standing inside a transaction, its own changes included."""
-    return _standing(tx.all(SELECT_STANDING, _params(wallet)), now)
+def of(tx: Tx, wallet: Address, now: int, *, added: Usdc = _NOTHING) -> Standing:
+    """The wallet's standing inside a transaction, its own changes included, as it would be with `added` money."""
+    return _standing(tx.all(SELECT_STANDING, _params(wallet)), now, added)
 
 
 def _params(wallet: Address) -> dict[str, str]:
     return {"wallet": wallet, "account": wallet_account(wallet)}
 
 
-def _standing(rows: list[Row], now: int) -> Standing:
+def _standing(rows: list[Row], now: int, added: Usdc = _NOTHING) -> Standing:
     balance, held = (rows[0]["wallet_balance"], rows[0]["wallet_held"]) if rows else (0, 0)
-    available = Usdc(balance - held)
+    available = Usdc(balance - held + added)
     metered = [row for row in rows if row["id"] is not None]
     fundings = tuple(map(_funding, metered))
     pressing = any(_presses(row, now) for row in metered)

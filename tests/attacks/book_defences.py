@@ -99,13 +99,6 @@ OF_BOOKS: Final = (
         attacks=("money: a payment for too little money", "money: a server without the money"),
     ),
     Defence(
-        name="a server's first day is paid",
-        file=CREATE_SERVER,
-        before="if deposit < self._offer.daily_usdc:",
-        after="if deposit < 0:",
-        attacks=("money: a server for less than a day",),
-    ),
-    Defence(
         name="a nonce is taken, or somebody has it",
         file=RESERVATIONS,
         before="if not rows.insert_reservation(tx, reservation):",
@@ -134,30 +127,6 @@ OF_BOOKS: Final = (
             "money: a payment for too little money",
             "ownership: DELETE server, paid",
         ),
-    ),
-    Defence(
-        name="what was settled for nothing is credit",
-        file=PAID_CALLS,
-        before="lambda tx: reservations.credit(tx, reservation, outcome, now)",
-        after="lambda tx: reservation",
-        attacks=("race: two paid orders of one name",),
-    ),
-    Defence(
-        name="a refusal of the chain is one",
-        file=PAID_CALLS,
-        before="            case Rejected(reason=reason, message=message):\n",
-        after="            case Rejected(reason=reason, message=message) if not reason:\n",
-        attacks=(
-            "chain: a facilitator that refuses",
-            "chain: money that never was",
-        ),
-    ),
-    Defence(
-        name="a key is looked up before it is taken",
-        file=RESERVATIONS,
-        before="    if known is not None:\n",
-        after="    if known is not None and not known:\n",
-        attacks=("key: for another body",),
     ),
     Defence(
         name="no balance goes below its fee",

@@ -112,6 +112,15 @@ class Theme:
         return entered
 
 
+class Broke(AssertionError):
+    """A 500: the service broke on the attack, which is neither a defence nor a success."""
+
+
+def _whole(answers: Sequence[httpx.Response]) -> None:
+    if broken := [answer.text for answer in answers if answer.status_code == 500]:
+        raise Broke(broken)
+
+
 async def prepare(attack: Attack, scene: Scene) -> Sequence[Sent]:
     """Everything before the attack itself; what fails here is a defect of the scene or of an honest call."""
     made = await attack.stage(scene)
@@ -127,9 +136,11 @@ async def strike(attack: Attack, scene: Scene, wires: Sequence[Sent]) -> None:
     expected = {attack.answer: len(wires)} if isinstance(attack.answer, Answer) else attack.answer
     if attack.at_once:
         answers = [*chain(*await asyncio.gather(*(_answers(scene, wire) for wire in wires)))]
+        _whole(answers)
         assert Counter(map(seen, answers)) == Counter(expected), [answer.text for answer in answers]
     else:
         answers = [*chain(*[await _answers(scene, wire) for wire in wires])]
+        _whole(answers)
         in_turn = [answer for answer, count in expected.items() for _ in range(count)]
         assert [*map(seen, answers)] == in_turn, [answer.text for answer in answers]
     if attack.effect:
@@ -138,7 +149,9 @@ async def strike(attack: Attack, scene: Scene, wires: Sequence[Sent]) -> None:
         assert moved == dict(attack.effect), moved
     else:
         after = await scene.snapshot()
-        assert after == before
+        assert after == before, {
+            name: (before[name], after[name]) for name in after if before[name] != after[name]
+        }
 
 
 async def _answers(scene: Scene, sent: Sent) -> list[httpx.Response]:

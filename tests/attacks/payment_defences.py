@@ -38,7 +38,7 @@ OF_PAYMENTS: Final = (
     Defence(
         name="a payment header has 8 KiB",
         file=HEADER,
-        before="if len(header) > MAX_HEADER_BYTES:",
+        before="if len(header) > max_bytes:",
         after="if not header:",
         attacks=("payment: longer than 8 KiB",),
     ),
@@ -130,13 +130,6 @@ OF_PAYMENTS: Final = (
         before="if payment.valid_before > now + MAX_LIFE_S:",
         after="if payment.valid_before < 0:",
         attacks=("payment: an hour and a second are left",),
-    ),
-    Defence(
-        name="a nonce in one spelling",
-        file=EXACT,
-        before="nonce=authorization.nonce.lower(),",
-        after="nonce=authorization.nonce,",
-        attacks=("replay: the nonce in capitals",),
     ),
     Defence(
         name="version 1's version",

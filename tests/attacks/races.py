@@ -142,17 +142,6 @@ async def _(scene: Scene) -> list[Wire]:
 
 
 @race(
-    "two paid orders of one name",
-    "what was settled for a call that then cannot be done is credit, all of it",
-    {served(201): 1, refused(409, "conflict"): 1},
-    effect=SOLD | {"chain": 12_020_000, "thief": 12_010_000, "calls": 2},
-    at_once=True,
-)
-async def _(scene: Scene) -> list[Wire]:
-    return [await scene.pay(scene.thief, *CREATE, BUY | {"name": "same"}) for _ in range(2)]
-
-
-@race(
     "twenty DELETEs of one server",
     "one destruction and one refund",
     {served(): 1, refused(409, "conflict"): 19},

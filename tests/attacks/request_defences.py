@@ -46,20 +46,6 @@ OF_REQUESTS: Final = (
         ),
     ),
     Defence(
-        name="no doubled slashes in paths",
-        file=ARRIVALS,
-        before='b"//" in path or ',
-        after="",
-        attacks=("path: //v1/servers", "path: /v1//servers", "path: DELETE /v1//servers/<server>"),
-    ),
-    Defence(
-        name="no slash at the end of a path",
-        file=ARRIVALS,
-        before='(path.endswith(b"/") and path != b"/")',
-        after="False",
-        attacks=("path: /v1/servers/", "path: POST /v1/servers/<server>/stop/"),
-    ),
-    Defence(
         name="a hundred header lines",
         file=ARRIVALS,
         before="len(raw) > _HEADERS_MAX or ",
@@ -194,8 +180,8 @@ OF_REQUESTS: Final = (
     Defence(
         name="wallets take turns",
         file=PAID_CALLS,
-        before="        if call.rate_limited:\n",
-        after="        if not call.identity.wallet:\n",
+        before="self._turns.take_wallet(call.identity.wallet)",
+        after="pass",
         attacks=(
             "limit: a wallet that asks and asks",
             "limit: a wallet that pays and pays",

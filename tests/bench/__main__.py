@@ -36,7 +36,8 @@ _SLOW_SHARE: Final = 8
 
 _CONDITIONS: Final = """\
 Ours commits nonce, fee and answer to disk before it answers; no peer books anything. Its limits on calls a minute are
-off. The peers' chains, and ours unless it says devnet, answer at once. Under load a server that is not near 100 % busy
+off. The peers' chains, and ours unless it says devnet, answer at once; where a peer asks a facilitator over HTTP, ours
+still asks nobody, because its verification is its own. Under load a server that is not near 100 % busy
 shared its core with other programs, or waited for its disk; a load near 100 % busy is what was measured: see CPU."""
 
 

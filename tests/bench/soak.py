@@ -23,7 +23,7 @@ from tests.bench.processes import Process, cores, free_port, inherited, running
 from tests.bench.soak_mix import Batch, Mix
 
 GROWTH_MAX_MIB: Final = 16.0
-"""A leak of 20 bytes a call would exceed it in a million."""
+"""A leak of 25 bytes a call would exceed it in a million."""
 WARM_UP_CALLS: Final = 200_000
 """Until then the database may fill its cache (`CACHE_KIB` of the store): a call leaves about a kilobyte."""
 _MIB: Final = 1024 * 1024

@@ -173,3 +173,24 @@ def test_who_goes_on_calling_is_not_forgotten() -> None:
     for number in range(1, 100):
         both.take_wallet(wallet(number))
         refused(lambda: both.take_wallet(wallet(0)))
+
+
+def test_a_call_that_is_given_back_was_none() -> None:
+    clock = VirtualClock()
+    counted = limits(clock)
+    for _ in range(3):
+        use_up(lambda: counted.take_wallet(wallet(1)))
+        for _ in range(PER_MINUTE):
+            counted.give_back(wallet(1))
+    use_up(lambda: counted.take_wallet(wallet(1)))
+    with pytest.raises(SpawnError):
+        counted.take_wallet(wallet(1))
+    counted.give_back(wallet(2))
+
+
+def test_what_is_only_noted_is_never_refused_and_counts_all_the_same() -> None:
+    counted = limits(VirtualClock())
+    for _ in range(2 * PER_MINUTE):
+        counted.note_address(HOME)
+    with pytest.raises(SpawnError):
+        counted.take_address(HOME)
