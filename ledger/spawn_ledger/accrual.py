@@ -39,6 +39,13 @@ def accrue(meter: Meter, until: int) -> tuple[Usdc, Meter]:
     return Usdc(charge_usdc), Meter(daily_usdc=meter.daily_usdc, remainder=remainder, charged_until=until)
 
 
+def charge_until(meter: Meter, until: int) -> Usdc:
+    """What `accrue` charges for the seconds up to `until`."""
+    if until <= meter.charged_until:
+        return Usdc(0)
+    return Usdc((meter.daily_usdc * (until - meter.charged_until) + meter.remainder) // DAY)
+
+
 def paid_until(meter: Meter, funds_usdc: Usdc) -> int:
     """The last second that `funds_usdc` pay for in full; `FAR_FUTURE` when they last longer than that."""
     if meter.daily_usdc == 0:

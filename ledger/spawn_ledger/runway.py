@@ -18,7 +18,7 @@ import msgspec
 from spawn_schemas.ids import ServerId
 from spawn_schemas.money import Usdc
 
-from spawn_ledger.accrual import DAY, Meter, accrue, paid_until
+from spawn_ledger.accrual import DAY, Meter, accrue, charge_until, paid_until
 
 HORIZON_S: Final = 3_650 * DAY
 """How far ahead an end is looked for, about ten years."""
@@ -61,8 +61,7 @@ class _Sharer(msgspec.Struct, frozen=True, kw_only=True):
 
     def shortfall_usdc(self, second: int) -> int:
         """What its reserve lacks up to `second`: max(0, charge − reserve)."""
-        charge_usdc, _ = accrue(self.funding.meter, second)
-        return max(0, charge_usdc - self.funding.reserve_usdc)
+        return max(0, charge_until(self.funding.meter, second) - self.funding.reserve_usdc)
 
     def needs_next(self, second: int) -> bool:
         """Whether the second after `second` takes more of the wallet's money."""

@@ -44,7 +44,7 @@ class ListServers(Read):
         return Acted(
             answer=views.encode(
                 api.ServerList(
-                    servers=tuple(views.server_summary(servers.server_from(row)) for row in rows),
+                    servers=tuple(map(views.server_line, rows)),
                     meta=api.PageMeta(page=self._page, per_page=self._limit, total=total),
                 )
             )

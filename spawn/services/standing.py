@@ -9,7 +9,7 @@ import msgspec
 from msgspec.structs import replace
 from spawn_ledger import runway
 from spawn_ledger.accounts import wallet_account
-from spawn_ledger.accrual import DAY, Meter, accrue
+from spawn_ledger.accrual import DAY, Meter, charge_until
 from spawn_ledger.tx import Row, Tx
 from spawn_schemas.ids import Address, ServerId
 from spawn_schemas.money import Usdc
@@ -98,7 +98,7 @@ def _standing(rows: list[Row], now: int, added: Usdc = _NOTHING) -> Standing:
     fundings = tuple(map(_funding, metered))
     pressing = any(_presses(row, now) for row in metered)
     if not pressing:
-        reserves = {f.server_id: Usdc(f.reserve_usdc - accrue(f.meter, now)[0]) for f in fundings}
+        reserves = {f.server_id: Usdc(f.reserve_usdc - charge_until(f.meter, now)) for f in fundings}
         left = available
     else:
         settled = runway.settle(fundings, available, now)

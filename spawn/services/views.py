@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 import msgspec
+from spawn_ledger.tx import Row
 from spawn_schemas import api
 from spawn_schemas.money import Usdc, format_usdc
 
@@ -21,16 +22,31 @@ def moment(at: int) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def hetzner_id(server: Server) -> int | None:
+def hetzner_id(provider: str, ref: str | None) -> int | None:
     """The provider's number for the machine, where the provider is Hetzner (or plays it)."""
-    ref = server.provider_ref
-    return int(ref) if ref is not None and server.provider in {"hetzner", "simulated"} else None
+    return int(ref) if ref is not None and provider in {"hetzner", "simulated"} else None
+
+
+def server_line(row: Row) -> api.ServerSummary:
+    """A server in a list, from a row of one of the pages."""
+    return api.ServerSummary(
+        id=row["id"],
+        hetzner_id=hetzner_id(row["provider"], row["provider_ref"]),
+        name=row["name"],
+        type=row["type"],
+        status=row["status"],
+        image=row["image"],
+        location=row["location"],
+        public_net=api.PublicNet(ipv4=row["ipv4"], ipv6=row["ipv6"]),
+        created_at=moment(row["created_at"]),
+        owner_wallet=row["wallet"],
+    )
 
 
 def server_summary(server: Server) -> api.ServerSummary:
     return api.ServerSummary(
         id=server.id,
-        hetzner_id=hetzner_id(server),
+        hetzner_id=hetzner_id(server.provider, server.provider_ref),
         name=server.name,
         type=server.type,
         status=server.status.value,
@@ -47,7 +63,7 @@ def server_view(server: Server, standing: Standing, running: Operation | None) -
     ends_at = standing.ends_at.get(server.id)
     return api.ServerView(
         id=server.id,
-        hetzner_id=hetzner_id(server),
+        hetzner_id=hetzner_id(server.provider, server.provider_ref),
         name=server.name,
         type=server.type,
         status=server.status.value,

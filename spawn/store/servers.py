@@ -42,10 +42,12 @@ SELECT_NAME_TAKEN: Final = (
     "SELECT id FROM server WHERE wallet = :wallet AND LOWER(name) = LOWER(:name) AND ended_at IS NULL"
 )
 SELECT_PAGE: Final = """
-SELECT * FROM server WHERE wallet = :wallet AND ended_at IS NULL ORDER BY created_at, id LIMIT :limit OFFSET :offset
+SELECT id, wallet, name, type, image, location, provider, provider_ref, status, ipv4, ipv6, created_at
+FROM server WHERE wallet = :wallet AND ended_at IS NULL ORDER BY created_at, id LIMIT :limit OFFSET :offset
 """
 SELECT_PAGE_BY_STATUS: Final = """
-SELECT * FROM server WHERE wallet = :wallet AND ended_at IS NULL AND status = :status
+SELECT id, wallet, name, type, image, location, provider, provider_ref, status, ipv4, ipv6, created_at
+FROM server WHERE wallet = :wallet AND ended_at IS NULL AND status = :status
 ORDER BY created_at, id LIMIT :limit OFFSET :offset
 """
 COUNT_LIVE: Final = "SELECT COUNT(*) AS n FROM server WHERE wallet = :wallet AND ended_at IS NULL"
@@ -54,7 +56,8 @@ SELECT COUNT(*) AS n FROM server WHERE wallet = :wallet AND ended_at IS NULL AND
 """
 # Servers that ended answer as tombstones for a while.
 SELECT_ENDED_PAGE: Final = """
-SELECT * FROM server WHERE wallet = :wallet AND ended_at > :since AND status = :status
+SELECT id, wallet, name, type, image, location, provider, provider_ref, status, ipv4, ipv6, created_at
+FROM server WHERE wallet = :wallet AND ended_at > :since AND status = :status
 ORDER BY created_at, id LIMIT :limit OFFSET :offset
 """
 COUNT_ENDED: Final = """

@@ -2,6 +2,8 @@
 
 import os
 import platform
+import shutil
+import subprocess
 from importlib.metadata import version
 from typing import Final
 
@@ -51,7 +53,16 @@ def machine(server_core: int, load_core: int) -> Machine:
 def versions() -> dict[str, str]:
     """Of the packages whose speed this is about."""
     node: dict[str, str] = msgspec.json.decode((NODE_PROJECT / "package.json").read_bytes())["dependencies"]
-    return {package: version(package) for package in _PACKAGES} | node
+    return {package: version(package) for package in _PACKAGES} | node | {"node": _node_version()}
+
+
+def _node_version() -> str:
+    """Which Node the peers run on; empty without one."""
+    program = shutil.which("node")
+    if program is None:
+        return ""
+    asked = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=30, check=True)
+    return asked.stdout.strip()
 
 
 def line(subject: Subject, seen: list[Round]) -> Line:

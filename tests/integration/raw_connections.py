@@ -16,6 +16,7 @@ import uvicorn
 import uvloop
 from uvicorn.server import ServerState
 
+from spawn.api.front import Front
 from spawn.connections import Connection, behind
 from spawn.door import Bounds, Door
 from spawn.quick import answering_now
@@ -173,14 +174,14 @@ async def serving(
 ) -> AsyncIterator[Served]:
     """Serve on a port of loopback, a free one unless told; afterwards nothing may be left of any connection.
 
-    `served_by` is a whole service instead of the small application, asked first as `spawn.server` does.
+    `served_by` is another application than the small one; the service's own is asked first, as `spawn.server` does.
     """
     application = Application()
     door = Door(
         msgspec.structs.replace(BOUNDS, **bounds), exempt=exempt, new_request_id=lambda: "req_of_the_door"
     )
     protocol: type[Connection] = behind(door)
-    if served_by is not None:
+    if isinstance(served_by, Front):
         protocol = answering_now(protocol, served_by.answer_now)
     # uvicorn silences this logger of the whole process where one server wants no access log, and never undoes it.
     logging.getLogger("uvicorn.access").propagate = True

@@ -11,6 +11,7 @@ from spawn_ledger.accrual import (
     FAR_FUTURE,
     Meter,
     accrue,
+    charge_until,
     minimum_due,
     one_hour,
     paid_until,
@@ -30,6 +31,11 @@ def meters(draw: st.DrawFn) -> Meter:
 
 def owed(meter: Meter, seconds: int) -> Fraction:
     return Fraction(meter.daily_usdc * seconds + meter.remainder, DAY)
+
+
+@given(meters(), st.integers(-DAY, 40 * DAY))
+def test_what_is_charged_is_known_without_moving_the_meter(meter: Meter, seconds: int) -> None:
+    assert charge_until(meter, START + seconds) == accrue(meter, START + seconds)[0]
 
 
 @given(meters(), st.lists(st.integers(0, 40 * DAY), max_size=12))
