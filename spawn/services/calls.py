@@ -5,6 +5,7 @@ raises changes nothing.
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from enum import Enum, auto
 from typing import ClassVar
@@ -106,7 +107,7 @@ class Acted(msgspec.Struct, frozen=True, kw_only=True):
     operation: ActionId | None = None
 
 
-class UseCase:
+class UseCase(ABC):
     """One thing a caller can pay for.
 
     `only_reads`: it changes nothing that is anybody's, so that a proof which does not bind the request will do.
@@ -116,18 +117,18 @@ class UseCase:
     only_reads: ClassVar[bool] = False
     fee_from_refund: ClassVar[bool] = False
 
-    async def wait(self, db: Database, wallet: Address, now: int) -> None:
+    async def wait(self, db: Database, wallet: Address, now: int) -> None:  # noqa: B027 - most calls wait for nothing
         """Wait for something, if the caller asked to, before anything is reserved. Raises SpawnError."""
 
-    def check(self, tx: Tx, wallet: Address, purse: Purse, now: int) -> None:
+    def check(self, tx: Tx, wallet: Address, purse: Purse, now: int) -> None:  # noqa: B027 - a list is never doomed
         """Raise SpawnError if the call is doomed. Runs with the reservation, before any money moves on chain.
 
         A read that is paid from the balance goes straight to `act`, which looks at everything itself.
         """
 
+    @abstractmethod
     def act(self, tx: Tx, context: Context) -> Acted:
-        """Do it, the fee included, looking again at what `check` saw. Raises SpawnError."""
-        raise NotImplementedError
+        """Do it, looking again at what `check` saw, and take the fee unless it `only_reads`. Raises SpawnError."""
 
     def complete(self, tx: Tx, draft: bytes, operation: Operation) -> "Completed":
         """The answer after the provider's first word. Only called when `act` named an operation."""
