@@ -5,6 +5,7 @@ Invariant: a name nobody knows is refused, so that a typing error never silently
 
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, Final
@@ -17,6 +18,9 @@ from spawn_schemas.money import Usdc, parse_usdc
 DEVNET_NETWORK: Final = "eip155:84532"
 DEVNET_ASSET: Final = "0x036CbD53842c5426634e7929541eC2318f3dCF7e"
 DEVNET_PAY_TO: Final = "0x5Ba7Dd0000000000000000000000000000008402"
+MULTICALL3: Final = "0xcA11bde05977b3631167028862bE2a173976CA11"
+"""Where the Multicall3 contract is on nearly every chain."""
+_SECRETS: Final = frozenset({"secret_key", "relayer_keys", "cdp_key_secret"})
 
 _TEST_PREFIX: Final = "SPAWN_TEST_"
 _PATIENCE_S: Final = 60
@@ -48,6 +52,28 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     x402_asset_version: str = "2"
     x402_timeout_s: int = 300
     devnet_path: str = "spawn-devnet.db"
+    rpc_url: str = ""
+    rpc_timeout_s: float = 10.0
+    confirmations: int = 1
+    settle_wait_s: float = 20.0
+    relayer_keys: str = ""
+    relay_multicall: str = MULTICALL3
+    relay_batch_max: int = 50
+    relay_alone_from: str = "100.00"
+    relay_bump_after_s: int = 15
+    relay_fee_cap_gwei: float = 5.0
+    facilitators: str = ""
+    facilitator_timeout_s: float = 15.0
+    cdp_key_id: str = ""
+    cdp_key_secret: str = ""
+    suspense_from_block: int = -1
+    suspense_every_s: int = 30
+    treasury_every_s: int = 86_400
+    eth_price: str = "3000.00"
+    gas_price_gwei: float = 0.01
+    facilitator_fee: str = "0.001"
+    minimum_charge: str = "0.001"
+    price_floor_percent: int = 105
     providers: str = "simulated"
     simulated_path: str = "spawn-simulated.db"
     simulated_speed: float = 1.0
@@ -112,6 +138,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return parse_usdc(self.deposit_daily_cap)
 
     @property
+    def relayer_keys_list(self) -> tuple[str, ...]:
+        return _listed(self.relayer_keys)
+
+    @property
+    def facilitator_urls(self) -> tuple[str, ...]:
+        """The facilitators in order of preference, without trailing slashes."""
+        return tuple(url.rstrip("/") for url in _listed(self.facilitators))
+
+    @property
+    def relay_alone_from_usdc(self) -> Usdc:
+        return parse_usdc(self.relay_alone_from)
+
+    @property
+    def relay_fee_cap_wei(self) -> int:
+        return round(self.relay_fee_cap_gwei * 10**9)
+
+    @property
+    def eth_price_usdc(self) -> Usdc:
+        return parse_usdc(self.eth_price)
+
+    @property
+    def minimum_charge_usdc(self) -> Usdc:
+        return parse_usdc(self.minimum_charge)
+
+    @property
     def trusted_networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
         """`trusted_proxies`, parsed. Raises ValueError."""
         return tuple(ip_network(text.strip()) for text in self.trusted_proxies.split(",") if text.strip())
@@ -138,6 +189,7 @@ def read_settings(environ: Mapping[str, str], **overrides: object) -> Settings:
     if not settings.public_url:
         settings = msgspec.structs.replace(settings, public_url=f"http://{settings.listen}")
     _check(settings)
+    _check_rail(settings)
     return settings
 
 
@@ -151,7 +203,7 @@ def _typed(field: msgspec.structs.FieldInfo, values: Mapping[str, object]) -> An
 
 
 def _unknown(name: str, known: set[str]) -> str:
-    names = [f"SPAWN_{field.upper()}" for field in sorted(known - {"secret_key"})]
+    names = [f"SPAWN_{field.upper()}" for field in sorted(known - _SECRETS)]
     close = difflib.get_close_matches(name.upper(), names, n=1)
     hint = f" Did you mean {close[0]}?" if close else f" Known are: {', '.join(names)}."
     return f"{name} is no setting of this version.{hint}"
@@ -160,7 +212,52 @@ def _unknown(name: str, known: set[str]) -> str:
 def _check(settings: Settings) -> None:
     checks = (
         ("SPAWN_LISTEN", _is_listen(settings.listen), "host:port, such as 127.0.0.1:8402"),
-        ("SPAWN_PAYMENTS", settings.payments == "devnet", "devnet is the only one in this version"),
+        (
+            "SPAWN_PAYMENTS",
+            settings.payments in {"devnet", "self", "facilitator"},
+            "devnet, self or facilitator",
+        ),
+        (
+            "SPAWN_RPC_URL",
+            settings.rpc_url == "" or _is_http(settings.rpc_url),
+            "http://… or https://… of a node",
+        ),
+        ("SPAWN_RPC_TIMEOUT_S", _is_timeout(settings.rpc_timeout_s), _TIMEOUT),
+        ("SPAWN_CONFIRMATIONS", 1 <= settings.confirmations <= 1000, "1 to 1000 blocks"),
+        ("SPAWN_SETTLE_WAIT_S", 0 <= settings.settle_wait_s <= _PATIENCE_S, _SECONDS),
+        (
+            "SPAWN_RELAYER_KEYS",
+            all(_is_private_key(key) for key in settings.relayer_keys_list),
+            "a comma list of private keys, 64 hex digits each",
+        ),
+        ("SPAWN_RELAY_MULTICALL", _is_address(settings.relay_multicall), "an address, 0x and 40 hex digits"),
+        ("SPAWN_RELAY_BATCH_MAX", 1 <= settings.relay_batch_max <= 100, "1 to 100 payments a transaction"),
+        ("SPAWN_RELAY_ALONE_FROM", _is_amount(settings.relay_alone_from), "an amount such as 100.00"),
+        ("SPAWN_RELAY_BUMP_AFTER_S", 1 <= settings.relay_bump_after_s <= 600, "1 to 600 seconds"),
+        ("SPAWN_RELAY_FEE_CAP_GWEI", 0 < settings.relay_fee_cap_gwei <= 10_000, "more than 0, at most 10000"),
+        (
+            "SPAWN_FACILITATORS",
+            all(_is_http(url) for url in settings.facilitator_urls),
+            "a comma list of http(s) addresses, the preferred one first",
+        ),
+        ("SPAWN_FACILITATOR_TIMEOUT_S", _is_timeout(settings.facilitator_timeout_s), _TIMEOUT),
+        (
+            "SPAWN_CDP_KEY_ID",
+            bool(settings.cdp_key_id) == bool(settings.cdp_key_secret),
+            "set together with SPAWN_CDP_KEY_SECRET, or not at all",
+        ),
+        (
+            "SPAWN_SUSPENSE_FROM_BLOCK",
+            settings.suspense_from_block >= -1,
+            "a block number, or -1 for from now on",
+        ),
+        ("SPAWN_SUSPENSE_EVERY_S", 1 <= settings.suspense_every_s <= 86_400, "1 to 86400 seconds"),
+        ("SPAWN_TREASURY_EVERY_S", 1 <= settings.treasury_every_s <= 86_400, "1 to 86400 seconds"),
+        ("SPAWN_ETH_PRICE", _is_amount(settings.eth_price), "USDC for one ether, such as 3000.00"),
+        ("SPAWN_GAS_PRICE_GWEI", 0 <= settings.gas_price_gwei <= 10_000, "0 to 10000"),
+        ("SPAWN_FACILITATOR_FEE", _is_amount(settings.facilitator_fee), "an amount such as 0.001"),
+        ("SPAWN_MINIMUM_CHARGE", _is_amount(settings.minimum_charge), "an amount such as 0.001"),
+        ("SPAWN_PRICE_FLOOR_PERCENT", 0 <= settings.price_floor_percent <= 1000, "0 to 1000"),
         ("SPAWN_PROVIDERS", settings.providers == "simulated", "simulated is the only one in this version"),
         ("SPAWN_X402_NETWORK", _is_caip2(settings.x402_network), "a CAIP-2 name such as eip155:84532"),
         ("SPAWN_X402_PAY_TO", _is_address(settings.x402_pay_to), "an address, 0x and 40 hex digits"),
@@ -203,6 +300,18 @@ def _check(settings: Settings) -> None:
             raise InvalidSetting(f"{name} should be {wanted}.")
 
 
+def _check_rail(settings: Settings) -> None:
+    """What a way to settle needs besides the defaults."""
+    if settings.payments == "devnet":
+        return
+    needed = ["rpc_url", "relayer_keys" if settings.payments == "self" else "facilitators"]
+    for name in needed:
+        if not getattr(settings, name):
+            raise InvalidSetting(f"SPAWN_{name.upper()} is needed with SPAWN_PAYMENTS={settings.payments}.")
+    if settings.pay_to == parse_address(DEVNET_PAY_TO):
+        raise InvalidSetting("SPAWN_X402_PAY_TO is play money's address, which nobody owns: set your own.")
+
+
 def _is_timeout(seconds: float) -> bool:
     return 0.1 <= seconds <= 3600
 
@@ -236,6 +345,23 @@ def _is_url(text: str) -> bool:
         return False
     bare = url.path in {"", "/"} and not url.query and not url.fragment and url.username is None
     return usable and bare and url.scheme in {"http", "https"} and bool(url.hostname)
+
+
+def _is_http(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        usable = url.port is None or url.port > 0
+    except ValueError:
+        return False
+    return usable and url.scheme in {"http", "https"} and bool(url.hostname)
+
+
+def _is_private_key(text: str) -> bool:
+    return re.fullmatch(r"(?:0x)?[0-9a-fA-F]{64}", text) is not None
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _is_listen(text: str) -> bool:
