@@ -1,14 +1,14 @@
-"""Answers that go out in one piece, and requests that are answered before a task is started for them.
+"""Answers that go out in one piece, and requests that are answered without the way through ASGI.
 
 uvicorn checks every header with regular expressions and writes head and body apart; for answers whose every byte is
 ours that costs more than making them. Invariant: what is written here is what uvicorn would have written; where it
 would do more than that (a log line, a client that reads slowly, HEAD), it does it.
 """
 
-from collections.abc import Callable
+from collections.abc import Coroutine
 from functools import partial
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, cast
 
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
@@ -16,14 +16,24 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 from spawn.api.replies import AT_ONCE, Reply
 from spawn.connections import PIPELINE_MAX, Connection
 
-AnswerNow = Callable[[Any], Reply | None]
+
+class Answers(Protocol):
+    """Who is asked for an answer before the application is."""
+
+    def answer_now(self, scope: Any, /) -> Reply | None:
+        """The answer to a request for which nothing has to be waited."""
+        ...
+
+    def answer_soon(self, scope: Any, /) -> Coroutine[Any, Any, Reply] | None:
+        """What finds the answer to a request that the application need not see; it never raises."""
+        ...
 
 
 class QuickConnection(Connection):
     """A connection that asks the application for an answer first, and starts a task only where there is none yet."""
 
-    answer_now: ClassVar["staticmethod[[Any], Reply | None]"]
-    _ready: tuple[RequestResponseCycle, ASGI3Application, Reply] | None = None
+    answers: ClassVar[Answers]
+    _ready: tuple[RequestResponseCycle, Reply] | None = None
     """An answer that waits for the end of its request."""
 
     _turns_left = PIPELINE_MAX
@@ -34,28 +44,43 @@ class QuickConnection(Connection):
         super().data_received(data)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        scope: Any = cycle.scope
-        scope["extensions"] = {AT_ONCE: partial(self._write_whole, cycle)}
-        reply = self.answer_now(scope) if self._turns_left else None
-        if reply is None or cycle.waiting_for_100_continue:
+        reply = self.answers.answer_now(cycle.scope) if self._turns_left else None
+        if cycle.waiting_for_100_continue:
             # Whoever asks first whether to send a body may never send it: this answer cannot wait for its end.
-            super()._start_asgi_task(cycle, app)
+            self._start_app(cycle, app)
+        elif reply is None:
+            soon = self.answers.answer_soon(cycle.scope) if self._turns_left else None
+            if soon is None:
+                self._start_app(cycle, app)
+            else:
+                task = self.loop.create_task(self._answer_later(cycle, soon))
+                self.tasks.add(task)
+                task.add_done_callback(self.tasks.discard)
         elif cycle.more_body:
-            self._ready = cycle, app, reply
+            self._ready = cycle, reply
         else:
-            self._answer(cycle, app, reply)
+            self._turns_left -= 1
+            self._answer(cycle, reply)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
         if self._ready is not None:
-            cycle, app, reply = self._ready
+            cycle, reply = self._ready
             self._ready = None
-            self._answer(cycle, app, reply)
+            self._turns_left -= 1
+            self._answer(cycle, reply)
 
-    def _answer(self, cycle: RequestResponseCycle, app: ASGI3Application, reply: Reply) -> None:
-        self._turns_left -= 1
+    def _start_app(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        scope: Any = cycle.scope
+        scope["extensions"] = {AT_ONCE: partial(self._write_whole, cycle)}
+        super()._start_asgi_task(cycle, app)
+
+    async def _answer_later(self, cycle: RequestResponseCycle, answer: Coroutine[Any, Any, Reply]) -> None:
+        self._answer(cycle, await answer)
+
+    def _answer(self, cycle: RequestResponseCycle, reply: Reply) -> None:
         if not self._write_whole(cycle, reply.status, reply.raw_headers, reply.body):
-            super()._start_asgi_task(cycle, app)
+            super()._start_asgi_task(cycle, cast("ASGI3Application", reply))
 
     def _write_whole(
         self, cycle: RequestResponseCycle, status: int, headers: list[tuple[bytes, bytes]], body: bytes
@@ -87,7 +112,7 @@ class QuickConnection(Connection):
         return True
 
 
-def answering_now(protocol: type[Connection], answer_now: AnswerNow) -> type[Connection]:
-    """The protocol class `protocol` (from `connections.behind`), asking `answer_now` first."""
-    attributes = {"answer_now": staticmethod(answer_now), "door": protocol.door}
+def asking_first(answers: Answers, protocol: type[Connection]) -> type[Connection]:
+    """The protocol class `protocol` (from `connections.behind`), asking `answers` before the application."""
+    attributes = {"answers": answers, "door": protocol.door}
     return type("QuickConnectionBehindDoor", (QuickConnection,), attributes)

@@ -20,7 +20,7 @@ from spawn.api.front import new_request_id
 from spawn.app import build, open_parts
 from spawn.connections import behind
 from spawn.door import Bounds, Door, bounds_of, in_front
-from spawn.quick import AnswerNow, answering_now
+from spawn.quick import Answers, asking_first
 from spawn.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def _within_open_files(bounds: Bounds) -> Bounds:
 
 def configured(
     app: Any,
-    answer_now: AnswerNow,
+    answers: Answers,
     settings: Settings,
     new_request_id: Callable[[], str],
     *,
@@ -113,7 +113,7 @@ def configured(
     return uvicorn.Config(
         app,
         loop="none",
-        http=answering_now(behind(door), answer_now),
+        http=asking_first(answers, behind(door)),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -140,7 +140,7 @@ async def _serve(settings: Settings, listener: socket.socket, log_requests: bool
         service = await build(settings, parts)
         config = configured(
             service.app,
-            service.app.answer_now,
+            service.app,
             settings,
             lambda: new_request_id(parts.entropy),
             log_requests=log_requests,

@@ -121,6 +121,7 @@ def _servers() -> None:
     _index_where("server_name", "server", ["wallet", sa.text("LOWER(name)")], "ended_at IS NULL", unique=True)
     op.create_index("server_by_wallet", "server", ["wallet", "created_at", "id"])
     _index_where("server_live", "server", ["id"], "ended_at IS NULL")
+    _index_where("server_live_by_wallet", "server", ["wallet", "created_at", "id"], "ended_at IS NULL")
     _index_where("server_due", "server", ["due_at"], "due_at IS NOT NULL")
     _index_where("server_due_by_wallet", "server", ["wallet", "due_at"], "due_at IS NOT NULL")
     _table(
@@ -170,7 +171,6 @@ def _calls() -> None:
     _table(
         "reservation",
         sa.Column("id", sa.Text, primary_key=True),
-        sa.Column("nonce_key", sa.Text, nullable=False, unique=True),
         sa.Column("wallet", sa.Text, nullable=False),
         sa.Column("rail", sa.Text, nullable=False),
         sa.Column("idempotency_key", sa.Text),

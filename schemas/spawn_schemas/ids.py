@@ -48,6 +48,3 @@ def new_ssh_key_id(entropy: Entropy) -> SshKeyId:
     return SshKeyId("sk_" + _random_text(entropy))
 
 
-def new_reservation_id(entropy: Entropy, now: int) -> ReservationId:
-    """Begins with the time (unix seconds), so that what is reserved together lies together in an index."""
-    return ReservationId(f"res_{now:08x}{entropy.bytes(12).hex()}")

@@ -49,23 +49,21 @@ class Arrival:
 
 
 def combined(raw: list[tuple[bytes, bytes]]) -> dict[str, str]:
-    """Header values by lower-case name; repeated ones joined as RFC 9110 section 5.3 has it."""
-    headers: dict[str, str] = {}
-    repeated: set[str] = set()
-    size = 0
-    for raw_name, raw_value in raw:
-        size += len(raw_name) + len(raw_value)
-        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
-        if name in headers:
-            value = f"{headers[name]}, {value}"
-            repeated.add(name)
-        headers[name] = value
-    if len(raw) > _HEADERS_MAX or size > _HEADER_BYTES_MAX:
+    """Header values by name, which ASGI has in lower case; repeated ones joined as RFC 9110 section 5.3 has it."""
+    if len(raw) > _HEADERS_MAX or sum([len(name) + len(value) for name, value in raw]) > _HEADER_BYTES_MAX:
         raise SpawnError(
             Code.REQUEST_TOO_LARGE,
             f"A request has at most {_HEADERS_MAX} header lines and {_HEADER_BYTES_MAX} bytes of them.",
             next="Send fewer headers.",
         )
+    headers: dict[str, str] = {}
+    repeated: set[str] = set()
+    for raw_name, raw_value in raw:
+        name, value = str(raw_name, "latin-1"), str(raw_value, "latin-1")
+        if name in headers:
+            value = f"{headers[name]}, {value}"
+            repeated.add(name)
+        headers[name] = value
     for name in repeated & _ONCE.keys():
         raise SpawnError(
             Code.INVALID_REQUEST,

@@ -15,6 +15,7 @@ from spawn.api.arrivals import Arrival, idempotency_key
 from spawn.clock import Clock
 from spawn.payments import exact, sign_in, signed, version1
 from spawn.payments.exact import ExactPayment, PaymentInvalid, Terms
+from spawn.payments.nonces import nonce_key
 from spawn.payments.sessions import Sessions, find_token
 from spawn.payments.sign_in import RelyingParty
 from spawn.services.calls import Identity, Proof
@@ -105,7 +106,7 @@ class Callers:
             proof=Proof.SESSION,
             wallet=session.wallet,
             # Each call is a new one: a session has no nonces, and only an idempotency key makes two calls one.
-            nonce_key=f"session|{session.id}|{self._entropy.bytes(16).hex()}",
+            nonce_key=nonce_key("session", session.id, self._entropy.bytes(16).hex()),
             valid_before=session.expires,
             payment=None,
         )

@@ -84,6 +84,13 @@ class Front:
         arrivals.state_of(scope)[_LOOKED_AT] = reply
         return reply
 
+    def answer_soon(self, scope: Scope) -> Coroutine[Any, Any, Reply] | None:
+        """What answers a request that `answer_now` did not, where nothing but us has to see it."""
+        arrival: Arrival | None = arrivals.state_of(scope).get("arrival")
+        if arrival is None or arrival.identity is None or arrival.query:
+            return None
+        return self._reply(arrival)
+
     def _look(self, scope: Scope) -> Reply | None:
         state = arrivals.state_of(scope)
         request_id = state["request_id"] = new_request_id(self._entropy)
@@ -138,11 +145,18 @@ class Front:
                 return self._readable(arrival.headers, await self._services.gate.run(arrival, None)), receive
             if arrival.body or arrival.query:
                 return None, receive
-            return self._readable(arrival.headers, await self._call_handler(arrival)), receive
+            return await self._reply(arrival), receive
         except ConnectionAbortedError:
             raise
         except Exception as error:  # noqa: BLE001 - the last stop: whatever it is, the caller gets an answer
             return self._failed(arrival.request_id, arrival.headers, error), receive
+
+    async def _reply(self, arrival: Arrival) -> Reply:
+        """The answer to a call without body and query. Never raises."""
+        try:
+            return self._readable(arrival.headers, await self._call_handler(arrival))
+        except Exception as error:  # noqa: BLE001 - the last stop: whatever it is, the caller gets an answer
+            return self._failed(arrival.request_id, arrival.headers, error)
 
     def _call_handler(self, arrival: Arrival) -> Coroutine[Any, Any, Reply]:
         route = arrival.route

@@ -3,20 +3,21 @@
 Three steps, apart because a replay needs only the first two: `decode_payment` (is it well formed?),
 `identify` (who signed it, and is it for us?), `check` (does it pay this price, now?). A replayed header must
 find its stored answer even when it has expired or the price has changed since.
-Invariant: an `ExactPayment` made by `identify` is signed by its `payer`, for our network, asset and payee.
+Invariant: an `ExactPayment` made by `identify` is signed by its `payer`'s own key, for our network, asset and payee.
+A payer that is a contract has no key: `NotByOwnKey` hands on what only the chain can judge.
 """
 
 import re
 from typing import Final
 
 import msgspec
-from spawn_schemas.ids import Address
+from spawn_schemas.ids import Address, ReservationId
 from spawn_schemas.money import Usdc, format_usdc
 from spawn_schemas.x402 import SCHEME_EXACT, X402_VERSION, ExactEvmPayload, PaymentPayload, Reason
 
 from spawn.payments.curve import keccak256, recover
 from spawn.payments.header import PaymentHeader
-from spawn.payments.nonces import nonce_key
+from spawn.payments.nonces import authorization_key
 
 MAX_LIFE_S: Final = 3600
 """How far ahead an authorization may expire: used nonces are remembered at least that long."""
@@ -64,6 +65,7 @@ class PaymentInvalid(Exception):
 class ExactPayment(msgspec.Struct, frozen=True, kw_only=True):
     """A signed authorization in normal form (lower-case hex), fit to be stored and settled later.
 
+    `signature` has 65 bytes where an ordinary account signs, and any number where code does.
     Encodes as msgpack or JSON once `check` passed: before that `value` and the times may exceed 64 bits.
     """
 
@@ -75,9 +77,20 @@ class ExactPayment(msgspec.Struct, frozen=True, kw_only=True):
     nonce: str
     signature: str
 
-    def nonce_key(self, chain_id: int, asset: Address) -> str:
+    def nonce_key(self, chain_id: int, asset: Address) -> ReservationId:
         """The name of what may be spent once; the token contract keeps nonces per payer (EIP-3009)."""
-        return nonce_key("x402", f"{chain_id} {asset} {self.payer}", self.nonce)
+        return authorization_key(chain_id, asset, self.payer, self.nonce)
+
+
+class NotByOwnKey(PaymentInvalid):
+    """A `payment` for us that the payer's own key did not sign: code at the payer may stand by it (EIP-1271).
+
+    Whoever can ask the chain does (`ContractWallets.verify`); to everybody else it is the refusal that it says it is.
+    """
+
+    def __init__(self, payment: ExactPayment, message: str) -> None:
+        super().__init__(Reason.SIGNATURE, message)
+        self.payment = payment
 
 
 def terms(
@@ -175,21 +188,21 @@ def identify_authorization(signed: ExactEvmPayload, terms: Terms) -> ExactPaymen
 
 
 def require_signature(payment: ExactPayment, terms: Terms) -> None:
-    """Raise PaymentInvalid unless the payer's own key signed exactly this authorization (EIP-712)."""
+    """Raise NotByOwnKey unless the payer's own key signed exactly this authorization (EIP-712)."""
     signature = bytes.fromhex(payment.signature[2:])
     if len(signature) != 65:
-        raise PaymentInvalid(
-            Reason.SIGNATURE,
-            "Only 65-byte signatures of ordinary accounts are accepted; contract wallets "
-            "(EIP-1271, ERC-6492) are not in this version. Pay from an account with its own key.",
+        raise NotByOwnKey(
+            payment,
+            f"A signature by the key of {payment.payer} has 65 bytes, not {len(signature)}. A contract wallet "
+            "(EIP-1271) pays where the service can ask the chain; else pay from an account with its own key.",
         )
     try:
-        signer = recover(_digest(payment, terms), signature)
+        signer = recover(digest(payment, terms), signature)
     except ValueError as error:
-        raise PaymentInvalid(Reason.SIGNATURE, f"The signature cannot be used: {error}.") from error
+        raise NotByOwnKey(payment, f"The signature cannot be used: {error}.") from error
     if signer != payment.payer:
-        raise PaymentInvalid(
-            Reason.SIGNATURE,
+        raise NotByOwnKey(
+            payment,
             f"The signature is not by {payment.payer} over this authorization. Sign EIP-712 data with the "
             f"domain name {terms.asset_name!r}, version {terms.asset_version!r}, chain {terms.chain_id}.",
         )
@@ -225,8 +238,11 @@ def check(payment: ExactPayment, *, amount_usdc: Usdc, now: int, margin_s: int =
         )
 
 
-def _digest(payment: ExactPayment, terms: Terms) -> bytes:
-    """The EIP-712 digest; every field is one 32-byte word, so the words are joined as hex and read once."""
+def digest(payment: ExactPayment, terms: Terms) -> bytes:
+    """The EIP-712 digest that is to be signed.
+
+    Every field is one 32-byte word, so the words are joined as hex and read once.
+    """
     words = (
         f"{_TRANSFER_TYPE}{_PAD}{payment.payer[2:]}{_PAD}{payment.pay_to[2:]}"
         f"{payment.value:064x}{payment.valid_after:064x}{payment.valid_before:064x}{payment.nonce[2:]}"

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 from spawn_schemas.errors import Code, SpawnError
-from spawn_schemas.ids import Address
+from spawn_schemas.ids import Address, ReservationId
 from spawn_schemas.sign_in import (
     EIP191,
     SignIn,
@@ -93,7 +93,7 @@ class SignedIn(msgspec.Struct, frozen=True, kw_only=True):
     expires: int
 
     @property
-    def nonce_key(self) -> str:
+    def nonce_key(self) -> ReservationId:
         """The name of what may be used once, until `expires` has passed."""
         return nonce_key("siwx", self.wallet, self.nonce)
 

@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 from spawn_schemas.errors import Code, SpawnError
-from spawn_schemas.ids import Address
+from spawn_schemas.ids import Address, ReservationId
 
 from spawn.payments.curve import personal_digest, recover
 from spawn.payments.nonces import nonce_key
@@ -58,7 +58,7 @@ class SignedRequest(msgspec.Struct, frozen=True, kw_only=True):
     expires: int
 
     @property
-    def nonce_key(self) -> str:
+    def nonce_key(self) -> ReservationId:
         """The name of what may be used once, until `expires` has passed."""
         return nonce_key("sig", self.wallet, self.nonce)
 

@@ -84,7 +84,7 @@ class Transactions:
         from_payment = use_case.only_reads and current.rail is Rail.X402
         if from_payment:
             # First of all: what was paid for this call is not there for what the wallet's servers owe.
-            funds.charge_fee(tx, wallet, current.fee, current.id, now)
+            funds.charge_fee(tx, wallet, current.fee, current.reference, now)
         before = standing.of(tx, wallet, now)
         ended = {}
         if before.pressing:
@@ -93,12 +93,12 @@ class Transactions:
         if current.rail is Rail.SIGNED and not use_case.fee_from_refund:
             require_fee(before.available_usdc, current.fee)
         if use_case.only_reads and not from_payment:
-            funds.charge_fee(tx, wallet, current.fee, current.id, now)
+            funds.charge_fee(tx, wallet, current.fee, current.reference, now)
             before = before.less(current.fee)
         context = Context(
             wallet=wallet,
             binds_request=identity.binds_request,
-            reservation=current.id,
+            reference=current.reference,
             fee_usdc=current.fee,
             payment_usdc=current.amount,
             now=now,

@@ -38,11 +38,11 @@ class Proof(Enum):
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """Who calls. `nonce_key` may be used once, for one request; a session makes one up for each."""
+    """Who calls. `nonce_key` may be used once, for one request, and names it; a session makes one up for each."""
 
     proof: Proof
     wallet: Address
-    nonce_key: str
+    nonce_key: ReservationId
     valid_before: int
     payment: ExactPayment | None
 
@@ -81,12 +81,12 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
 
     `ended`: servers whose money turned out to have ended, in this very transaction, with the operation that
     destroys each and what came back of it. `binds_request` is that of the caller's identity. `standing`: what the
-    wallet has; for a read, whose fee is taken beforehand, what it has left.
+    wallet has; for a read, whose fee is taken beforehand, what it has left. `reference` names this call in the books.
     """
 
     wallet: Address
     binds_request: bool
-    reservation: ReservationId
+    reference: str
     fee_usdc: Usdc
     payment_usdc: Usdc
     now: int

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from spawn_ledger.transfers import InsufficientFunds
 from spawn_ledger.tx import Tx
 from spawn_schemas.errors import Code, SpawnError
-from spawn_schemas.ids import Address, Entropy, new_reservation_id
+from spawn_schemas.ids import Address, Entropy
 from spawn_schemas.money import Usdc, format_usdc
 
 from spawn.clock import Clock
@@ -89,7 +89,8 @@ class PaidCalls:
             self._admit(call, self._clock.now_s())
             await use_case.wait(self._db, call.identity.wallet, self._clock.now_s())
             # The wait may have been a minute.
-            reservation = self._new_reservation(call, self._clock.now_s())
+            in_steps = call.identity.payment is not None or not use_case.only_reads
+            reservation = self._new_reservation(call, self._clock.now_s(), claimed=in_steps)
             progress = await self._write(lambda tx: self._do.begin(tx, call, reservation, use_case))
         except AlreadyKnown as taken:
             if call.rate_limited:
@@ -111,12 +112,12 @@ class PaidCalls:
         if call.rate_limited:
             self._turns.take_wallet(call.identity.wallet)
 
-    def _new_reservation(self, call: PaidCall, now: int) -> Reservation:
+    def _new_reservation(self, call: PaidCall, now: int, *, claimed: bool) -> Reservation:
+        """`claimed` for a call that may take more than its first transaction."""
         identity = call.identity
         remembered = identity.payment is not None or call.request.idempotency_key is not None
         return Reservation(
-            id=new_reservation_id(self._entropy, now),
-            nonce_key=identity.nonce_key,
+            id=identity.nonce_key,
             wallet=identity.wallet,
             rail=Rail.SIGNED if identity.payment is None else Rail.X402,
             idempotency_key=call.request.idempotency_key,
@@ -129,8 +130,8 @@ class PaidCalls:
             settlement=None,
             operation_id=None,
             answer=None,
-            claim=self._token(),
-            claim_until=now + CLAIM_S,
+            claim=self._token() if claimed else None,
+            claim_until=now + CLAIM_S if claimed else 0,
             created_at=now,
             keep_until=identity.valid_before
             + (reservations.REMEMBER_S if remembered else reservations.FORGET_S),
@@ -148,7 +149,7 @@ class PaidCalls:
             )
             if found:
                 return rows.reservation_from(found[0])
-        found = await self._db.read(rows.SELECT_BY_NONCE, {"nonce_key": call.identity.nonce_key})
+        found = await self._db.read(rows.SELECT_BY_ID, {"id": call.identity.nonce_key})
         return rows.reservation_from(found[0]) if found else None
 
     # --- what is known already --------------------------------------------------------------------------------
@@ -188,11 +189,9 @@ class PaidCalls:
     async def _spend(self, call: PaidCall) -> bool:
         """Take the nonce of a proof whose call is answered from what is known; False when it was used before."""
         spent = replace(
-            self._new_reservation(call, self._clock.now_s()),
+            self._new_reservation(call, self._clock.now_s(), claimed=False),
             idempotency_key=None,
             state=State.REFUSED,
-            claim=None,
-            claim_until=0,
         )
         return await self._db.write(lambda tx: rows.insert_reservation(tx, spent))
 
@@ -232,7 +231,7 @@ class PaidCalls:
         Mostly the call is done in the transaction that books the payment. Where it cannot be, the payment is
         booked alone.
         """
-        fresh = identity.payment if identity.nonce_key == reservation.nonce_key else None
+        fresh = identity.payment if identity.nonce_key == reservation.id else None
         payment = fresh or reservations.stored_payment(reservation)
         try:
             async with asyncio.timeout(SETTLE_TIMEOUT_S):

@@ -37,7 +37,7 @@ def book(tx: Tx, reservation: Reservation, settled: Settled, now: int) -> Reserv
         tx,
         reservation.wallet,
         reservation.amount,
-        nonce_key=reservation.nonce_key,
+        nonce_key=reservation.id,
         reference=settled.transaction,
         at=now,
     )
@@ -63,9 +63,9 @@ def reserve(tx: Tx, reservation: Reservation) -> None:
     """Take key and nonce. Raises AlreadyKnown."""
     refuse_known_key(tx, reservation)
     if not rows.insert_reservation(tx, reservation):
-        known = tx.one(rows.SELECT_BY_NONCE, {"nonce_key": reservation.nonce_key})
+        known = tx.one(rows.SELECT_BY_ID, {"id": reservation.id})
         if known is None:
-            raise RuntimeError(f"{reservation.nonce_key} is taken by nobody")
+            raise RuntimeError(f"{reservation.id} is taken by nobody")
         raise AlreadyKnown(rows.reservation_from(known))
     key = reservation.idempotency_key
     if key is not None and not rows.insert_key(tx, reservation, key, reservation.created_at + REMEMBER_S):

@@ -59,7 +59,7 @@ class Power(UseCase):
         operations.insert_operation(tx, operation)
         answer = views.encode(api.ActionStarted(action=views.action_summary(operation)))
         if nothing_to_do:
-            funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reservation, context.now)
+            funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reference, context.now)
             return Acted(answer=answer)
         funds.hold_fee(tx, context.wallet, context.fee_usdc, operation.id, context.now)
         return Acted(answer=answer, operation=operation.id)

@@ -3,6 +3,7 @@
 Invariant: a read costs the provider no call; the refund of a destruction is fixed when it is asked for.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -50,21 +51,24 @@ class ListServers(Read):
             )
         )
 
-    def _page_of(self, tx: Tx, context: Context) -> tuple[list[Row], int]:
+    def _page_of(self, tx: Tx, context: Context) -> tuple[Sequence[Row], int]:
         offset = (self._page - 1) * self._limit
-        params: dict[str, str | int] = {"wallet": context.wallet, "limit": self._limit, "offset": offset}
-        if self._status is None:
-            page, count = servers.SELECT_PAGE, servers.COUNT_LIVE
-        elif self._status in FINAL:
-            params |= {"status": self._status.value, "since": context.now - TOMBSTONE_S}
-            page, count = servers.SELECT_ENDED_PAGE, servers.COUNT_ENDED
-        else:
-            params["status"] = self._status.value
-            page, count = servers.SELECT_PAGE_BY_STATUS, servers.COUNT_LIVE_BY_STATUS
-        rows = tx.all(page, params)
+        if self._status not in FINAL:
+            live = context.standing.live
+            if self._status is not None:
+                live = tuple(row for row in live if row["status"] == self._status.value)
+            return live[offset : offset + self._limit], len(live)
+        params: dict[str, str | int] = {
+            "wallet": context.wallet,
+            "status": self._status.value,
+            "since": context.now - TOMBSTONE_S,
+            "limit": self._limit,
+            "offset": offset,
+        }
+        rows = tx.all(servers.SELECT_ENDED_PAGE, params)
         if self._page == 1 and len(rows) < self._limit:
             return rows, len(rows)
-        counted = tx.one(count, params)
+        counted = tx.one(servers.COUNT_ENDED, params)
         return rows, 0 if counted is None else counted["n"]
 
 
@@ -126,7 +130,7 @@ class UpdateServer(UseCase):
         name = server.name if self._wanted.name is None else self._wanted.name
         auto_renew = server.auto_renew if self._wanted.auto_renew is None else self._wanted.auto_renew
         servers.update_server(tx, server, replace(server, name=name, auto_renew=auto_renew))
-        funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reservation, context.now)
+        funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reference, context.now)
         funds.reschedule(tx, context.wallet, context.now)
         view = _view(tx, self._server_id, standing.of(tx, context.wallet, context.now))
         return Acted(answer=views.encode(api.ServerShown(server=view)))
@@ -162,9 +166,9 @@ class FundServer(UseCase):
         endings.settle_wallet(tx, context.wallet, context.now, self._entropy)
         server = get_owned(tx, self._server_id, context.wallet, context.now)
         _check_live(server)
-        funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reservation, context.now)
+        funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reference, context.now)
         funds.deposit(
-            tx, server, self._amount, id=transfer_id("deposit", context.reservation), at=context.now
+            tx, server, self._amount, id=transfer_id("deposit", context.reference), at=context.now
         )
         funds.reschedule(tx, context.wallet, context.now)
         now_standing = standing.of(tx, context.wallet, context.now)
@@ -198,7 +202,7 @@ class DestroyServer(UseCase):
         # Its money may have ended before the caller ended it: the answer is the same, and true.
         operation, refund = context.ended.get(server.id) or self._end(tx, server, context)
         fee = Usdc(min(context.fee_usdc, funds.available_usdc(tx, context.wallet)))
-        funds.charge_fee(tx, context.wallet, fee, context.reservation, context.now)
+        funds.charge_fee(tx, context.wallet, fee, context.reference, context.now)
         funds.reschedule(tx, context.wallet, context.now)
         paid_from_refund = Usdc(0) if context.payment_usdc > 0 else fee
         return Acted(

@@ -48,7 +48,7 @@ class RegisterSshKey(UseCase):
             params = {"wallet": context.wallet, "fingerprint": key.fingerprint}
             known = tx.one(ssh_keys.SELECT_BY_FINGERPRINT, params)
             raise _registered("" if known is None else known["id"])
-        funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reservation, context.now)
+        funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reference, context.now)
         return Acted(answer=views.encode(api.SshKeyShown(ssh_key=views.ssh_key_view(key))))
 
 
@@ -74,7 +74,7 @@ class DeleteSshKey(UseCase):
     def act(self, tx: Tx, context: Context) -> Acted:
         owned_key(ssh_keys.find_key(tx, self._key_id), self._key_id, context.wallet)
         tx.execute(ssh_keys.DELETE_KEY, {"id": self._key_id, "wallet": context.wallet})
-        funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reservation, context.now)
+        funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reference, context.now)
         return Acted(answer=views.encode(api.Deleted(status="deleted")))
 
 

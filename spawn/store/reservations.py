@@ -34,10 +34,13 @@ class State(StrEnum):
 
 
 class Reservation(msgspec.Struct, frozen=True, kw_only=True):
-    """One identified call. `payment` is the encoded authorization, kept until it cannot be settled any more."""
+    """One identified call. `id` is the name of the nonce that it took (`spawn.payments.nonces`), so that one index
+    says both which call this is and that there is no other.
+
+    `payment` is the encoded authorization, kept until it cannot be settled any more.
+    """
 
     id: ReservationId
-    nonce_key: str
     wallet: Address
     rail: Rail
     idempotency_key: str | None
@@ -55,17 +58,25 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     keep_until: int
 
+    @property
+    def reference(self) -> str:
+        """What its movements of money are called after: the time first, so that an index grows at its end.
+
+        With a part of the fingerprint, because a nonce that somebody uses for two requests is found out only later.
+        """
+        return f"{self.created_at:08x}{self.fingerprint[:8]}{self.id}"
+
 
 _COLUMNS: Final = Reservation.__struct_fields__
 
 INSERT_RESERVATION: Final = """
 INSERT INTO reservation (
-  id, nonce_key, wallet, rail, idempotency_key, fingerprint, state, fee, amount, payment, valid_before, settlement,
+  id, wallet, rail, idempotency_key, fingerprint, state, fee, amount, payment, valid_before, settlement,
   operation_id, answer, claim, claim_until, created_at, keep_until
 ) VALUES (
-  :id, :nonce_key, :wallet, :rail, :idempotency_key, :fingerprint, :state, :fee, :amount, :payment, :valid_before,
+  :id, :wallet, :rail, :idempotency_key, :fingerprint, :state, :fee, :amount, :payment, :valid_before,
   :settlement, :operation_id, :answer, :claim, :claim_until, :created_at, :keep_until
-) ON CONFLICT (nonce_key) DO NOTHING
+) ON CONFLICT (id) DO NOTHING
 """
 UPDATE_RESERVATION: Final = """
 UPDATE reservation SET
@@ -76,7 +87,6 @@ WHERE id = :id AND state = :expected_state AND claim IS NOT DISTINCT FROM :expec
 # Apart, because naming the column costs an index a deletion and an insertion, and it changes only with a refusal.
 UPDATE_KEEP_UNTIL: Final = "UPDATE reservation SET keep_until = :keep_until WHERE id = :id"
 SELECT_BY_ID: Final = "SELECT * FROM reservation WHERE id = :id"
-SELECT_BY_NONCE: Final = "SELECT * FROM reservation WHERE nonce_key = :nonce_key"
 SELECT_BY_KEY: Final = """
 SELECT reservation.* FROM idempotency JOIN reservation ON reservation.id = idempotency.reservation_id
 WHERE idempotency.wallet = :wallet AND idempotency.key = :key AND idempotency.keep_until > :now

@@ -41,19 +41,7 @@ SELECT_SERVER: Final = "SELECT * FROM server WHERE id = :id"
 SELECT_NAME_TAKEN: Final = (
     "SELECT id FROM server WHERE wallet = :wallet AND LOWER(name) = LOWER(:name) AND ended_at IS NULL"
 )
-SELECT_PAGE: Final = """
-SELECT id, wallet, name, type, image, location, provider, provider_ref, status, ipv4, ipv6, created_at
-FROM server WHERE wallet = :wallet AND ended_at IS NULL ORDER BY created_at, id LIMIT :limit OFFSET :offset
-"""
-SELECT_PAGE_BY_STATUS: Final = """
-SELECT id, wallet, name, type, image, location, provider, provider_ref, status, ipv4, ipv6, created_at
-FROM server WHERE wallet = :wallet AND ended_at IS NULL AND status = :status
-ORDER BY created_at, id LIMIT :limit OFFSET :offset
-"""
 COUNT_LIVE: Final = "SELECT COUNT(*) AS n FROM server WHERE wallet = :wallet AND ended_at IS NULL"
-COUNT_LIVE_BY_STATUS: Final = """
-SELECT COUNT(*) AS n FROM server WHERE wallet = :wallet AND ended_at IS NULL AND status = :status
-"""
 # Servers that ended answer as tombstones for a while.
 SELECT_ENDED_PAGE: Final = """
 SELECT id, wallet, name, type, image, location, provider, provider_ref, status, ipv4, ipv6, created_at

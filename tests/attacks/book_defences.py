@@ -113,7 +113,7 @@ OF_BOOKS: Final = (
     Defence(
         name="what a key stands for is settled",
         file=PAID_CALLS,
-        before="fresh = identity.payment if identity.nonce_key == reservation.nonce_key else None",
+        before="fresh = identity.payment if identity.nonce_key == reservation.id else None",
         after="fresh = identity.payment",
         attacks=("chain: a fresh payment under the key of a lost one",),
     ),

@@ -55,7 +55,7 @@ OF_REQUESTS: Final = (
     Defence(
         name="64 KiB of headers",
         file=ARRIVALS,
-        before="or size > _HEADER_BYTES_MAX",
+        before="or sum([len(name) + len(value) for name, value in raw]) > _HEADER_BYTES_MAX",
         after="",
         attacks=("header: 64 KiB in one line",),
     ),

@@ -102,9 +102,19 @@ def test_serving_imports_nothing_that_it_does_not_need(tmp_path: Path) -> None:
     assert done.stdout == "[]\n"
 
 
+class _Silent:
+    """Has an answer to nothing."""
+
+    def answer_now(self, _scope: object, /) -> None:
+        return None
+
+    def answer_soon(self, _scope: object, /) -> None:
+        return None
+
+
 def test_it_runs_on_uvloop_and_httptools_whatever_the_environment_says(tmp_path: Path) -> None:
     settings = read_settings({}, listen="127.0.0.1:8402")
-    config = configured(None, lambda _: None, settings, lambda: "req_1", log_requests=False)
+    config = configured(None, _Silent(), settings, lambda: "req_1", log_requests=False)
     config.load()
     assert issubclass(config.http_protocol_class, HttpToolsProtocol)
     with serving(tmp_path, WEB_CONCURRENCY="1", FORWARDED_ALLOW_IPS="*") as service:

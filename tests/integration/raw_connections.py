@@ -19,7 +19,7 @@ from uvicorn.server import ServerState
 from spawn.api.front import Front
 from spawn.connections import Connection, behind
 from spawn.door import Bounds, Door
-from spawn.quick import answering_now
+from spawn.quick import asking_first
 
 PATIENCE_S: Final = 10.0
 GET: Final = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -182,7 +182,7 @@ async def serving(
     )
     protocol: type[Connection] = behind(door)
     if isinstance(served_by, Front):
-        protocol = answering_now(protocol, served_by.answer_now)
+        protocol = asking_first(served_by, protocol)
     # uvicorn silences this logger of the whole process where one server wants no access log, and never undoes it.
     logging.getLogger("uvicorn.access").propagate = True
     config = uvicorn.Config(
