@@ -8,7 +8,7 @@ UV := $(BIN)/uv
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: help setup demo test check format types imports bench soak fuzz lock openapi clean
+.PHONY: help setup demo test check format types imports bench soak fuzz anvil lock openapi clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,9 @@ soak: $(READY) ## A million mixed calls (REQUESTS): memory stays flat, the books
 SECONDS ?= 600
 fuzz: $(READY) ## Fuzz all parsers, for SECONDS together (600)
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
+
+anvil: $(READY) ## Install anvil for `spawn dev --chain anvil`; needs Node and npm
+	@$(BIN)/python -m tests.anvil $(VENV)/anvil
 
 openapi: $(READY) ## Regenerate openapi.json
 	$(BIN)/spawn openapi --output openapi.json

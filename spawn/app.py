@@ -48,6 +48,7 @@ from spawn.payments.sessions import Sessions
 from spawn.payments.sign_in import RelyingParty, relying_party
 from spawn.secret_key import read_secret_key
 from spawn.services.create_server import Shop
+from spawn.services.economics import price_list
 from spawn.services.operator import Operator
 from spawn.services.paid_calls import PaidCalls
 from spawn.services.reconcile import Reconciler
@@ -192,11 +193,16 @@ async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Se
     party = relying_party(
         public_url=settings.public_url, authority=settings.authority, chain_id=settings.chain_id
     )
-    asking = _asking(our_terms, party, parts)
+    asking = _asking(settings, our_terms, party, parts)
     name, provider = next(iter(parts.providers.items()))
     services = Services(
         gate=Gate(paid_calls, settings, our_terms, asking, limits),
-        shop=Shop(catalog=await provider.catalog(), provider=name, entropy=parts.entropy, vault=vault),
+        shop=Shop(
+            catalog=price_list(await provider.catalog(), settings),
+            provider=name,
+            entropy=parts.entropy,
+            vault=vault,
+        ),
         operator=operator,
         db=parts.db,
         clock=parts.clock,
@@ -248,7 +254,7 @@ def _paid_calls(
     )
 
 
-def _asking(our_terms: Terms, party: RelyingParty, parts: Parts) -> Asking:
+def _asking(settings: Settings, our_terms: Terms, party: RelyingParty, parts: Parts) -> Asking:
     return Asking(
         Challenges(our_terms, service_name=SERVICE_NAME, tags=TAGS),
         our_terms,
@@ -256,6 +262,7 @@ def _asking(our_terms: Terms, party: RelyingParty, parts: Parts) -> Asking:
         [route for route in ROUTES if route.is_priced],
         parts.clock,
         parts.entropy,
+        minimum_usdc=settings.minimum_charge_usdc,
     )
 
 

@@ -11,7 +11,8 @@ import os
 import socket
 import sqlite3
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, Any, Final, NoReturn
 
@@ -19,17 +20,29 @@ import click
 from spawn_ledger.accounts import EXT_USDC
 from spawn_ledger.transfers import balance_of
 from spawn_ledger.verify import Violation, verify
-from spawn_schemas.ids import parse_address
+from spawn_schemas.ids import Address, parse_address
 from spawn_schemas.money import Usdc, format_usdc, parse_usdc
 
 from spawn import __version__
+from spawn.cli_common import open_chain, require_devnet
+from spawn.cli_common import process_settings as _settings
+from spawn.cli_economics import economics
+from spawn.cli_treasury import treasury_command
 from spawn.clock import SystemClock, SystemEntropy
-from spawn.settings import InvalidSetting, Settings, read_settings
+from spawn.evm.node import NodeUnavailable
+from spawn.settings import InvalidSetting, Settings
 from spawn.store.database import StoreError
 from spawn.store.migrate import migrate, parse_database_url, require_current
 from spawn.store.snapshot import snapshot
 
 COUNT_TRANSFERS: Final = "SELECT COUNT(*) AS n FROM transfer"
+CHAIN: Final = click.option(
+    "--chain",
+    type=click.Choice(["embedded", "anvil"]),
+    default="embedded",
+    show_default=True,
+    help="Where payments settle: in a file of ours, or on a node, which `make anvil` installs.",
+)
 
 
 class Refusal(click.ClickException):
@@ -51,6 +64,8 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (InvalidSetting, StoreError) as error:
         _refuse(str(error))
+    except NodeUnavailable as error:
+        _refuse(f"{error}. Try again later, or name another node with SPAWN_RPC_URL.")
     except sqlite3.DatabaseError as error:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF not in {
             sqlite3.SQLITE_CORRUPT,
@@ -70,15 +85,6 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(work)
 
 
-def _settings(**overrides: object) -> Settings:
-    settings = read_settings(os.environ, **{k: v for k, v in overrides.items() if v is not None})
-    try:
-        parse_database_url(settings.database_url)
-    except ValueError as error:
-        raise InvalidSetting(f"SPAWN_DATABASE_URL: {error}.") from error
-    return settings
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="spawn")
 def cli() -> None:
@@ -96,10 +102,12 @@ def cli() -> None:
 @cli.command()
 @click.option("--listen", metavar="HOST:PORT", help="Where to listen  [default: 127.0.0.1:8402].")
 @click.option("--speed", type=float, help="How fast simulated servers boot; 1 is real time  [default: 20].")
-def dev(listen: str | None, speed: float | None) -> None:
+@CHAIN
+def dev(listen: str | None, speed: float | None, chain: str) -> None:
     """Run a service for development: play money, simulated servers.
 
-    It creates what is missing in this folder (spawn.db and its companions) and keeps it for the next run.
+    It creates what is missing in this folder (spawn.db and its companions) and keeps it for the next run. With
+    --chain anvil, payments are transactions of a relayer on a chain of this machine (SPAWN_PAYMENTS=self).
 
     \b
     Then, elsewhere:
@@ -111,16 +119,45 @@ def dev(listen: str | None, speed: float | None) -> None:
 
     if speed is None and "SPAWN_SIMULATED_SPEED" not in os.environ:
         speed = 20.0
-    settings = _settings(listen=listen, simulated_speed=speed)
+    settings = _settings(listen=listen, simulated_speed=speed, **_chain_settings(chain))
     listener = _listen(settings)
-    migrate(settings.database_url)
-    click.echo(f"spawn {__version__}, for development: play money, simulated servers")
-    click.echo(f"  listening on  http://{settings.listen}   (API reference: http://{settings.listen}/docs)")
-    click.echo(f"  network       {settings.x402_network}, USDC {settings.x402_asset}")
-    click.echo(f"  paid to       {settings.x402_pay_to}")
-    click.echo(f"  database      {settings.database_url}")
-    click.echo("  next          spawn wallet new; spawn faucet 0xYOUR_ADDRESS   (Ctrl-C stops)")
-    server.serve(settings, listener, log_requests=True)
+    with _chain(settings, chain) as where:
+        migrate(settings.database_url)
+        click.echo(f"spawn {__version__}, for development: play money, simulated servers")
+        click.echo(
+            f"  listening on  http://{settings.listen}   (API reference: http://{settings.listen}/docs)"
+        )
+        click.echo(f"  network       {settings.x402_network}, USDC {settings.x402_asset}, {where}")
+        click.echo(f"  paid to       {settings.x402_pay_to}")
+        click.echo(f"  database      {settings.database_url}")
+        faucet_options = "" if chain == "embedded" else f"--chain {chain} "
+        click.echo(
+            f"  next          spawn wallet new; spawn faucet {faucet_options}0xYOUR_ADDRESS   (Ctrl-C stops)"
+        )
+        server.serve(settings, listener, log_requests=True)
+
+
+def _chain_settings(chain: str) -> dict[str, str]:
+    if chain == "embedded":
+        return {}
+    from spawn import devchain
+
+    return devchain.settings_here(os.environ)
+
+
+@contextmanager
+def _chain(settings: Settings, chain: str) -> Iterator[str]:
+    """Run the chain that `spawn dev` settles on, if it is a program of its own; tell where it is."""
+    if chain == "embedded":
+        yield f"embedded ({settings.devnet_path})"
+        return
+    from spawn import devchain
+
+    try:
+        with devchain.for_developers(settings, Path(devchain.STATE)):
+            yield f"anvil at {settings.rpc_url} ({devchain.STATE})"
+    except devchain.DevChainUnavailable as error:
+        raise Refusal(str(error)) from error
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -208,7 +245,7 @@ def ledger_verify() -> None:
     """
     settings = _settings()
     require_current(settings.database_url)
-    with_chain = Path(settings.devnet_path).exists()
+    with_chain = settings.payments != "devnet" or Path(settings.devnet_path).exists()
     if not with_chain:
         click.echo(f"there is no chain at {settings.devnet_path}: only the books are checked", err=True)
     violations, transfers, held = _run(_verify(settings, with_chain=with_chain))
@@ -224,15 +261,10 @@ def ledger_verify() -> None:
 
 
 async def _verify(settings: Settings, *, with_chain: bool) -> tuple[list[Violation], int, Usdc]:
-    from spawn.app import open_devnet
-
     on_chain = None
     if with_chain:
-        chain = open_devnet(settings, SystemClock())
-        try:
-            on_chain = await chain.balance_of(settings.pay_to)
-        finally:
-            chain.close()
+        async with open_chain(settings) as (holdings, _):
+            on_chain = await holdings.balance_of(settings.pay_to)
     return await asyncio.to_thread(_verify_file, parse_database_url(settings.database_url), on_chain)
 
 
@@ -241,6 +273,10 @@ def _verify_file(path: Path, on_chain: Usdc | None) -> tuple[list[Violation], in
         counted = tx.one(COUNT_TRANSFERS, {})
         paid_in = balance_of(tx, EXT_USDC).balance
         return verify(tx, chain_balance_usdc=on_chain), 0 if counted is None else counted["n"], paid_in
+
+
+cli.add_command(treasury_command)
+cli.add_command(economics)
 
 
 @cli.group()
@@ -269,7 +305,8 @@ def wallet_new(as_json: bool) -> None:
 @cli.command()
 @click.argument("address")
 @click.option("--amount", default="100.00", show_default=True, help="USDC to give.")
-def faucet(address: str, amount: str) -> None:
+@CHAIN
+def faucet(address: str, amount: str, chain: str) -> None:
     """Give a wallet play USDC on the development chain. Works while the service runs."""
     try:
         receiver, usdc = parse_address(address), parse_usdc(amount)
@@ -277,18 +314,16 @@ def faucet(address: str, amount: str) -> None:
         raise click.UsageError(f"{error}.") from error
     if usdc == 0:
         raise click.UsageError("an amount to give is more than zero.")
-    settings = _settings()
-    path = Path(settings.devnet_path)
-    if not path.exists():
-        raise InvalidSetting(
-            f"there is no development chain at {path.resolve()}: start `spawn dev` first, and run the faucet in the "
-            "same folder, or set SPAWN_DEVNET_PATH."
-        )
-    balance = _run(_mint(settings, receiver, usdc))
+    settings = _settings(**_chain_settings(chain))
+    if settings.payments == "devnet":
+        require_devnet(settings)
+        balance = _run(_mint(settings, receiver, usdc))
+    else:
+        balance = _mint_on_anvil(settings, receiver, usdc)
     click.echo(f"{address} has {format_usdc(balance)} USDC on {settings.x402_network} (play money)")
 
 
-async def _mint(settings: Settings, receiver: Any, usdc: Usdc) -> Usdc:
+async def _mint(settings: Settings, receiver: Address, usdc: Usdc) -> Usdc:
     from spawn.app import open_devnet
 
     chain = open_devnet(settings, SystemClock())
@@ -296,6 +331,17 @@ async def _mint(settings: Settings, receiver: Any, usdc: Usdc) -> Usdc:
         return await chain.mint(receiver, usdc)
     finally:
         chain.close()
+
+
+def _mint_on_anvil(settings: Settings, receiver: Address, usdc: Usdc) -> Usdc:
+    from spawn import devchain
+
+    try:
+        with closing(devchain.Anvil(settings.rpc_url)) as anvil:
+            anvil.require_ours()
+            return anvil.mint(receiver, usdc)
+    except devchain.DevChainUnavailable as error:
+        raise Refusal(str(error)) from error
 
 
 @cli.command("demo")

@@ -5,15 +5,27 @@ Invariant: a name nobody knows is refused, so that a typing error never silently
 
 import difflib
 import math
-import re
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from itertools import chain
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
 from spawn_schemas.ids import Address, parse_address
-from spawn_schemas.money import Usdc, parse_usdc
+from spawn_schemas.money import USDC, Usdc, parse_usdc
+
+from spawn.setting_forms import (
+    is_address,
+    is_amount,
+    is_caip2,
+    is_http,
+    is_listen,
+    is_private_key,
+    is_secret,
+    is_timeout,
+    is_url,
+)
 
 DEVNET_NETWORK: Final = "eip155:84532"
 DEVNET_ASSET: Final = "0x036CbD53842c5426634e7929541eC2318f3dCF7e"
@@ -29,6 +41,10 @@ _SECONDS: Final = f"0 to {_PATIENCE_S} seconds"
 _TIMEOUT: Final = "0.1 to 3600 seconds"
 _RATE_MAX: Final = 1_000_000
 _RATES: Final = f"0 (no limit) to {_RATE_MAX} calls a minute"
+
+
+_Check = tuple[str, bool, str]
+"""A setting's name, whether it can be meant, and what it should be."""
 
 
 class InvalidSetting(Exception):
@@ -70,6 +86,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     suspense_every_s: int = 30
     treasury_every_s: int = 86_400
     eth_price: str = "3000.00"
+    eur_price: str = "1.08"
     gas_price_gwei: float = 0.01
     facilitator_fee: str = "0.001"
     minimum_charge: str = "0.001"
@@ -127,11 +144,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def deposit_default_usdc(self) -> Usdc:
-        return parse_usdc(self.deposit_default)
+        return max(parse_usdc(self.deposit_default), self.deposit_minimum_usdc)
 
     @property
     def deposit_minimum_usdc(self) -> Usdc:
-        return parse_usdc(self.deposit_minimum)
+        """A deposit is a payment, and no payment is smaller than the minimum charge."""
+        return max(parse_usdc(self.deposit_minimum), self.minimum_charge_usdc)
 
     @property
     def deposit_daily_cap_usdc(self) -> Usdc:
@@ -157,6 +175,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def eth_price_usdc(self) -> Usdc:
         return parse_usdc(self.eth_price)
+
+    @property
+    def eur_price_usdc(self) -> Usdc:
+        return parse_usdc(self.eur_price)
 
     @property
     def minimum_charge_usdc(self) -> Usdc:
@@ -189,7 +211,6 @@ def read_settings(environ: Mapping[str, str], **overrides: object) -> Settings:
     if not settings.public_url:
         settings = msgspec.structs.replace(settings, public_url=f"http://{settings.listen}")
     _check(settings)
-    _check_rail(settings)
     return settings
 
 
@@ -210,8 +231,41 @@ def _unknown(name: str, known: set[str]) -> str:
 
 
 def _check(settings: Settings) -> None:
-    checks = (
-        ("SPAWN_LISTEN", _is_listen(settings.listen), "host:port, such as 127.0.0.1:8402"),
+    checks = (_door_checks, _chain_checks, _price_checks, _work_checks)
+    for name, fine, wanted in chain.from_iterable(check(settings) for check in checks):
+        if not fine:
+            raise InvalidSetting(f"{name} should be {wanted}.")
+    _check_rail(settings)
+
+
+def _door_checks(settings: Settings) -> tuple[_Check, ...]:
+    return (
+        ("SPAWN_LISTEN", is_listen(settings.listen), "host:port, such as 127.0.0.1:8402"),
+        ("SPAWN_BODY_MAX_BYTES", settings.body_max_bytes > 0, "more than 0"),
+        (
+            "SPAWN_HEAD_MAX_BYTES",
+            4096 <= settings.head_max_bytes <= 65_536,
+            "4096 to 65536: a payment alone is half of the least",
+        ),
+        ("SPAWN_HEAD_TIMEOUT_S", is_timeout(settings.head_timeout_s), _TIMEOUT),
+        ("SPAWN_BODY_TIMEOUT_S", is_timeout(settings.body_timeout_s), _TIMEOUT),
+        ("SPAWN_IDLE_TIMEOUT_S", is_timeout(settings.idle_timeout_s), _TIMEOUT),
+        ("SPAWN_ANSWER_TIMEOUT_S", is_timeout(settings.answer_timeout_s), _TIMEOUT),
+        ("SPAWN_CONNECTIONS_MAX", settings.connections_max > 0, "more than 0"),
+        ("SPAWN_CONNECTIONS_PER_ADDRESS_MAX", settings.connections_per_address_max > 0, "more than 0"),
+        ("SPAWN_RATE_ADDRESS_PER_MINUTE", 0 <= settings.rate_address_per_minute <= _RATE_MAX, _RATES),
+        ("SPAWN_RATE_WALLET_PER_MINUTE", 0 <= settings.rate_wallet_per_minute <= _RATE_MAX, _RATES),
+        (
+            "SPAWN_TRUSTED_PROXIES",
+            _are_proxies(settings),
+            "a comma list of addresses and networks, such as 10.0.0.0/8,2001:db8::1, with no bit set after the "
+            "prefix, and never everybody (/0)",
+        ),
+    )
+
+
+def _chain_checks(settings: Settings) -> tuple[_Check, ...]:
+    return (
         (
             "SPAWN_PAYMENTS",
             settings.payments in {"devnet", "self", "facilitator"},
@@ -219,28 +273,28 @@ def _check(settings: Settings) -> None:
         ),
         (
             "SPAWN_RPC_URL",
-            settings.rpc_url == "" or _is_http(settings.rpc_url),
+            settings.rpc_url == "" or is_http(settings.rpc_url),
             "http://… or https://… of a node",
         ),
-        ("SPAWN_RPC_TIMEOUT_S", _is_timeout(settings.rpc_timeout_s), _TIMEOUT),
+        ("SPAWN_RPC_TIMEOUT_S", is_timeout(settings.rpc_timeout_s), _TIMEOUT),
         ("SPAWN_CONFIRMATIONS", 1 <= settings.confirmations <= 1000, "1 to 1000 blocks"),
         ("SPAWN_SETTLE_WAIT_S", 0 <= settings.settle_wait_s <= _PATIENCE_S, _SECONDS),
         (
             "SPAWN_RELAYER_KEYS",
-            all(_is_private_key(key) for key in settings.relayer_keys_list),
+            all(is_private_key(key) for key in settings.relayer_keys_list),
             "a comma list of private keys, 64 hex digits each",
         ),
-        ("SPAWN_RELAY_MULTICALL", _is_address(settings.relay_multicall), "an address, 0x and 40 hex digits"),
+        ("SPAWN_RELAY_MULTICALL", is_address(settings.relay_multicall), "an address, 0x and 40 hex digits"),
         ("SPAWN_RELAY_BATCH_MAX", 1 <= settings.relay_batch_max <= 100, "1 to 100 payments a transaction"),
-        ("SPAWN_RELAY_ALONE_FROM", _is_amount(settings.relay_alone_from), "an amount such as 100.00"),
+        ("SPAWN_RELAY_ALONE_FROM", is_amount(settings.relay_alone_from), "an amount such as 100.00"),
         ("SPAWN_RELAY_BUMP_AFTER_S", 1 <= settings.relay_bump_after_s <= 600, "1 to 600 seconds"),
         ("SPAWN_RELAY_FEE_CAP_GWEI", 0 < settings.relay_fee_cap_gwei <= 10_000, "more than 0, at most 10000"),
         (
             "SPAWN_FACILITATORS",
-            all(_is_http(url) for url in settings.facilitator_urls),
+            all(is_http(url) for url in settings.facilitator_urls),
             "a comma list of http(s) addresses, the preferred one first",
         ),
-        ("SPAWN_FACILITATOR_TIMEOUT_S", _is_timeout(settings.facilitator_timeout_s), _TIMEOUT),
+        ("SPAWN_FACILITATOR_TIMEOUT_S", is_timeout(settings.facilitator_timeout_s), _TIMEOUT),
         (
             "SPAWN_CDP_KEY_ID",
             bool(settings.cdp_key_id) == bool(settings.cdp_key_secret),
@@ -253,41 +307,36 @@ def _check(settings: Settings) -> None:
         ),
         ("SPAWN_SUSPENSE_EVERY_S", 1 <= settings.suspense_every_s <= 86_400, "1 to 86400 seconds"),
         ("SPAWN_TREASURY_EVERY_S", 1 <= settings.treasury_every_s <= 86_400, "1 to 86400 seconds"),
-        ("SPAWN_ETH_PRICE", _is_amount(settings.eth_price), "USDC for one ether, such as 3000.00"),
+        ("SPAWN_X402_NETWORK", is_caip2(settings.x402_network), "a CAIP-2 name such as eip155:84532"),
+        ("SPAWN_X402_PAY_TO", is_address(settings.x402_pay_to), "an address, 0x and 40 hex digits"),
+        ("SPAWN_X402_ASSET", is_address(settings.x402_asset), "an address, 0x and 40 hex digits"),
+    )
+
+
+def _price_checks(settings: Settings) -> tuple[_Check, ...]:
+    return (
+        ("SPAWN_ETH_PRICE", is_amount(settings.eth_price), "USDC for one ether, such as 3000.00"),
         ("SPAWN_GAS_PRICE_GWEI", 0 <= settings.gas_price_gwei <= 10_000, "0 to 10000"),
-        ("SPAWN_FACILITATOR_FEE", _is_amount(settings.facilitator_fee), "an amount such as 0.001"),
-        ("SPAWN_MINIMUM_CHARGE", _is_amount(settings.minimum_charge), "an amount such as 0.001"),
+        ("SPAWN_FACILITATOR_FEE", is_amount(settings.facilitator_fee), "an amount such as 0.001"),
+        ("SPAWN_EUR_PRICE", is_amount(settings.eur_price), "USDC for one euro, such as 1.08"),
+        (
+            "SPAWN_MINIMUM_CHARGE",
+            is_amount(settings.minimum_charge) and settings.minimum_charge_usdc <= USDC,
+            "an amount up to 1.00, the most that stock clients pay unasked",
+        ),
         ("SPAWN_PRICE_FLOOR_PERCENT", 0 <= settings.price_floor_percent <= 1000, "0 to 1000"),
+        ("SPAWN_DEPOSIT_DEFAULT", is_amount(settings.deposit_default), "an amount such as 1.00"),
+        ("SPAWN_DEPOSIT_MINIMUM", is_amount(settings.deposit_minimum), "an amount such as 0.01"),
+        ("SPAWN_DEPOSIT_DAILY_CAP", is_amount(settings.deposit_daily_cap), "an amount such as 2000.00"),
+    )
+
+
+def _work_checks(settings: Settings) -> tuple[_Check, ...]:
+    return (
         ("SPAWN_PROVIDERS", settings.providers == "simulated", "simulated is the only one in this version"),
-        ("SPAWN_X402_NETWORK", _is_caip2(settings.x402_network), "a CAIP-2 name such as eip155:84532"),
-        ("SPAWN_X402_PAY_TO", _is_address(settings.x402_pay_to), "an address, 0x and 40 hex digits"),
-        ("SPAWN_X402_ASSET", _is_address(settings.x402_asset), "an address, 0x and 40 hex digits"),
-        ("SPAWN_PUBLIC_URL", _is_url(settings.public_url), "http://host[:port] or https://host[:port]"),
+        ("SPAWN_PUBLIC_URL", is_url(settings.public_url), "http://host[:port] or https://host[:port]"),
         ("SPAWN_SIMULATED_SPEED", 0 < settings.simulated_speed < math.inf, "more than 0; 1 is real time"),
-        ("SPAWN_SECRET_KEY", _is_secret(settings.secret_key), "64 hex digits (32 random bytes)"),
-        ("SPAWN_DEPOSIT_DEFAULT", _is_amount(settings.deposit_default), "an amount such as 1.00"),
-        ("SPAWN_DEPOSIT_MINIMUM", _is_amount(settings.deposit_minimum), "an amount such as 0.01"),
-        ("SPAWN_DEPOSIT_DAILY_CAP", _is_amount(settings.deposit_daily_cap), "an amount such as 2000.00"),
-        ("SPAWN_BODY_MAX_BYTES", settings.body_max_bytes > 0, "more than 0"),
-        (
-            "SPAWN_HEAD_MAX_BYTES",
-            4096 <= settings.head_max_bytes <= 65_536,
-            "4096 to 65536: a payment alone is half of the least",
-        ),
-        ("SPAWN_HEAD_TIMEOUT_S", _is_timeout(settings.head_timeout_s), _TIMEOUT),
-        ("SPAWN_BODY_TIMEOUT_S", _is_timeout(settings.body_timeout_s), _TIMEOUT),
-        ("SPAWN_IDLE_TIMEOUT_S", _is_timeout(settings.idle_timeout_s), _TIMEOUT),
-        ("SPAWN_ANSWER_TIMEOUT_S", _is_timeout(settings.answer_timeout_s), _TIMEOUT),
-        ("SPAWN_CONNECTIONS_MAX", settings.connections_max > 0, "more than 0"),
-        ("SPAWN_CONNECTIONS_PER_ADDRESS_MAX", settings.connections_per_address_max > 0, "more than 0"),
-        ("SPAWN_RATE_ADDRESS_PER_MINUTE", 0 <= settings.rate_address_per_minute <= _RATE_MAX, _RATES),
-        ("SPAWN_RATE_WALLET_PER_MINUTE", 0 <= settings.rate_wallet_per_minute <= _RATE_MAX, _RATES),
-        (
-            "SPAWN_TRUSTED_PROXIES",
-            _are_proxies(settings),
-            "a comma list of addresses and networks, such as 10.0.0.0/8,2001:db8::1, with no bit set after the "
-            "prefix, and never everybody (/0)",
-        ),
+        ("SPAWN_SECRET_KEY", is_secret(settings.secret_key), "64 hex digits (32 random bytes)"),
         ("SPAWN_FIRST_ANSWER_S", 0 <= settings.first_answer_s <= _PATIENCE_S, _SECONDS),
         ("SPAWN_IN_FLIGHT_WAIT_S", 0 <= settings.in_flight_wait_s <= _PATIENCE_S, _SECONDS),
         ("SPAWN_X402_TIMEOUT_S", 30 <= settings.x402_timeout_s <= 3600, "30 to 3600 seconds"),
@@ -295,9 +344,6 @@ def _check(settings: Settings) -> None:
         ("SPAWN_BURN_EVERY_S", 1 <= settings.burn_every_s <= 3600, "1 to 3600 seconds"),
         ("SPAWN_RECONCILE_EVERY_S", 1 <= settings.reconcile_every_s <= 86_400, "1 to 86400 seconds"),
     )
-    for name, fine, wanted in checks:
-        if not fine:
-            raise InvalidSetting(f"{name} should be {wanted}.")
 
 
 def _check_rail(settings: Settings) -> None:
@@ -312,63 +358,6 @@ def _check_rail(settings: Settings) -> None:
         raise InvalidSetting("SPAWN_X402_PAY_TO is play money's address, which nobody owns: set your own.")
 
 
-def _is_timeout(seconds: float) -> bool:
-    return 0.1 <= seconds <= 3600
-
-
-def _is_caip2(text: str) -> bool:
-    chain = text.removeprefix("eip155:")
-    return chain != text and chain.isascii() and chain.isdigit()
-
-
-def _is_address(text: str) -> bool:
-    try:
-        parse_address(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_amount(text: str) -> bool:
-    try:
-        parse_usdc(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_url(text: str) -> bool:
-    try:
-        url = urlsplit(text)
-        usable = url.port is None or url.port > 0
-    except ValueError:
-        return False
-    bare = url.path in {"", "/"} and not url.query and not url.fragment and url.username is None
-    return usable and bare and url.scheme in {"http", "https"} and bool(url.hostname)
-
-
-def _is_http(text: str) -> bool:
-    try:
-        url = urlsplit(text)
-        usable = url.port is None or url.port > 0
-    except ValueError:
-        return False
-    return usable and url.scheme in {"http", "https"} and bool(url.hostname)
-
-
-def _is_private_key(text: str) -> bool:
-    return re.fullmatch(r"(?:0x)?[0-9a-fA-F]{64}", text) is not None
-
-
-def _listed(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _is_listen(text: str) -> bool:
-    host, _, port = text.rpartition(":")
-    return bool(host) and port.isascii() and port.isdigit() and 0 < int(port) < 65536
-
-
 def _are_proxies(settings: Settings) -> bool:
     try:
         return all(network.prefixlen > 0 for network in settings.trusted_networks)
@@ -376,5 +365,5 @@ def _are_proxies(settings: Settings) -> bool:
         return False
 
 
-def _is_secret(text: str) -> bool:
-    return text == "" or (len(text) == 64 and all(c in "0123456789abcdefABCDEF" for c in text))
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())

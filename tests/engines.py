@@ -4,6 +4,7 @@ Invariant: a test that needs an engine says so through `require`, so that `SPAWN
 comma list of engines) can turn its absence into a failure. CI demands all of them.
 """
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -14,14 +15,18 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import pytest
+
+from spawn.devchain import Programs
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 NODE_PROJECT: Final = ROOT / "tests" / "interop" / "node"
 V1_PROJECT: Final = ROOT / "tests" / "interop" / "v1"
 """The clients of x402 version 1, in both languages."""
+CONTRACTS_PROJECT: Final = ROOT / "tests" / "contracts"
+"""Anvil, and the contracts that a test chain has."""
 REQUIRE_VARIABLE: Final = "SPAWN_TEST_REQUIRE"
 
 
@@ -47,6 +52,10 @@ def chromium() -> str | None:
     return next((path for path in map(shutil.which, names) if path is not None), None)
 
 
+def _has_npm() -> bool:
+    return shutil.which("node") is not None and shutil.which("npm") is not None
+
+
 def _uv() -> str | None:
     """The project's own uv, which `make setup` puts beside the Python that runs the tests; or else another."""
     return shutil.which("uv", path=Path(sys.executable).parent) or shutil.which("uv")
@@ -56,7 +65,8 @@ ENGINES: Final[dict[str, Callable[[], bool]]] = {
     "postgresql": lambda: _postgres_folder() is not None and shutil.which("psql") is not None,
     "docker": _has_docker,
     "chromium": lambda: chromium() is not None,
-    "node": lambda: shutil.which("node") is not None and shutil.which("npm") is not None,
+    "node": _has_npm,
+    "anvil": _has_npm,
     "atheris": lambda: importlib.util.find_spec("atheris") is not None,
     "uv": lambda: _uv() is not None,
 }
@@ -87,7 +97,7 @@ def require(engine: str) -> None:
         missing(engine, f"{engine} is not installed")
 
 
-def missing(engine: str, reason: str) -> None:
+def missing(engine: str, reason: str) -> NoReturn:
     """End the running test because `engine` cannot be used: a failure when it is demanded, or else a skip."""
     if engine in demanded():
         pytest.fail(f"{reason}, and {REQUIRE_VARIABLE} demands it", pytrace=False)
@@ -135,6 +145,40 @@ def x402_v1_python() -> Path:
         if done.returncode != 0:
             missing("uv", f"uv could not install {lock.name}:\n{done.stderr}")
     return python
+
+
+def anvil_programs() -> Programs:
+    """Anvil from npm, and our contracts' code. Skips or fails like `require`."""
+    require("anvil")
+    try:
+        return build_anvil_programs()
+    except NodePackagesMissing as error:
+        missing("anvil", str(error))
+
+
+def build_anvil_programs() -> Programs:
+    """Install anvil and the compiler once, and compile what has changed since. Raises NodePackagesMissing."""
+    install_node_packages(CONTRACTS_PROJECT)
+    sources = [CONTRACTS_PROJECT / "package.json", CONTRACTS_PROJECT / "build.mjs"]
+    sources += sorted((CONTRACTS_PROJECT / "src").iterdir())
+    version = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+    packages = CONTRACTS_PROJECT / "node_modules"
+    built = packages / f".contracts-{version}.json"
+    if not built.exists():
+        unfinished = built.with_suffix(f".{os.getpid()}")
+        command = ["node", "build.mjs", str(unfinished)]
+        done = subprocess.run(
+            command, cwd=CONTRACTS_PROJECT, capture_output=True, text=True, timeout=120, check=False
+        )
+        if done.returncode != 0:
+            raise NodePackagesMissing(f"the contracts do not compile:\n{done.stdout}{done.stderr}")
+        unfinished.rename(built)
+    contracts = json.loads(built.read_text(encoding="utf-8"))
+    # npm installs the program for this machine alone, in a package named for its kind.
+    program = next(packages.glob("@foundry-rs/anvil-*/bin/anvil*"), None)
+    if program is None:
+        raise NodePackagesMissing("npm has no anvil for this kind of machine")
+    return Programs(anvil=program, contracts=contracts)
 
 
 class NodePackagesMissing(Exception):

@@ -211,7 +211,7 @@ def _migrated() -> bytes:
         return path.read_bytes()
 
 
-def _migrated_copy(path: Path) -> None:
+def migrated_copy(path: Path) -> None:
     if not path.exists():
         path.write_bytes(_migrated())
 
@@ -231,7 +231,7 @@ async def open_world(
     """
     settings = settings_in(folder, **changes)
     clock = clock or VirtualClock()
-    _migrated_copy(parse_database_url(settings.database_url))
+    migrated_copy(parse_database_url(settings.database_url))
     chain_faults, cloud_faults = DevnetFaults(), Faults()
     chain = DevChain(Path(settings.devnet_path), x402_terms(settings), now=clock.now_s, faults=chain_faults)
     cloud = SimulatedProvider(Path(settings.simulated_path), now_ms=clock.now_ms, seed=1, faults=cloud_faults)

@@ -28,11 +28,12 @@ def authorize(
     valid_after: int = 0,
     valid_before: int = NOW + 300,
     payer: Address | None = None,
+    pay_to: Address = PAYEE,
 ) -> ExactPayment:
     """A payment signed by `account`; with `payer`, one that claims to be somebody else's."""
     payment = ExactPayment(
         payer=payer or Address(account.address.lower()),
-        pay_to=PAYEE,
+        pay_to=pay_to,
         value=value,
         valid_after=valid_after,
         valid_before=valid_before,

@@ -38,9 +38,13 @@ class Wallet:
         return parse_address(self.account.address)
 
     def payment(self, challenge: str, *, now: int, nonce: int | None = None, **changes: Any) -> str:
-        """Sign the first offer of a PAYMENT-REQUIRED header; `changes` overwrite fields of the authorization."""
+        """Sign the first offer of a PAYMENT-REQUIRED header; `changes` overwrite fields of the authorization.
+
+        The extensions come back as they are, which is what stock clients do.
+        """
         required = json.loads(b64decode(challenge))
-        return encode(self.payload(required["accepts"][0], now=now, nonce=nonce, **changes))
+        payload = self.payload(required["accepts"][0], now=now, nonce=nonce, **changes)
+        return encode(payload | {"extensions": required["extensions"]})
 
     def payload(
         self, offer: dict[str, Any], *, now: int, nonce: int | None = None, **changes: Any

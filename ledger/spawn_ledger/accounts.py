@@ -11,7 +11,7 @@ from spawn_schemas.ids import Address, ServerId
 AccountId = NewType("AccountId", str)
 
 EXT_USDC: Final = AccountId("ext:usdc")
-"""The USDC that we hold on chain: what every credit to a customer is backed by."""
+"""The USDC that we hold on chain: what every credit to a customer, and what waits in suspense, is backed by."""
 REV_OPFEE: Final = AccountId("rev:opfee")
 """Earned from the fees of single calls."""
 REV_COMPUTE: Final = AccountId("rev:compute")
@@ -20,6 +20,10 @@ SUSPENSE: Final = AccountId("suspense")
 """USDC that arrived without saying whose it is, until its sender claims it."""
 COST_PROVIDER: Final = AccountId("cost:provider")
 """What providers charge us."""
+COST_GAS: Final = AccountId("cost:gas")
+"""What bringing payments to the chain costs us, at the price of ether when it was spent."""
+EXT_GAS: Final = AccountId("ext:gas")
+"""The ether that paid for gas. It was never a customer's, so that its balance is what has left, below zero."""
 EXP_OVERRUN: Final = AccountId("exp:overrun")
 """What a machine costs between the end of its money and its real end: ours to bear, never the wallet's."""
 

@@ -32,6 +32,12 @@ class Code(StrEnum):
     BURN = "burn"
     MINIMUM = "minimum"
     BURN_REFUND = "burn_refund"
+    SUSPENSE = "suspense"
+    """USDC arrived, and nobody has said yet whose it is."""
+    CLAIM = "claim"
+    """It was its sender's, and is in the sender's wallet."""
+    GAS = "gas"
+    """A transaction of ours was mined."""
 
 
 class HoldState(StrEnum):

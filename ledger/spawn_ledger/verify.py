@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 from spawn_schemas.money import Usdc
 
-from spawn_ledger.accounts import EXT_USDC, REV_COMPUTE
+from spawn_ledger.accounts import EXT_USDC, REV_COMPUTE, SUSPENSE
 from spawn_ledger.accrual import DAY
 from spawn_ledger.transfers import balance_of
 from spawn_ledger.tx import Tx
@@ -160,9 +160,35 @@ _RULES: Final = (
         """,
         sentence="hold {id} is {state}, but {found} transfer has its id",
     ),
+    _Rule(
+        name="suspense",
+        sql="""
+            SELECT books.total AS total, waiting.total AS waiting FROM (
+                SELECT CAST(COALESCE(SUM(CASE WHEN credit = :suspense THEN amount ELSE -amount END), 0) AS BIGINT)
+                    AS total
+                FROM transfer WHERE credit = :suspense OR debit = :suspense
+            ) AS books, (
+                SELECT CAST(COALESCE(SUM(amount), 0) AS BIGINT) AS total FROM arrival WHERE state = 'suspense'
+            ) AS waiting WHERE books.total <> waiting.total
+        """,
+        sentence="suspense is {total}, but the arrivals that wait in it add up to {waiting}",
+    ),
+    _Rule(
+        name="claim",
+        sql="""
+            SELECT arrival.id, arrival.sender FROM arrival
+            LEFT JOIN transfer ON transfer.id = 'claim|' || arrival.id
+            WHERE CASE WHEN arrival.state = 'claimed'
+                THEN transfer.id IS NULL OR transfer.credit <> 'wallet:' || arrival.sender
+                    OR transfer.amount <> arrival.amount
+                ELSE transfer.id IS NOT NULL END
+            ORDER BY arrival.id
+        """,
+        sentence="arrival {id} and what {sender} got of it do not agree",
+    ),
 )
 
-_PARAMS: Final = {"rev_compute": REV_COMPUTE, "day": DAY}
+_PARAMS: Final = {"rev_compute": REV_COMPUTE, "suspense": SUSPENSE, "day": DAY}
 
 # Customers' cached balances, and what every operator account but `ext:usdc` was credited beyond its debits.
 _OWED_AND_EARNED: Final = """

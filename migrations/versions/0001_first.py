@@ -179,6 +179,7 @@ def _calls() -> None:
         sa.Column("fee", BIG, nullable=False),
         sa.Column("amount", BIG, nullable=False),
         sa.Column("payment", sa.LargeBinary),
+        sa.Column("seal", sa.Text),
         sa.Column("valid_before", BIG, nullable=False),
         sa.Column("settlement", sa.Text),
         sa.Column("operation_id", sa.Text),

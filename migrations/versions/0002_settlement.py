@@ -40,7 +40,6 @@ def _settlements() -> None:
         sa.Column("state", sa.Text, nullable=False),
         sa.Column("relayer", sa.Text),
         sa.Column("relayer_nonce", BIG),
-        sa.Column("position", BIG),
         sa.Column("transaction_hash", sa.Text),
         sa.Column("reason", sa.Text),
         sa.Column("message", sa.Text),

@@ -3,6 +3,7 @@
 Invariant: a (type, location) pair that is not in `offers` cannot be bought there; nothing guesses a price.
 """
 
+from enum import StrEnum
 from typing import Final
 
 import msgspec
@@ -22,8 +23,23 @@ class Location(msgspec.Struct, frozen=True, kw_only=True):
     country: str
 
 
+class Currency(StrEnum):
+    EUR = "EUR"
+    USD = "USD"
+
+
+class Wholesale(msgspec.Struct, frozen=True, kw_only=True):
+    """What the provider charges us for 24 h, in millionths of its currency, net of tax."""
+
+    currency: Currency
+    daily_micro: int
+
+
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
-    """One server type as sold in one location. `daily_usdc` is the burn per 24 h, in micro-USDC."""
+    """One server type as sold in one location. `daily_usdc` is the burn per 24 h, in micro-USDC.
+
+    `wholesale` is None where the provider does not say what it charges us.
+    """
 
     type: str
     location: str
@@ -34,6 +50,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     disk_gb: int
     daily_usdc: Usdc
     deposit_usdc: Usdc
+    wholesale: Wholesale | None = None
 
 
 class Catalog(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,9 +66,18 @@ class Catalog(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(o.type for o in self.offers if o.location == location)
 
 
-def _offers(
-    locations: tuple[str, ...], rows: tuple[tuple[str, str, str, int, int, int, int, int], ...]
-) -> tuple[Offer, ...]:
+_Row = tuple[str, str, str, int, int, int, int, int, int | None]
+_MONTH_DAYS: Final = 30
+
+
+def _monthly(price_micro_eur: int | None) -> Wholesale | None:
+    """A thirtieth of what a month costs, rounded up."""
+    if price_micro_eur is None:
+        return None
+    return Wholesale(currency=Currency.EUR, daily_micro=-(-price_micro_eur // _MONTH_DAYS))
+
+
+def _offers(locations: tuple[str, ...], rows: tuple[_Row, ...]) -> tuple[Offer, ...]:
     return tuple(
         Offer(
             type=type_,
@@ -63,30 +89,32 @@ def _offers(
             disk_gb=disk_gb,
             daily_usdc=Usdc(daily),
             deposit_usdc=Usdc(deposit),
+            wholesale=_monthly(monthly),
         )
         for location in locations
-        for type_, provider_type, architecture, cores, memory_gb, disk_gb, daily, deposit in rows
+        for type_, provider_type, architecture, cores, memory_gb, disk_gb, daily, deposit, monthly in rows
     )
 
 
 _EUROPE: Final = _offers(
     ("nbg1", "fsn1", "hel1"),
     (
-        ("small", "cx23", "x86", 2, 4, 40, 150_000, 5_000_000),
-        ("medium", "cx33", "x86", 4, 8, 80, 220_000, 7_500_000),
-        ("large", "cx43", "x86", 8, 16, 160, 400_000, 13_000_000),
-        ("arm-small", "cax11", "arm", 2, 4, 40, 160_000, 5_250_000),
+        ("small", "cx23", "x86", 2, 4, 40, 150_000, 5_000_000, 3_290_000),
+        ("medium", "cx33", "x86", 4, 8, 80, 220_000, 7_500_000, 5_080_000),
+        ("large", "cx43", "x86", 8, 16, 160, 400_000, 13_000_000, 9_040_000),
+        ("arm-small", "cax11", "arm", 2, 4, 40, 160_000, 5_250_000, 3_490_000),
     ),
 )
 
 # Neither cx nor cax is sold in the United States; cpx is the nearest there, at its own, higher price.
-# These three prices are estimates from the provider's public list until the catalog is read from it.
+# These three prices are estimates from the provider's public list until the catalog is read from it, and nothing says
+# what they cost us.
 _UNITED_STATES: Final = _offers(
     ("ash", "hil"),
     (
-        ("small", "cpx21", "x86", 3, 4, 80, 320_000, 10_600_000),
-        ("medium", "cpx31", "x86", 4, 8, 160, 590_000, 19_500_000),
-        ("large", "cpx41", "x86", 8, 16, 240, 1_080_000, 35_700_000),
+        ("small", "cpx21", "x86", 3, 4, 80, 320_000, 10_600_000, None),
+        ("medium", "cpx31", "x86", 4, 8, 160, 590_000, 19_500_000, None),
+        ("large", "cpx41", "x86", 8, 16, 240, 1_080_000, 35_700_000, None),
     ),
 )
 
@@ -106,4 +134,4 @@ DEFAULT_CATALOG: Final = Catalog(
         Location(name="hil", city="Hillsboro, OR", country="US"),
     ),
 )
-"""The specification's prices, used until a provider's own are read."""
+"""The specification's prices, wholesale and retail, used until a provider's own are read."""

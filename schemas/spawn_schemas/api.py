@@ -343,10 +343,13 @@ class FeeView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PaymentTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """How to pay. No payment is smaller than `minimum`; what it carries above a call's price becomes balance."""
+
     scheme: str
     network: str
     asset: str
     pay_to: str
+    minimum: UsdcText
 
 
 class CatalogView(msgspec.Struct, frozen=True, kw_only=True):

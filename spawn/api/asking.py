@@ -10,7 +10,7 @@ import msgspec
 from spawn_schemas import api
 from spawn_schemas.errors import Code, SpawnError
 from spawn_schemas.ids import Entropy
-from spawn_schemas.money import format_usdc
+from spawn_schemas.money import Usdc, format_usdc
 from spawn_schemas.sign_in import SIGN_IN_WITH_X
 
 from spawn.api.arrivals import Arrival
@@ -18,9 +18,9 @@ from spawn.api.discovery import bazaar, output_schema
 from spawn.api.replies import JSON, Reply
 from spawn.api.routing import Route
 from spawn.clock import Clock
-from spawn.domain.charges import Kind, Price
+from spawn.domain.charges import NO_MINIMUM, Kind, Price
 from spawn.payments import sign_in, version1
-from spawn.payments.challenge import Challenges, Prepared
+from spawn.payments.challenge import Challenges, Prepared, challenge_json
 from spawn.payments.exact import PaymentInvalid, Terms
 from spawn.payments.sign_in import RelyingParty, SignInChallenges
 
@@ -39,6 +39,9 @@ _ASKED: Final = {
 }
 """Message and next step of a 402 to a caller who proved nothing, where they are not those of a priced call."""
 _ASKED_PRICED: Final = ("This call costs money.", f"{_PAY}, or {_SIGN} to pay from your balance.")
+_RAISED: Final = (
+    "This call costs {fee} USDC, and the smallest payment is {least} USDC: the rest becomes balance."
+)
 _READ_CHEAPLY: Final = (
     f"{_PAY}; or pay from your balance: {_SIGN}, {_SIGN_IN}, or show a session (POST /v1/sessions)."
 )
@@ -51,19 +54,26 @@ _encoder: Final = msgspec.json.Encoder()
 class _Offer:
     """What one route asks for. Everything that depends on the route alone is prepared at start."""
 
-    def __init__(self, route: Route, challenges: Challenges) -> None:
+    def __init__(self, route: Route, challenges: Challenges, minimum_usdc: Usdc) -> None:
         metadata = bazaar(route.handler, route.template)
-        self.description = route.summary
+        self.description = _described(route, minimum_usdc)
         # Encoded once; the struct says what it is, and the encoder copies it.
         self.output_schema = cast("dict[str, Any]", msgspec.Raw(_encoder.encode(output_schema(metadata))))
         extensions = {"bazaar": metadata}
         signs_in = route.takes_sign_in
-        self.to_anybody = challenges.prepare(route.summary, extensions, signs_in=signs_in)
+        self.to_anybody = challenges.prepare(self.description, extensions, signs_in=signs_in)
         self.to_signers = (
             challenges.prepare(route.summary, extensions, pays=False, signs_in=True)
             if route.is_free and signs_in
             else None
         )
+
+
+def _described(route: Route, minimum_usdc: Usdc) -> str:
+    """What is bought, and what of the payment is its price where that is not all of it."""
+    if not 0 < route.charge.fee_usdc < minimum_usdc:
+        return route.summary
+    return f"{route.summary} (${format_usdc(route.charge.fee_usdc)}; the rest of the payment becomes balance)"
 
 
 class Asking:
@@ -77,19 +87,24 @@ class Asking:
         routes: list[Route],
         clock: Clock,
         entropy: Entropy,
+        *,
+        minimum_usdc: Usdc = NO_MINIMUM,
     ) -> None:
         self._terms = terms
         self._base_url = party.origin
         self._sign_ins = SignInChallenges(party)
         self._clock = clock
         self._entropy = entropy
-        self._offers = {route: _Offer(route, challenges) for route in routes}
+        self._offers = {route: _Offer(route, challenges, minimum_usdc) for route in routes}
 
     def price(self, arrival: Arrival, price: Price) -> Reply:
         """To a caller who proved nothing, or not enough."""
         message, next_step = _ASKED.get(arrival.route.charge.kind, _ASKED_PRICED)
-        if next_step == _ASKED_PRICED[1] and arrival.route.takes_sign_in:
-            next_step = _READ_CHEAPLY
+        if next_step == _ASKED_PRICED[1]:
+            if price.is_raised:
+                costs, least = format_usdc(price.fee_usdc), format_usdc(price.payment_usdc)
+                message = _RAISED.format(fee=costs, least=least)
+            next_step = _READ_CHEAPLY if arrival.route.takes_sign_in else next_step
         if arrival.identity is not None:
             message = _READ_ONLY
         return self._reply(arrival, price, Code.PAYMENT_REQUIRED.value, message, next_step)
@@ -109,7 +124,7 @@ class Asking:
         resource = self._base_url + arrival.path
         accepts = self._accepts_v1(offer, price, resource) if prepared is None else ()
         header = (prepared or offer.to_anybody).header(
-            price.payment_usdc, resource, error, self._sign_in(arrival.route)
+            price.payment_usdc, resource, error, self._with_nonce(arrival.route)
         )
         body = api.PaymentRequiredBody(
             x402Version=1,
@@ -136,8 +151,8 @@ class Asking:
         )
         return () if accepted is None else (accepted,)
 
-    def _sign_in(self, route: Route) -> bytes:
-        if not route.takes_sign_in:
-            return b""
+    def _with_nonce(self, route: Route) -> bytes:
         entropy = self._entropy.bytes(sign_in.NONCE_BYTES)
+        if not route.takes_sign_in:
+            return challenge_json(entropy)
         return self._sign_ins.json(entropy=entropy, now=self._clock.now_s())

@@ -4,6 +4,7 @@ A payment decides over a signature, because it says who pays; a signature over a
 the request. Invariant: everything is checked here, once, by arithmetic alone; nothing here asks a database or a chain.
 """
 
+import hashlib
 from typing import Final
 
 from spawn_schemas.errors import Code, SpawnError
@@ -65,20 +66,25 @@ class Callers:
                 payload = exact.decode_payment(v2)
                 key = exact.payment_identifier(payload)
                 arrival.idempotency_key = _one_key(arrival.idempotency_key, key)
-                arrival.identity = self._paid(exact.identify(payload, self._terms))
+                arrival.identity = self._paid(exact.identify(payload, self._terms), _seal(v2))
             elif v1 is not None:
                 arrival.version = X402_VERSION_1
-                arrival.identity = self._paid(version1.identify(version1.decode_payment(v1), self._terms))
+                arrival.identity = self._paid(
+                    version1.identify(version1.decode_payment(v1), self._terms),
+                    # Nothing in it but what the chain shows: where it came from has to tell copies apart.
+                    _seal(f"{arrival.address} {v1}"),
+                )
         except PaymentInvalid as invalid:
             arrival.invalid = invalid
 
-    def _paid(self, payment: ExactPayment) -> Identity:
+    def _paid(self, payment: ExactPayment, seal: str) -> Identity:
         return Identity(
             proof=Proof.PAYMENT,
             wallet=payment.payer,
             nonce_key=payment.nonce_key(self._terms.chain_id, self._terms.asset),
             valid_before=payment.valid_before,
             payment=payment,
+            seal=seal,
         )
 
     def _signature(self, arrival: Arrival) -> Identity:
@@ -126,6 +132,11 @@ class Callers:
             valid_before=proof.expires,
             payment=None,
         )
+
+
+def _seal(sent: str) -> str:
+    """What tells the sender of a payment from whoever read it on chain: our challenge's nonce is echoed in it."""
+    return hashlib.sha256(sent.encode("latin-1")).hexdigest()[:32]
 
 
 def _one_key(header: str | None, extension: str | None) -> str | None:

@@ -13,7 +13,7 @@ import msgspec
 from litestar import Litestar
 from litestar.di import Provide
 from litestar.openapi.config import OpenAPIConfig
-from spawn_schemas import api
+from spawn_schemas import api, suspense
 
 from spawn import __version__
 from spawn.api.arrivals import Arrival
@@ -87,6 +87,10 @@ _KEY_PARAMETER: Final[dict[str, Any]] = {
 }
 
 
+_WIRE: Final = (api, suspense)
+"""Where the structs of requests and answers are."""
+
+
 @functools.cache
 def document() -> dict[str, Any]:
     """The OpenAPI document of the API's routes. Nobody may change what it returns."""
@@ -104,7 +108,7 @@ def document() -> dict[str, Any]:
             _without_null(operation)
             operation["x-price"] = price_tag(route.charge)
     for name, schema in document["components"]["schemas"].items():
-        struct = getattr(api, name)
+        struct = next(getattr(module, name) for module in _WIRE if hasattr(module, name))
         if told := struct.__doc__:
             schema["description"] = inspect.cleandoc(told)
         if struct.__struct_config__.forbid_unknown_fields:

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from spawn_schemas import api
+from spawn_schemas import api, suspense
 
 _WALLET: Final = "0x8ba1f109551bd432803012645ac136ddd64dba72"
 _SERVER_ID: Final = "srv_mfzwizltoq4dgnbvgy3tqojqme"
@@ -121,6 +121,19 @@ RESPONSES: Final[dict[str, Any]] = {
     "POST /v1/balance/deposit": api.Deposited(
         deposited="5.00", balance="20.00", reserved="10.25", available="9.75"
     ),
+    "GET /v1/suspense": suspense.SuspenseView(
+        arrivals=(
+            suspense.ArrivalView(
+                transaction="0x88df016429689c079f3b2f6ad39fa052532c56795b733da78a91ebe6a713944b",
+                amount="5.00",
+                at=_NOW,
+            ),
+        ),
+        total="5.00",
+    ),
+    "POST /v1/suspense/claim": suspense.SuspenseClaimed(
+        claimed="5.00", left="0.00", balance="25.00", reserved="10.25", available="14.75"
+    ),
     "POST /v1/sessions": api.SessionOpened(
         session=api.SessionView(
             token="spawn_session_i6Hx...",  # noqa: S106 - an example's, and not whole
@@ -163,6 +176,7 @@ RESPONSES: Final[dict[str, Any]] = {
             network="eip155:84532",
             asset="0x036CbD53842c5426634e7929541eC2318f3dCF7e",
             pay_to="0x5ba7DD0000000000000000000000000000008402",
+            minimum="0.001",
         ),
     ),
     "GET /health": api.Health(status="ok", version="0.1.0", schema="0001", providers=("simulated",)),

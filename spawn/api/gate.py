@@ -47,6 +47,7 @@ class Gate:
         self._minimum_usdc = settings.deposit_minimum_usdc
         self._cap_usdc = settings.deposit_daily_cap_usdc
         self._default_deposit_usdc = settings.deposit_default_usdc
+        self._minimum_charge_usdc = settings.minimum_charge_usdc
 
     async def run(
         self, arrival: Arrival, use_case: Callable[[], UseCase] | None, *, fund: str | None = None
@@ -57,7 +58,12 @@ class Gate:
         pays for nothing is refused.
         """
         charge = arrival.route.charge
-        price = quote(charge, fund=fund, default_deposit_usdc=self._default_deposit_usdc)
+        price = quote(
+            charge,
+            fund=fund,
+            default_deposit_usdc=self._default_deposit_usdc,
+            minimum_usdc=self._minimum_charge_usdc,
+        )
         if price.fund_usdc > 0 or charge.kind is Kind.DEPOSIT:
             self._check_limits(charge, price)
         case = None if use_case is None else use_case()
@@ -128,12 +134,13 @@ class Gate:
 
     def _refusal(self, arrival: Arrival, price: Price, error: SpawnError) -> Reply:
         """A refusal after identification; only a plain lack of money is answered with a new challenge."""
+        details = error.details or {}
         match error.code:
             case Code.PAYMENT_REQUIRED:
                 return self._unpaid(arrival, price, error)
             case Code.SETTLEMENT_FAILED:
                 self._limits.note_address(arrival.address)
-                reason = str((error.details or {}).get("reason", error.code.value))
+                reason = str(details.get("reason", error.code.value))
             case Code.SETTLEMENT_PENDING:
                 reason = error.code.value
             case Code.IDEMPOTENCY_CONFLICT:
@@ -141,7 +148,9 @@ class Gate:
                 return refusal(arrival.request_id, error)
             case _:
                 return refusal(arrival.request_id, error)
-        return refusal(arrival.request_id, error, headers=[self._receipt(arrival, error_reason=reason)])
+        transaction = str(details.get("transaction", ""))
+        receipt = self._receipt(arrival, transaction=transaction, error_reason=reason)
+        return refusal(arrival.request_id, error, headers=[receipt])
 
     def _unpaid(self, arrival: Arrival, price: Price, short: SpawnError) -> Reply:
         """A wallet that cannot pay is as good as none: anybody can make another. It counts against the address."""

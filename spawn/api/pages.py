@@ -10,7 +10,7 @@ from typing import Any, Final
 from litestar import Request, Response, get
 from litestar.di import NamedDependency
 from spawn_providers.catalog import Catalog
-from spawn_schemas.money import format_usdc
+from spawn_schemas.money import Usdc, format_usdc
 
 from spawn.api import description, reference
 from spawn.api.description import INTRODUCTION
@@ -45,11 +45,11 @@ _RULES: Final = (
 _COLUMNS: Final = ("type", "cores", "memory", "disk", "per day", "deposit", "locations")
 
 
-def text_page(catalog: Catalog, terms: Terms) -> str:
+def text_page(catalog: Catalog, terms: Terms, minimum_usdc: Usdc) -> str:
     """The front page as Markdown, for agents and terminals."""
     lines = ["# spawn", "", INTRODUCTION, "", "## Buy a server", ""]
     lines += [f"{number}. {step}" for number, step in enumerate(_STEPS, 1)]
-    lines += ["", f"Pay with: {_money(terms)}"]
+    lines += ["", f"Pay with: {_money(terms, minimum_usdc)}"]
     lines += ["", "## For sale", "", f"| {' | '.join(_COLUMNS)} |", "|---|---:|---:|---:|---:|---:|---|"]
     lines += [f"| {' | '.join(cells)} |" for cells in _offers(catalog)]
     lines += ["", f"Images: {_images(catalog)}."]
@@ -63,7 +63,7 @@ def text_page(catalog: Catalog, terms: Terms) -> str:
     return "\n".join(lines)
 
 
-def front_page(catalog: Catalog, terms: Terms) -> str:
+def front_page(catalog: Catalog, terms: Terms, minimum_usdc: Usdc) -> str:
     """The front page as HTML, for people."""
     steps = "".join(f"<li>{inline(step)}</li>" for step in _STEPS)
     rules = "".join(f"<li>{inline(rule)}</li>" for rule in _RULES)
@@ -72,7 +72,7 @@ def front_page(catalog: Catalog, terms: Terms) -> str:
         f'<h1>spawn</h1><p class="lead">{escape(INTRODUCTION)}</p>'
         '<nav><a href="/docs">API reference</a><a href="/v1/catalog">Catalog</a>'
         '<a href="/openapi.json">openapi.json</a><a href="/health">Health</a></nav>'
-        f"<h2>Buy a server</h2><ol>{steps}</ol><p>Pay with: {inline(_money(terms))}</p>"
+        f"<h2>Buy a server</h2><ol>{steps}</ol><p>Pay with: {inline(_money(terms, minimum_usdc))}</p>"
         f"<h2>For sale</h2>{_offer_table(catalog)}"
         f'<p class="dim">Deposits are what is set aside unless you choose less; a day is the least. '
         f"Images: {escape(_images(catalog))}.</p>"
@@ -99,10 +99,13 @@ def _offers(catalog: Catalog) -> Iterator[tuple[str, ...]]:
     return ((*line, ", ".join(locations)) for line, locations in places.items())
 
 
-def _money(terms: Terms) -> str:
-    """Which money buys here, said plainly where it is worth nothing."""
+def _money(terms: Terms, minimum_usdc: Usdc) -> str:
+    """Which money buys here and how little of it, said plainly where it is worth nothing."""
     play = " (a test network: play money)" if terms.network == DEVNET_NETWORK else ""
-    return f"USDC `{checksummed(terms.asset)}` on `{terms.network}`{play}, to `{checksummed(terms.pay_to)}`."
+    return (
+        f"USDC `{checksummed(terms.asset)}` on `{terms.network}`{play}, to `{checksummed(terms.pay_to)}`. The smallest "
+        f"payment is ${format_usdc(minimum_usdc)}; what it carries above the price of a call becomes balance."
+    )
 
 
 def _images(catalog: Catalog) -> str:
@@ -137,14 +140,11 @@ def _route_table() -> str:
 @get("/", include_in_schema=False, **priced(charges.FREE, "What this is, for people and for agents"))
 async def index(request: Http, services: NamedDependency[Services]) -> Response[str]:
     """HTML for whoever asks for it (browsers do), Markdown for everybody else."""
-    catalog = services.shop.catalog
-    if "text/html" in request.headers.get("accept", ""):
-        return Response(
-            front_page(catalog, services.terms), media_type="text/html", headers={"Vary": "Accept"}
-        )
-    return Response(
-        text_page(catalog, services.terms), media_type="text/markdown", headers={"Vary": "Accept"}
+    html = "text/html" in request.headers.get("accept", "")
+    shown = (front_page if html else text_page)(
+        services.shop.catalog, services.terms, services.settings.minimum_charge_usdc
     )
+    return Response(shown, media_type="text/html" if html else "text/markdown", headers={"Vary": "Accept"})
 
 
 @get("/docs", include_in_schema=False, **priced(charges.FREE, "The API reference, for people"))

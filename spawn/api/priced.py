@@ -44,8 +44,9 @@ def priced(charge: Charge, summary: str, *refusals: int) -> dict[str, Any]:
     if charge.kind is not Kind.FREE:
         responses[402] = ResponseSpec(
             data_container=cast("type[Any]", api.PaymentRequiredBody | api.ErrorAnswer),
-            description="The price, for x402 v2 in the `PAYMENT-REQUIRED` header, for v1 in the body; or the chain's "
-            "refusal of a payment, an error with the reason in the receipt.",
+            description="What to pay, for x402 v2 in the `PAYMENT-REQUIRED` header, for v1 in the body: the price, but "
+            "never less than `payment.minimum` of `GET /v1/catalog`, and what is above the price becomes balance. Or "
+            "the chain's refusal of a payment, an error with the reason in the receipt.",
             generate_examples=False,
         )
     return {

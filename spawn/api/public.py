@@ -52,6 +52,7 @@ async def show_catalog(request: Http, services: NamedDependency[Services]) -> ap
             network=settings.x402_network,
             asset=checksummed(services.terms.asset),
             pay_to=checksummed(services.terms.pay_to),
+            minimum=format_usdc(settings.minimum_charge_usdc),
         ),
     )
 

@@ -16,7 +16,7 @@ from spawn.api.style import inline, page, verb
 _GROUPS: Final = (
     ("servers", "Servers", ("/v1/servers",)),
     ("ssh-keys", "SSH keys", ("/v1/ssh-keys",)),
-    ("balance", "Balance", ("/v1/balance",)),
+    ("balance", "Balance", ("/v1/balance", "/v1/suspense")),
     ("sessions", "Sessions", ("/v1/sessions",)),
     ("free", "Free for all", ("/v1/", "/health")),
 )

@@ -7,7 +7,7 @@ from litestar.handlers import HTTPRouteHandler
 from spawn_schemas import api
 from spawn_schemas.money import format_usdc
 
-from spawn.api import balance, keys, public, servers, sessions
+from spawn.api import balance, keys, public, servers, sessions, suspense
 from spawn.api.routing import Routes
 from spawn.domain.charges import Charge, Kind
 
@@ -15,6 +15,7 @@ HANDLERS: tuple[HTTPRouteHandler, ...] = (
     *servers.HANDLERS,
     *keys.HANDLERS,
     *balance.HANDLERS,
+    *suspense.HANDLERS,
     *sessions.HANDLERS,
     *public.HANDLERS,
 )

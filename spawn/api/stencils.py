@@ -1,6 +1,6 @@
 """Answers to callers who send nothing of their own: one is worked out, the next ones are filled in.
 
-Within a second the 402 of a route differs from call to call in its request id and in the nonce that a wallet may sign.
+Within a second the 402 of a route differs from call to call in its request id and in its nonce.
 Invariant: what is filled in is, byte for byte, an answer that working it out could have given.
 """
 
@@ -10,10 +10,12 @@ from typing import Final
 
 import msgspec
 from spawn_schemas.ids import Entropy
+from spawn_schemas.sign_in import SIGN_IN_WITH_X
 
 from spawn.api.replies import Reply
 from spawn.api.routing import Route
 from spawn.clock import Clock
+from spawn.payments.challenge import CHALLENGE
 from spawn.payments.sign_in import NONCE_BYTES
 
 _SAY_NOTHING: Final = frozenset(
@@ -42,7 +44,7 @@ _ONCE: Final = b"host"
 """A header that tells nothing, and must not be there twice (RFC 9112 section 3.2)."""
 _LINES_MAX: Final = 30
 """Header lines of a request that is surely none too large to be answered."""
-_CHALLENGE: Final = b"payment-required"
+_REQUIRED: Final = b"payment-required"
 _ID: Final = b"x-request-id"
 _NONCE_CHARS: Final = 2 * NONCE_BYTES
 
@@ -57,12 +59,13 @@ class _Info(msgspec.Struct):
     nonce: str
 
 
-class _SignIn(msgspec.Struct):
+class _WithNonce(msgspec.Struct):
     info: _Info
 
 
 class _Extensions(msgspec.Struct):
-    sign_in: _SignIn | None = msgspec.field(name="sign-in-with-x", default=None)
+    sign_in: _WithNonce | None = msgspec.field(name=SIGN_IN_WITH_X, default=None)
+    challenge: _WithNonce | None = msgspec.field(name=CHALLENGE, default=None)
 
 
 class _Challenge(msgspec.Struct):
@@ -83,23 +86,21 @@ class Stencil:
         self.at = at
         self.is_rate_limited = is_rate_limited
         self._status = reply.status
-        self._rest = [header for header in reply.raw_headers if header[0] not in {_CHALLENGE, _ID}]
+        self._rest = [header for header in reply.raw_headers if header[0] not in {_REQUIRED, _ID}]
         self._body_before, _, self._body_after = reply.body.partition(headers[_ID])
-        text = b64decode(headers[_CHALLENGE])
-        sign_in = _challenges.decode(text).extensions.sign_in
-        self._signs_in = sign_in is not None
-        self._before, self._after = headers[_CHALLENGE], b""
-        if sign_in is not None:
-            self._before, self._after = _cut(text, text.index(sign_in.info.nonce.encode()))
+        text = b64decode(headers[_REQUIRED])
+        extensions = _challenges.decode(text).extensions
+        with_nonce = extensions.sign_in or extensions.challenge
+        if with_nonce is None:
+            raise ValueError("a challenge has a nonce")
+        self._before, self._after = _cut(text, text.index(with_nonce.info.nonce.encode()))
 
     def fill(self, entropy: Entropy, request_id: str) -> Reply:
         """The answer for one more call."""
         shown_id = request_id.encode()
-        challenge = self._before
-        if self._signs_in:
-            nonce = entropy.bytes(NONCE_BYTES).hex().encode()
-            challenge = b"%b%b%b" % (self._before, b2a_base64(nonce + b'"', newline=False), self._after)
-        headers = [*self._rest, (_ID, shown_id), (_CHALLENGE, challenge)]
+        nonce = entropy.bytes(NONCE_BYTES).hex().encode()
+        challenge = b"%b%b%b" % (self._before, b2a_base64(nonce + b'"', newline=False), self._after)
+        headers = [*self._rest, (_ID, shown_id), (_REQUIRED, challenge)]
         return Reply(self._status, b"%b%b%b" % (self._body_before, shown_id, self._body_after), headers)
 
 

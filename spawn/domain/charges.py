@@ -11,6 +11,8 @@ import msgspec
 from spawn_schemas.errors import Code, SpawnError
 from spawn_schemas.money import Usdc, parse_usdc
 
+NO_MINIMUM: Final = Usdc(0)
+
 
 class Kind(StrEnum):
     """How a route is paid for."""
@@ -35,15 +37,25 @@ class Charge(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Price(msgspec.Struct, frozen=True, kw_only=True):
-    """What one call costs: `fee_usdc` is ours, `fund_usdc` stays the caller's."""
+    """What one call costs: `fee_usdc` is ours, `fund_usdc` stays the caller's.
+
+    No x402 payment is smaller than `minimum_usdc`, because each costs us a settlement whatever it pays for; what it
+    carries above the rest stays the caller's too. A call from the balance knows no minimum.
+    """
 
     fee_usdc: Usdc
     fund_usdc: Usdc
+    minimum_usdc: Usdc = NO_MINIMUM
 
     @property
     def payment_usdc(self) -> Usdc:
         """What an x402 payment for the call must carry."""
-        return Usdc(self.fee_usdc + self.fund_usdc)
+        return max(Usdc(self.fee_usdc + self.fund_usdc), self.minimum_usdc)
+
+    @property
+    def is_raised(self) -> bool:
+        """Whether a payment carries more than was asked for by route and body."""
+        return self.payment_usdc > self.fee_usdc + self.fund_usdc
 
 
 def _fee(micro_usdc: int) -> Charge:
@@ -66,21 +78,27 @@ IDENTIFYING_PAYMENT: Final = Usdc(1_000)
 """What a stock client pays to identify itself on a free route, credited in full."""
 
 
-def quote(charge: Charge, *, fund: str | None, default_deposit_usdc: Usdc) -> Price:
+def quote(
+    charge: Charge, *, fund: str | None, default_deposit_usdc: Usdc, minimum_usdc: Usdc = NO_MINIMUM
+) -> Price:
     """Price one call.
 
-    `fund` is the body's `fund` (create) or `amount` (deposit). Raises `invalid_request` for an amount that
-    is no amount.
+    `fund` is the body's `fund` (create) or `amount` (deposit); `minimum_usdc` the least that an x402 payment carries.
+    Raises `invalid_request` for an amount that is no amount.
     """
+    fee, funded = Usdc(0), Usdc(0)
     match charge.kind:
-        case Kind.FREE | Kind.FEE:
-            return Price(fee_usdc=charge.fee_usdc, fund_usdc=Usdc(0))
+        case Kind.FREE:
+            minimum_usdc = NO_MINIMUM
+        case Kind.FEE:
+            fee = charge.fee_usdc
         case Kind.IDENTIFIED:
-            return Price(fee_usdc=Usdc(0), fund_usdc=IDENTIFYING_PAYMENT)
+            funded = IDENTIFYING_PAYMENT
         case Kind.FUNDED:
-            return Price(fee_usdc=charge.fee_usdc, fund_usdc=Usdc(0) if fund is None else amount(fund))
+            fee, funded = charge.fee_usdc, Usdc(0) if fund is None else amount(fund)
         case Kind.DEPOSIT:
-            return Price(fee_usdc=Usdc(0), fund_usdc=default_deposit_usdc if fund is None else amount(fund))
+            funded = default_deposit_usdc if fund is None else amount(fund)
+    return Price(fee_usdc=fee, fund_usdc=funded, minimum_usdc=minimum_usdc)
 
 
 def amount(text: str) -> Usdc:

@@ -39,7 +39,15 @@ PAYMENT_IDENTIFIER: Final[dict[str, Any]] = {
 }
 """Tells clients that they may name a purchase, so that a second attempt finds the first (x402 extension)."""
 
-_SLOTS: Final = ("\ue000error", "\ue000url", "\ue000amount", "\ue000sign-in")
+CHALLENGE: Final = "challenge"
+"""An extension of ours: its nonce comes back in the payment, and so tells its sender from whoever reads the chain."""
+_CHALLENGE_SCHEMA: Final = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "type": "object",
+    "properties": {"nonce": {"type": "string"}},
+    "required": ["nonce"],
+}
+_SLOTS: Final = ("\ue000error", "\ue000url", "\ue000amount", "\ue000nonce")
 """What stands for the parts that are not known at start, in the order in which they are encoded."""
 
 _encoder: Final = msgspec.json.Encoder()
@@ -73,7 +81,7 @@ class Challenges:
 
         It is to pay (`pays`), to sign in (`signs_in`), or either.
         """
-        sign_in = {SIGN_IN_WITH_X: _SLOTS[3]} if signs_in else {}
+        with_nonce = {SIGN_IN_WITH_X if signs_in else CHALLENGE: _SLOTS[3]}
         return Prepared(
             PaymentRequired(
                 x402_version=X402_VERSION,
@@ -86,7 +94,7 @@ class Challenges:
                     tags=self._tags,
                 ),
                 accepts=(msgspec.structs.replace(self._offer, amount=_SLOTS[2]),) if pays else (),
-                extensions=PAYMENT_IDENTIFIER | extensions | sign_in,
+                extensions=PAYMENT_IDENTIFIER | extensions | with_nonce,
             )
         )
 
@@ -101,13 +109,14 @@ class Prepared:
             piece, found, rest = text.partition(_encoder.encode(slot))
             pieces.append(piece if found else b"")
             text = rest if found else text
-        self._before_error, self._before_url, self._before_amount, self._before_sign_in = pieces
+        self._before_error, self._before_url, self._before_amount, self._before_nonce = pieces
         self._rest = text
         self._pays = bool(required.accepts)
-        self._signs_in = bool(self._before_sign_in)
 
-    def header(self, amount_usdc: Usdc, resource_url: str, error: str, sign_in: bytes = b"") -> bytes:
-        """The value of `PAYMENT-REQUIRED`. `sign_in` is that extension's value in JSON, for an offer that has it."""
+    def header(self, amount_usdc: Usdc, resource_url: str, error: str, with_nonce: bytes) -> bytes:
+        """The value of `PAYMENT-REQUIRED`. `with_nonce` is the value, in JSON, of the extension that has a nonce: the
+        offer's sign-in, or else its challenge (`challenge_json`).
+        """
         return b2a_base64(
             b"".join(
                 (
@@ -117,13 +126,23 @@ class Prepared:
                     _encoder.encode(resource_url),
                     self._before_amount,
                     b'"%d"' % amount_usdc if self._pays else b"",
-                    self._before_sign_in,
-                    sign_in if self._signs_in else b"",
+                    self._before_nonce,
+                    with_nonce,
                     self._rest,
                 )
             ),
             newline=False,
         )
+
+
+_AROUND_NONCE: Final = _encoder.encode({"info": {"nonce": "\ue000"}, "schema": _CHALLENGE_SCHEMA}).split(
+    "\ue000".encode()
+)
+
+
+def challenge_json(entropy: bytes) -> bytes:
+    """The value of `extensions["challenge"]`; `entropy` is NONCE_BYTES that nobody can guess."""
+    return entropy.hex().encode().join(_AROUND_NONCE)
 
 
 def settle_response(

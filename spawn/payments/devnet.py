@@ -24,9 +24,11 @@ from spawn_schemas.ids import Address
 from spawn_schemas.money import MAX_USDC, Usdc
 from spawn_schemas.x402 import Reason
 
+from spawn.payments.arrivals import START, Arrived, raises_balance
 from spawn.payments.curve import keccak256
 from spawn.payments.exact import ExactPayment, PaymentInvalid, Terms, require_signature
 from spawn.payments.facilitator import Rejected, Settled, SettlementUnclear
+from spawn.payments.nonces import authorization_key
 
 T = TypeVar("T")
 
@@ -75,6 +77,12 @@ INSERT INTO transfer (tx_hash, sender, recipient, amount, at)
 VALUES (:tx_hash, :sender, :recipient, :amount, :at)
 """
 _LIST_TRANSFERS: Final = "SELECT tx_hash, sender, recipient, amount, at FROM transfer ORDER BY seq"
+_LIST_ARRIVALS: Final = """
+SELECT t.seq, t.tx_hash, t.sender, t.amount, t.at, a.nonce FROM transfer t
+LEFT JOIN authorization_state a ON a.tx_hash = t.tx_hash
+WHERE t.recipient = :pay_to AND t.seq > :after ORDER BY t.seq LIMIT :limit
+"""
+_ARRIVALS_PER_PAGE: Final = 200
 _COUNT_TRANSFERS: Final = "SELECT COUNT(*) FROM transfer"
 
 
@@ -159,10 +167,21 @@ class DevChain:
             raise ValueError(f"the faucet gives 1 to {MAX_USDC} micro-USDC at a time")
 
         def work(db: sqlite3.Connection) -> Usdc:
-            (minted,) = db.execute(_COUNT_TRANSFERS).fetchone()
-            tx_hash = _hash(b"mint" + minted.to_bytes(8, "big"))
+            tx_hash = _next_hash(db, b"mint")
             _move(db, tx_hash, sender=NOBODY, recipient=address, amount=amount, at=self._now())
             return _balance(db, address)
+
+        return await self._run(_atomic(work))
+
+    async def send(self, sender: Address, recipient: Address, amount: Usdc) -> str:
+        """An ordinary transfer, as any wallet can make; returns its hash. Raises ValueError when it is not covered."""
+
+        def work(db: sqlite3.Connection) -> str:
+            if _balance(db, sender) < amount:
+                raise ValueError(f"{sender} does not hold {amount} micro-USDC")
+            tx_hash = _next_hash(db, b"send")
+            _move(db, tx_hash, sender=sender, recipient=recipient, amount=amount, at=self._now())
+            return tx_hash
 
         return await self._run(_atomic(work))
 
@@ -172,6 +191,22 @@ class DevChain:
 
     async def balance_of(self, address: Address) -> Usdc:
         return await self._run(lambda db: _balance(db, address))
+
+    @property
+    def name(self) -> str:
+        """See `Arrivals.name`."""
+        return f"arrivals|devnet|{self._terms.asset}|{self._terms.pay_to}"
+
+    async def page(self, cursor: str) -> tuple[tuple[Arrived, ...], str]:
+        """See `Arrivals.page`. The cursor is a place in the log, from the first transfer on: nothing is taken back."""
+        after = 0 if cursor == START else int(cursor)
+        rows = await self._run(lambda db: _arrivals(db, self._terms.pay_to, after))
+        found = tuple(
+            _arrived(row, self._terms)
+            for row in rows
+            if raises_balance(sender=row["sender"], amount=row["amount"], pay_to=self._terms.pay_to)
+        )
+        return found, str(rows[-1]["seq"]) if rows else cursor
 
     async def transfers(self) -> list[Transfer]:
         """The whole log, oldest first, minting included."""
@@ -256,6 +291,29 @@ def _move(
     db.execute(_ADD_TO_BALANCE, {"address": recipient, "amount": amount})
     log = {"tx_hash": tx_hash, "sender": sender, "recipient": recipient, "amount": amount, "at": at}
     db.execute(_LOG_TRANSFER, log)
+
+
+def _arrivals(db: sqlite3.Connection, pay_to: Address, after: int) -> list[sqlite3.Row]:
+    wanted = {"pay_to": pay_to, "after": after, "limit": _ARRIVALS_PER_PAGE}
+    return db.execute(_LIST_ARRIVALS, wanted).fetchall()
+
+
+def _arrived(row: sqlite3.Row, terms: Terms) -> Arrived:
+    sender, nonce = Address(row["sender"]), row["nonce"]
+    return Arrived(
+        id=f"{row['tx_hash']}|0",
+        transaction=row["tx_hash"],
+        sender=sender,
+        amount=Usdc(row["amount"]),
+        nonce_key=None if nonce is None else authorization_key(terms.chain_id, terms.asset, sender, nonce),
+        at=row["at"],
+    )
+
+
+def _next_hash(db: sqlite3.Connection, kind: bytes) -> str:
+    """A hash for what has no nonce; nothing is ever deleted, so that each count comes once."""
+    (count,) = db.execute(_COUNT_TRANSFERS).fetchone()
+    return _hash(kind + count.to_bytes(8, "big"))
 
 
 def _balance(db: sqlite3.Connection, address: Address) -> Usdc:

@@ -38,13 +38,18 @@ class Proof(Enum):
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """Who calls. `nonce_key` may be used once, for one request, and names it; a session makes one up for each."""
+    """Who calls. `nonce_key` may be used once, for one request, and names it; a session makes one up for each.
+
+    `seal` is what only the sender of a payment knows: a hash of the header as it was sent. The payment itself can be
+    read on chain by anybody once it is settled.
+    """
 
     proof: Proof
     wallet: Address
     nonce_key: ReservationId
     valid_before: int
     payment: ExactPayment | None
+    seal: str | None = None
 
     @property
     def binds_request(self) -> bool:

@@ -8,12 +8,13 @@ from typing import Final
 
 from msgspec.structs import replace
 from spawn_ledger import accrual, runway
-from spawn_ledger.accounts import EXT_USDC, REV_COMPUTE, REV_OPFEE, server_account, wallet_account
+from spawn_ledger.accounts import EXT_USDC, REV_COMPUTE, REV_OPFEE, SUSPENSE, server_account, wallet_account
 from spawn_ledger.transfers import (
     Code,
     Hold,
     Transfer,
     TransferId,
+    TransferIdReused,
     balance_of,
     hold,
     list_pending,
@@ -23,11 +24,13 @@ from spawn_ledger.transfers import (
     transfer_id,
 )
 from spawn_ledger.tx import Tx
-from spawn_schemas.ids import ActionId, Address, ReservationId, ServerId
+from spawn_schemas.ids import ActionId, Address, ServerId
 from spawn_schemas.money import Usdc
 
 from spawn.domain.servers import Server
+from spawn.store import arrivals
 from spawn.store import servers as rows
+from spawn.store.arrivals import Arrival
 from spawn.store.servers import Billed
 
 SELECT_POSTED: Final = "SELECT amount FROM hold WHERE id = :id AND state = 'posted'"
@@ -44,33 +47,66 @@ def reserve_usdc(tx: Tx, server_id: ServerId) -> Usdc:
 
 
 def credit_payment(tx: Tx, wallet: Address, amount: Usdc, *, nonce_key: str, reference: str, at: int) -> bool:
-    """Book a settled payment. The id comes from the payment's nonce, so that it is credited exactly once."""
-    return post(
+    """Book a settled payment; False when it is in the books already.
+
+    The id comes from the payment's nonce, so that it is credited exactly once. Where a stranger carried it to the
+    chain before the call came to us, it may wait in suspense under that id, and is taken from there.
+    """
+    try:
+        return post(
+            tx,
+            Transfer(
+                id=payment_id(nonce_key),
+                debit=EXT_USDC,
+                credit=wallet_account(wallet),
+                amount=amount,
+                code=Code.TOPUP,
+                reference=reference,
+                at=at,
+            ),
+        )
+    except TransferIdReused as known:
+        if known.field == "reference":
+            return False  # the same authorization in another transaction: the chain was reorganised
+        arrival = arrivals.find_by_nonce(tx, nonce_key)
+        if arrival is None:
+            raise
+        return claim(tx, arrival, at)
+
+
+def payment_id(nonce_key: str) -> TransferId:
+    """The one entry by which the money of an authorization comes into the books, to whomever it goes."""
+    return transfer_id("topup", nonce_key)
+
+
+def claim(tx: Tx, arrival: Arrival, at: int) -> bool:
+    """Give what waits in suspense to its sender; False when the sender has it already."""
+    return arrivals.mark_claimed(tx, arrival, at) and post(
         tx,
         Transfer(
-            id=transfer_id("topup", nonce_key),
-            debit=EXT_USDC,
-            credit=wallet_account(wallet),
-            amount=amount,
-            code=Code.TOPUP,
-            reference=reference,
+            id=transfer_id("claim", arrival.id),
+            debit=SUSPENSE,
+            credit=wallet_account(arrival.sender),
+            amount=arrival.amount,
+            code=Code.CLAIM,
+            reference=arrival.transaction_hash,
             at=at,
         ),
     )
 
 
-def charge_fee(tx: Tx, wallet: Address, amount: Usdc, reservation: ReservationId, at: int) -> None:
-    """Take a call's fee from the available balance. Raises InsufficientFunds."""
+def charge_fee(tx: Tx, wallet: Address, amount: Usdc, call: str, at: int) -> None:
+    """Take a call's fee from the available balance, under the call's own reference. Raises InsufficientFunds."""
     if amount > 0:
         post(
             tx,
             Transfer(
-                id=transfer_id("fee", reservation),
+                id=transfer_id("fee", call),
                 debit=wallet_account(wallet),
                 credit=REV_OPFEE,
                 amount=amount,
                 code=Code.FEE,
-                reference=reservation,
+                reference=call,
                 at=at,
             ),
         )

@@ -126,6 +126,7 @@ class PaidCalls:
             fee=call.price.fee_usdc,
             amount=Usdc(0) if identity.payment is None else call.price.payment_usdc,
             payment=None if identity.payment is None else msgspec.json.encode(identity.payment),
+            seal=identity.seal,
             valid_before=identity.valid_before,
             settlement=None,
             operation_id=None,
@@ -162,6 +163,12 @@ class PaidCalls:
                 "This sign-in was used already.",
                 details={"reason": "nonce_used"},
                 next="Sign in anew for each call, or once for many: POST /v1/sessions.",
+            )
+        if known.id == call.identity.nonce_key and known.seal != call.identity.seal:
+            raise SpawnError(
+                Code.IDEMPOTENCY_CONFLICT,
+                "This payment was used already, by a request that carried it in other bytes.",
+                next="To repeat a call, send the very same header again, or use an Idempotency-Key from the start.",
             )
         if known.fingerprint != call.request.fingerprint():
             raise SpawnError(
@@ -241,6 +248,7 @@ class PaidCalls:
             raise SpawnError(
                 Code.SETTLEMENT_PENDING,
                 "The payment was sent and its outcome is not known yet.",
+                details=_sent_as(error),
                 retry_after_s=5,
                 next="Send the very same request with the same payment again; do not sign a new one.",
             ) from error
@@ -318,3 +326,9 @@ class PaidCalls:
         if isinstance(completed, SpawnError):
             raise completed
         return reservations.answer_of(reservation, completed.answer, left, replayed=False)
+
+
+def _sent_as(unclear: SettlementUnclear | TimeoutError) -> dict[str, object] | None:
+    """Where on chain the caller can see what becomes of its payment, if anything is known to have been sent."""
+    transaction = unclear.transaction if isinstance(unclear, SettlementUnclear) else None
+    return None if transaction is None else {"transaction": transaction}

@@ -167,9 +167,7 @@ class FundServer(UseCase):
         server = get_owned(tx, self._server_id, context.wallet, context.now)
         _check_live(server)
         funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reference, context.now)
-        funds.deposit(
-            tx, server, self._amount, id=transfer_id("deposit", context.reference), at=context.now
-        )
+        funds.deposit(tx, server, self._amount, id=transfer_id("deposit", context.reference), at=context.now)
         funds.reschedule(tx, context.wallet, context.now)
         now_standing = standing.of(tx, context.wallet, context.now)
         view = _view(tx, server.id, now_standing)

@@ -34,7 +34,7 @@ class State(StrEnum):
 
 
 class Reservation(msgspec.Struct, frozen=True, kw_only=True):
-    """One identified call. `id` is the name of the nonce that it took (`spawn.payments.nonces`), so that one index
+    """One identified call, `seal` as in its `Identity`. `id` is the name of the nonce that it took (`spawn.payments.nonces`), so that one index
     says both which call this is and that there is no other.
 
     `payment` is the encoded authorization, kept until it cannot be settled any more.
@@ -49,6 +49,7 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True):
     fee: Usdc
     amount: Usdc
     payment: bytes | None
+    seal: str | None
     valid_before: int
     settlement: str | None
     operation_id: ActionId | None
@@ -71,10 +72,10 @@ _COLUMNS: Final = Reservation.__struct_fields__
 
 INSERT_RESERVATION: Final = """
 INSERT INTO reservation (
-  id, wallet, rail, idempotency_key, fingerprint, state, fee, amount, payment, valid_before, settlement,
+  id, wallet, rail, idempotency_key, fingerprint, state, fee, amount, payment, seal, valid_before, settlement,
   operation_id, answer, claim, claim_until, created_at, keep_until
 ) VALUES (
-  :id, :wallet, :rail, :idempotency_key, :fingerprint, :state, :fee, :amount, :payment, :valid_before,
+  :id, :wallet, :rail, :idempotency_key, :fingerprint, :state, :fee, :amount, :payment, :seal, :valid_before,
   :settlement, :operation_id, :answer, :claim, :claim_until, :created_at, :keep_until
 ) ON CONFLICT (id) DO NOTHING
 """

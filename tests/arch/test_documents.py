@@ -13,7 +13,16 @@ from spawn.settings import Settings
 from tests.engines import ROOT
 
 ROW = re.compile(r"^\| `(SPAWN_\w+)` \| ([^|]+) \|", re.MULTILINE)
-TOLD_IN_WORDS = {"SPAWN_PUBLIC_URL", "SPAWN_SECRET_KEY", "SPAWN_TRUSTED_PROXIES"}
+TOLD_IN_WORDS = {
+    "SPAWN_CDP_KEY_ID",
+    "SPAWN_CDP_KEY_SECRET",
+    "SPAWN_FACILITATORS",
+    "SPAWN_PUBLIC_URL",
+    "SPAWN_RELAYER_KEYS",
+    "SPAWN_RPC_URL",
+    "SPAWN_SECRET_KEY",
+    "SPAWN_TRUSTED_PROXIES",
+}
 """Settings whose default is worked out, or is nothing."""
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 CODE_PATH = re.compile(r"`((?:spawn|ledger|schemas|providers|migrations|tests|docs|examples)/[\w./]+\.\w+)`")

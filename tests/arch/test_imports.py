@@ -16,7 +16,7 @@ from tests.arch.tree import PACKAGES, UNSOURCED, Module, modules_under, package_
 from tests.engines import ROOT
 
 LINT_IMPORTS: Final = Path(sys.executable).with_name("lint-imports")
-ENVIRONMENT_READERS: Final = {"spawn/settings.py", "spawn/cli.py"}
+ENVIRONMENT_READERS: Final = {"spawn/settings.py", "spawn/cli.py", "spawn/cli_common.py"}
 THIRD_PARTY_OF_HOSTS: Final = {"msgspec", "spawn_schemas", "spawn_hostagent"}
 """What may be imported on a lent machine besides the standard library."""
 

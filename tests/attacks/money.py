@@ -199,6 +199,34 @@ async def _(scene: Scene) -> Wire:
 
 
 @money(
+    "the bare price where the minimum is more",
+    "SPAWN_MINIMUM_CHARGE: a settlement costs more than a read brings",
+    WRONG_VALUE,
+    settings={"minimum_charge": "0.05"},
+)
+async def _(scene: Scene) -> list[Wire]:
+    return [
+        await scene.pay(scene.thief, *LIST, value="1000"),
+        await scene.pay(scene.thief, "GET", "/v1/balance", value="1000"),
+        await scene.pay(scene.thief, *CREATE, ORDER | {"fund": "0.03"}, value="40000"),
+    ]
+
+
+@money(
+    "a deposit below the minimum charge",
+    "SPAWN_MINIMUM_CHARGE: a deposit is a payment like any other",
+    BAD_REQUEST,
+    settings={"minimum_charge": "0.05"},
+)
+async def _(scene: Scene) -> list[Wire]:
+    good = await scene.payload(scene.thief, *DEPOSIT, value="20000")
+    return [
+        scene.ask(*DEPOSIT, {"amount": "0.02"}),
+        scene.paid(good, *DEPOSIT, {"amount": "0.02"}),
+    ]
+
+
+@money(
     "an order for 4 GB paid as one for 2",
     "#2842: the body is bound by the price and the fingerprint",
     WRONG_VALUE,

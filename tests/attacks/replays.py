@@ -64,7 +64,7 @@ async def _(scene: Scene) -> Wire:
     return scene.paid(await spent(scene), "PATCH", f"/v1/servers/{scene.server}", {"name": "renamed"})
 
 
-@replay("the nonce in capitals", "hex has two spellings, a nonce only one", replayed())
+@replay("the nonce in capitals", "hex has two spellings, a nonce only one", OTHER_REQUEST)
 async def _(scene: Scene) -> Wire:
     payload = await scene.payload(scene.owner, *LIST, nonce=0xABCDEF01)
     await scene.honest(scene.paid(payload, *LIST))
@@ -72,7 +72,7 @@ async def _(scene: Scene) -> Wire:
     return scene.paid(respelled(payload, nonce=nonce), *LIST)
 
 
-@replay("the payer in small letters", "addresses are compared as bytes", replayed())
+@replay("the payer in small letters", "addresses are compared as bytes", OTHER_REQUEST)
 async def _(scene: Scene) -> Wire:
     payload = await spent(scene)
     return scene.paid(
@@ -81,7 +81,9 @@ async def _(scene: Scene) -> Wire:
 
 
 @replay(
-    "the signature in capitals", "what is remembered is the nonce, never the text of a signature", replayed()
+    "the signature in capitals",
+    "what is remembered is the nonce, never the text of a signature",
+    OTHER_REQUEST,
 )
 async def _(scene: Scene) -> Wire:
     payload = await spent(scene)
@@ -103,7 +105,11 @@ async def _(scene: Scene) -> Wire:
     )
 
 
-@replay("other JSON around a spent authorization", "what is echoed binds nobody", replayed())
+@replay(
+    "other JSON around a spent authorization",
+    "the payment can be read on chain, the bytes that carried it cannot",
+    OTHER_REQUEST,
+)
 async def _(scene: Scene) -> Wire:
     payload = await spent(scene)
     return scene.paid(payload | {"resource": {"url": "http://other.example/"}, "padding": "x"}, *LIST)
@@ -114,7 +120,7 @@ async def _(scene: Scene) -> Wire:
     return scene.paid(await spent(scene), *LIST).plus(("Idempotency-Key", "replay-new-key"))
 
 
-@replay("a spent payment with a new payment-identifier", "the extension is a key like any other", replayed())
+@replay("a spent payment with a new payment-identifier", "a key of a stranger opens no answer", OTHER_REQUEST)
 async def _(scene: Scene) -> Wire:
     identifier = {"payment-identifier": {"info": {"id": "replay-new-identifier"}}}
     return scene.paid(await spent(scene) | {"extensions": identifier}, *LIST)

@@ -17,6 +17,7 @@ from tests.attacks import (
     replays,
     sessions,
     signatures,
+    suspense,
     version1,
     wires,
 )
@@ -33,6 +34,7 @@ ATTACKS: Final[tuple[Attack, ...]] = (
     *bodies.body.attacks,
     *money.money.attacks,
     *chain.chain.attacks,
+    *suspense.suspense.attacks,
     *races.race.attacks,
     *browsers.browser.attacks,
     *version1.version1.attacks,

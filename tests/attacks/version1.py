@@ -34,7 +34,9 @@ async def _(scene: Scene) -> Wire:
 
 
 @version1(
-    "spent as version 2, sent as version 1", "one authorization is one payment in every version", replayed()
+    "spent as version 2, sent as version 1",
+    "one authorization is one payment in every version",
+    OTHER_REQUEST,
 )
 async def _(scene: Scene) -> Wire:
     payload = await scene.payload(scene.owner, *LIST)
@@ -42,7 +44,7 @@ async def _(scene: Scene) -> Wire:
     return spoken(scene, payload, *LIST)
 
 
-@version1("spent as version 1, sent as version 2", "the other way round", replayed())
+@version1("spent as version 1, sent as version 2", "the other way round", OTHER_REQUEST)
 async def _(scene: Scene) -> Wire:
     payload = await scene.payload(scene.owner, *LIST)
     await scene.honest(spoken(scene, payload, *LIST))
@@ -61,7 +63,7 @@ async def _(scene: Scene) -> Wire:
 @version1(
     "the same authorization as both, at once",
     "#1805 across versions",
-    {served(): 1, replayed(): 1},
+    {served(): 1, OTHER_REQUEST: 1},
     effect={"chain": 1_000, "fees": 1_000, "calls": 1},
     at_once=True,
 )

@@ -8,7 +8,15 @@ from typing import Any
 
 import msgspec
 import pytest
-from spawn_ledger.accounts import EXT_USDC, REV_COMPUTE, REV_OPFEE, server_account
+from spawn_ledger.accounts import (
+    COST_GAS,
+    EXT_GAS,
+    EXT_USDC,
+    REV_COMPUTE,
+    REV_OPFEE,
+    SUSPENSE,
+    server_account,
+)
 from spawn_ledger.transfers import (
     Balance,
     Code,
@@ -44,6 +52,7 @@ from tests.integration.ledger_books import (
     burn,
     deposit_hold,
     fee,
+    insert,
     open_books,
     statement,
     topup,
@@ -372,6 +381,49 @@ def test_a_reserve_of_no_server_is_found(tx: SqliteTx) -> None:
     assert [violation.sentence for violation in verify(tx)] == [
         "srv:srv_9 holds 5 for a server that does not exist"
     ]
+
+
+def suspended(tx: SqliteTx) -> None:
+    """Two arrivals, of which Alice has claimed the second."""
+    funded(tx)
+    for number, state in enumerate(("suspense", "claimed")):
+        arrival = {"id": f"0x{number}|0", "sender": ALICE, "amount": 5, "state": state, "at": NOW}
+        insert(tx, "arrival", transaction_hash=f"0x{number}", **arrival)
+        moved = msgspec.structs.replace(topup(5, id=f"suspense|0x{number}|0"), credit=SUSPENSE)
+        post(tx, msgspec.structs.replace(moved, code=Code.SUSPENSE))
+    claim = msgspec.structs.replace(topup(5, id="claim|0x1|0"), debit=SUSPENSE, code=Code.CLAIM)
+    post(tx, claim)
+
+
+def test_suspense_is_part_of_what_the_chain_shows(tx: SqliteTx) -> None:
+    suspended(tx)
+    assert verify(tx, chain_balance_usdc=Usdc(1010)) == []
+    assert [violation.rule for violation in verify(tx, chain_balance_usdc=Usdc(1009))] == ["chain"]
+
+
+@pytest.mark.parametrize(
+    ("corruption", "broken"),
+    [
+        ("UPDATE arrival SET amount = 6 WHERE state = 'suspense'", {"suspense"}),
+        ("DELETE FROM arrival WHERE state = 'suspense'", {"suspense"}),
+        ("UPDATE arrival SET state = 'claimed' WHERE state = 'suspense'", {"suspense", "claim"}),
+        ("UPDATE arrival SET state = 'suspense' WHERE state = 'claimed'", {"suspense", "claim"}),
+        ("UPDATE arrival SET amount = 6 WHERE state = 'claimed'", {"claim"}),
+        (f"UPDATE arrival SET sender = '{BOB}' WHERE state = 'claimed'", {"claim"}),
+    ],
+)
+def test_what_is_wrong_with_suspense_is_found(tx: SqliteTx, corruption: str, broken: set[str]) -> None:
+    suspended(tx)
+    assert tx.execute(corruption) == 1
+    assert rules_broken(tx) == broken
+
+
+def test_gas_is_a_cost_that_no_customer_bears(tx: SqliteTx) -> None:
+    funded(tx)
+    gas = msgspec.structs.replace(topup(7, id="gas|0x1"), debit=COST_GAS, credit=EXT_GAS, code=Code.GAS)
+    post(tx, gas)
+    assert (balance_of(tx, COST_GAS).balance, balance_of(tx, EXT_GAS).balance) == (7, -7)
+    assert verify(tx, chain_balance_usdc=Usdc(1000)) == []
 
 
 def test_more_on_the_books_than_on_chain_is_found(tx: SqliteTx) -> None:

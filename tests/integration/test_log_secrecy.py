@@ -106,7 +106,7 @@ async def scene(folder: Path, **changes: Any) -> AsyncIterator[Scene]:
     url = f"http://127.0.0.1:{port}"
     async with (
         open_world(folder, public_url=url, in_flight_wait_s=0.2, **changes) as world,
-        serving(served_by=world.service.app, port=port, access_log=True) as served,
+        serving(served_by=world.service.app, port=port, access_log=True, head_max_bytes=16_384) as served,
         httpx.AsyncClient(base_url=url) as http,
     ):
         world.http = http

@@ -229,6 +229,10 @@ async def _account_for_it(shopper: Shopper) -> None:
     assert parse_usdc(balance["balance"]) == parts
     statement = await shopper.buy("GET", "/v1/balance/transactions", query="?limit=5", credited=IDENTIFYING)
     assert len(statement["transactions"]) == 5
+    waiting = await shopper.buy("GET", "/v1/suspense", credited=IDENTIFYING)
+    assert waiting == {"arrivals": [], "total": "0.00"}
+    claimed = await shopper.buy("POST", "/v1/suspense/claim", credited=IDENTIFYING)
+    assert (claimed["claimed"], claimed["left"]) == ("0.00", "0.00")
     if shopper.pays_by_x402 is not None:
         paid_in = await shopper.buy("POST", "/v1/balance/deposit", {"amount": "0.50"}, credited="0.50")
         assert paid_in["deposited"] == "0.50"
@@ -246,3 +250,4 @@ async def _read_by_session(shopper: Shopper, server_id: str) -> None:
     assert len((await shopper.read(token, "/v1/ssh-keys"))["ssh_keys"]) == 1
     assert parse_usdc((await shopper.read(token, "/v1/balance"))["available"]) > 0
     assert (await shopper.read(token, "/v1/balance/transactions"))["transactions"]
+    assert (await shopper.read(token, "/v1/suspense"))["arrivals"] == []

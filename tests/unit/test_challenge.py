@@ -21,7 +21,7 @@ from x402.mechanisms.evm.exact import ExactEvmScheme
 from x402.mechanisms.evm.signers import EthAccountSigner
 from x402.schemas import PaymentPayload, PaymentRequired, ResourceInfo
 
-from spawn.payments.challenge import Challenges, settle_response
+from spawn.payments.challenge import Challenges, challenge_json, settle_response
 from spawn.payments.exact import check, decode_payment, identify, payment_identifier, terms
 
 ASSET = "0x036CbD53842c5426634e7929541eC2318f3dCF7e"
@@ -41,7 +41,9 @@ SCHEME = ExactEvmScheme(EthAccountSigner(PAYER))
 def offer(
     amount: int, *, description: str = "Rent a server", error: str = "payment_required", url: str = URL
 ) -> PaymentRequired:
-    value = Challenges(TERMS).prepare(description, {}).header(Usdc(amount), url, error)
+    value = (
+        Challenges(TERMS).prepare(description, {}).header(Usdc(amount), url, error, challenge_json(bytes(16)))
+    )
     decoded = decode_payment_required_header(value.decode())
     assert isinstance(decoded, PaymentRequired)
     return decoded
@@ -93,7 +95,11 @@ def test_what_is_filled_in_is_never_taken_for_anything_else(
     url: str, error: str, description: str, amount: int
 ) -> None:
     """Parts of a prepared offer are joined as bytes: whatever they hold, it reads back as it was given."""
-    value = Challenges(TERMS).prepare(description, {"x": {"error": "(url)"}}).header(Usdc(amount), url, error)
+    value = (
+        Challenges(TERMS)
+        .prepare(description, {"x": {"error": "(url)"}})
+        .header(Usdc(amount), url, error, challenge_json(bytes(16)))
+    )
     read = json.loads(b64decode(value))
     assert read["error"] == error
     assert read["resource"] == {"url": url, "description": description, "mimeType": "application/json"}

@@ -8,12 +8,26 @@ from spawn_schemas.money import MAX_USDC, Usdc, format_usdc
 
 from spawn.domain import charges
 from spawn.domain.charges import Charge, Kind, Price, quote
+from spawn.settings import Settings
 
 DEFAULT = Usdc(1_000_000)
+AMOUNTS = st.integers(min_value=0, max_value=MAX_USDC).map(Usdc)
+PRICED = (
+    charges.IDENTIFIED,
+    charges.DEPOSIT,
+    charges.CREATE_SERVER,
+    charges.READ,
+    charges.UPDATE,
+    charges.POWER,
+    charges.RESIZE,
+    charges.REBUILD,
+    charges.DESTROY,
+    charges.SSH_KEY,
+)
 
 
-def price(charge: Charge, fund: str | None = None) -> Price:
-    return quote(charge, fund=fund, default_deposit_usdc=DEFAULT)
+def price(charge: Charge, fund: str | None = None, minimum_usdc: int = 0) -> Price:
+    return quote(charge, fund=fund, default_deposit_usdc=DEFAULT, minimum_usdc=Usdc(minimum_usdc))
 
 
 @pytest.mark.parametrize(
@@ -40,7 +54,26 @@ def test_only_routes_that_say_so_take_more_than_their_price(charge: Charge) -> N
     assert price(charge, "5.00") == price(charge)
 
 
-@given(st.integers(min_value=0, max_value=MAX_USDC).map(Usdc))
+@given(charge=st.sampled_from(PRICED), fund=AMOUNTS, minimum=AMOUNTS)
+def test_a_payment_is_what_is_asked_for_or_the_minimum_and_the_fee_stays_the_same(
+    charge: Charge, fund: Usdc, minimum: Usdc
+) -> None:
+    asked, raised = price(charge, format_usdc(fund)), price(charge, format_usdc(fund), minimum)
+    assert (raised.fee_usdc, raised.fund_usdc) == (asked.fee_usdc, asked.fund_usdc)
+    assert raised.payment_usdc == max(asked.payment_usdc, minimum)
+    assert raised.is_raised is (raised.payment_usdc > asked.payment_usdc)
+
+
+def test_what_is_free_has_no_minimum() -> None:
+    assert price(charges.FREE, minimum_usdc=50_000).payment_usdc == 0
+
+
+@pytest.mark.parametrize("charge", PRICED)
+def test_the_default_minimum_raises_nothing(charge: Charge) -> None:
+    assert not price(charge, minimum_usdc=Settings().minimum_charge_usdc).is_raised
+
+
+@given(AMOUNTS)
 def test_all_of_a_fund_stays_the_callers(fund: Usdc) -> None:
     assert price(charges.CREATE_SERVER, format_usdc(fund)).fund_usdc == fund
 

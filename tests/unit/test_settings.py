@@ -25,6 +25,16 @@ def test_an_override_wins() -> None:
 
 
 @pytest.mark.parametrize(
+    ("deposit", "charge", "least"),
+    [("0.01", "0.001", 10_000), ("0.01", "0.05", 50_000), ("0.10", "0.05", 100_000)],
+)
+def test_a_deposit_is_never_smaller_than_the_minimum_charge(deposit: str, charge: str, least: int) -> None:
+    set_so = {"SPAWN_DEPOSIT_MINIMUM": deposit, "SPAWN_MINIMUM_CHARGE": charge}
+    settings = read_settings(set_so | {"SPAWN_DEPOSIT_DEFAULT": "0.001"})
+    assert (settings.deposit_minimum_usdc, settings.deposit_default_usdc) == (least, least)
+
+
+@pytest.mark.parametrize(
     ("name", "meant"),
     [
         ("SPAWN_LISTN", "SPAWN_LISTEN"),
@@ -56,7 +66,7 @@ def test_a_name_like_no_other_is_answered_with_all() -> None:
         ("SPAWN_PUBLIC_URL", "https://me@spawn.example"),
         ("SPAWN_PUBLIC_URL", "https://spawn.example:99999"),
         ("SPAWN_PUBLIC_URL", "https://[::1"),
-        ("SPAWN_PAYMENTS", "self"),
+        ("SPAWN_PAYMENTS", "stripe"),
         ("SPAWN_PROVIDERS", "hetzner"),
         ("SPAWN_X402_NETWORK", "base"),
         ("SPAWN_X402_NETWORK", "eip155:"),
@@ -67,6 +77,8 @@ def test_a_name_like_no_other_is_answered_with_all() -> None:
         ("SPAWN_SECRET_KEY", "hunter2"),
         ("SPAWN_DEPOSIT_DEFAULT", "free"),
         ("SPAWN_DEPOSIT_MINIMUM", "-1"),
+        ("SPAWN_MINIMUM_CHARGE", "1.01"),
+        ("SPAWN_EUR_PRICE", "1,08"),
         ("SPAWN_DEPOSIT_DAILY_CAP", "1e9"),
         ("SPAWN_SIMULATED_SPEED", "fast"),
         ("SPAWN_SIMULATED_SPEED", "0"),

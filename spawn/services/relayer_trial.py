@@ -1,0 +1,159 @@
+"""Trying payments out before they cost gas, and finding out why one would not settle.
+
+Invariant: a payment is rejected only for a cause that the chain shows now, and only while no transaction of ours that
+could be mined has it. Everything uncertain waits.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeVar
+
+from msgspec.structs import replace
+from spawn_schemas.x402 import Reason
+
+from spawn.domain.settlements import RelayPolicy, signed_by_key
+from spawn.evm.eip3009 import balance_of_call
+from spawn.evm.multicall import Call, aggregate3, results
+from spawn.evm.node import Block, CallReverted, Node, NodeUnavailable
+from spawn.payments.exact import PaymentInvalid, Terms, require_signature
+from spawn.payments.facilitator import Rejected, SettlementUnclear
+from spawn.payments.onchain import OnChain
+from spawn.services.relayer_desk import Desk, Item, Outcome
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+AT_ONCE: Final = 16
+"""Questions to the node at a time, about payments that seem doomed."""
+FAILURES_MAX: Final = 2
+"""Mined transactions that a payment may cost us: code that settles when tried and not when mined burns our gas."""
+
+
+class Trial:
+    """Asks the chain what would become of payments."""
+
+    def __init__(self, node: Node, on_chain: OnChain, terms: Terms, policy: RelayPolicy, desk: Desk) -> None:
+        self._node = node
+        self._on_chain = on_chain
+        self._terms = terms
+        self._policy = policy
+        self._desk = desk
+        self._can_batch: bool | None = None
+
+    async def policy(self) -> RelayPolicy:
+        """The policy on this chain: without a Multicall3 contract every payment goes alone."""
+        if self._can_batch is None:
+            self._can_batch = await self._has_multicall()
+            if not self._can_batch:
+                self._policy = replace(self._policy, batch_max=1)
+                log.error(
+                    "no Multicall3 contract at %s (SPAWN_RELAY_MULTICALL): each payment pays its own transaction",
+                    self._policy.multicall,
+                )
+        return self._policy
+
+    async def _has_multicall(self) -> bool:
+        try:
+            return results(await self._node.call(self._policy.multicall, aggregate3([]))) == ()
+        except (CallReverted, ValueError):
+            return False
+
+    async def passing(self, items: Sequence[Item], head: Block, now: int) -> list[Item]:
+        """Which of these would settle if they were mined now, one after the other. Raises NodeUnavailable."""
+        for item in items:
+            # A chain that makes no blocks while nothing happens (a development chain) tells an old time.
+            item.untried = head.at <= item.payment.valid_after < now
+        together = [
+            item for item in items if not item.apart and not item.untried and signed_by_key(item.signature)
+        ]
+        if self._policy.batch_max == 1 or len(together) == 1:
+            together = []
+        passed: set[str] = set()
+        if together:
+            calls = [Call(to=self._terms.asset, data=item.call) for item in together]
+            try:
+                tried = results(await self._node.call(self._policy.multicall, aggregate3(calls)))
+            except CallReverted:
+                together = []  # too much gas for one question
+            else:
+                passed |= {item.id for item, result in zip(together, tried, strict=True) if result.succeeded}
+        asked = {item.id for item in together}
+        alone = [item for item in items if item.id not in asked]
+        settles = await _each(alone, self._would_settle)
+        passed |= {item.id for item, fine in zip(alone, settles, strict=True) if fine}
+        return [item for item in items if item.id in passed and item.failures < FAILURES_MAX]
+
+    async def _would_settle(self, item: Item) -> bool:
+        if item.untried:
+            return True
+        try:
+            await self._node.call(self._terms.asset, item.call)
+        except CallReverted:
+            return False
+        return True
+
+    async def judge(self, items: Sequence[Item], head: Block) -> list[tuple[Item, Outcome]]:
+        """What became of payments that did not pass; those that are not decided yet are left out."""
+
+        async def outcome(item: Item) -> Outcome | None:
+            try:
+                return await self._outcome(item, head)
+            except (SettlementUnclear, NodeUnavailable):
+                return None
+
+        outcomes = await _each(items, outcome)
+        return [(item, found) for item, found in zip(items, outcomes, strict=True) if found is not None]
+
+    async def _outcome(self, item: Item, head: Block) -> Outcome | None:
+        payment = item.payment
+        found = await self._on_chain.find(payment)
+        if found is not None:
+            return found
+        if payment.valid_before <= head.at:
+            return Rejected(reason=Reason.VALID_BEFORE.value, message="The authorization has expired.")
+        if payment.valid_after >= head.at:
+            return Rejected(reason=Reason.VALID_AFTER.value, message="The authorization is not valid yet.")
+        try:
+            require_signature(payment, self._terms)
+        except PaymentInvalid as error:
+            if not await self._node.code(payment.payer):
+                return Rejected(reason=Reason.SIGNATURE.value, message=str(error))
+        answer = await self._node.call(self._terms.asset, balance_of_call(payment.payer))
+        if int.from_bytes(answer, "big") < payment.value + self._desk.under_way_usdc(payment.payer):
+            return _uncovered(item)
+        return await self._last_resort(item)
+
+    async def _last_resort(self, item: Item) -> Outcome | None:
+        """Nothing explains it: it may be that its neighbours used up the gas, so that it is tried alone."""
+        if item.failures < FAILURES_MAX and await self._would_settle(item):
+            item.apart = True
+            return None
+        if await self._node.code(item.payment.payer):
+            return Rejected(
+                reason=Reason.SIGNATURE.value, message="The code of the paying account does not accept it."
+            )
+        return Rejected(
+            reason="invalid_transaction_state",  # x402 specification, section 9
+            message="The token refuses this transfer. Ask its issuer about the paying account.",
+        )
+
+
+def _uncovered(item: Item) -> Rejected:
+    payment = item.payment
+    return Rejected(
+        reason=Reason.INSUFFICIENT_FUNDS.value,
+        message=f"{payment.payer} does not hold the {payment.value} micro-USDC it authorized.",
+    )
+
+
+async def _each(items: Sequence[Item], ask: Callable[[Item], Awaitable[T]]) -> list[T]:
+    """Ask about each, a few at a time."""
+    turns = asyncio.Semaphore(AT_ONCE)
+
+    async def one(item: Item) -> T:
+        async with turns:
+            return await ask(item)
+
+    return await asyncio.gather(*map(one, items))

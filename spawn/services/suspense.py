@@ -1,0 +1,134 @@
+"""USDC that reached us outside a call: it waits in suspense until its sender says so, and nobody else can.
+
+Invariant: whatever arrives enters the books once. A transfer that spent an authorization enters under the name of
+that authorization's nonce, as the payment of a call does, so that the watcher of the chain and the call come to the
+same entry, whichever is first.
+"""
+
+from typing import Final
+
+from spawn_ledger.accounts import EXT_USDC, SUSPENSE
+from spawn_ledger.transfers import Code, Transfer, TransferIdReused, post, transfer_id
+from spawn_ledger.tx import Tx
+from spawn_schemas import suspense as wire
+from spawn_schemas.ids import Address
+from spawn_schemas.money import Usdc, format_usdc
+
+from spawn.payments.arrivals import Arrived
+from spawn.services import funds, standing, views
+from spawn.services.calls import Acted, Context, Read, UseCase
+from spawn.store import arrivals as rows
+from spawn.store import reservations
+from spawn.store.arrivals import Arrival, State
+
+AT_ONCE: Final = 100
+"""Arrivals in one list, and claimed by one call: somebody who sends us thousands repeats the call."""
+
+
+def receive(tx: Tx, arrived: Arrived, now: int) -> bool:
+    """Account for what arrived, once; True when it waits in suspense from now on.
+
+    What spent the authorization of a call of ours is that call's payment, whatever became of the call: we may have
+    refused it, and somebody carried it to the chain all the same.
+    """
+    try:
+        if arrived.nonce_key is not None and tx.one(reservations.SELECT_BY_ID, {"id": arrived.nonce_key}):
+            funds.credit_payment(
+                tx,
+                arrived.sender,
+                arrived.amount,
+                nonce_key=arrived.nonce_key,
+                reference=arrived.transaction,
+                at=now,
+            )
+            return False
+        return _suspend(tx, arrived, now)
+    except TransferIdReused:
+        # It is a wallet's already: the call's own settlement was first.
+        return False
+
+
+def _suspend(tx: Tx, arrived: Arrived, now: int) -> bool:
+    key = arrived.nonce_key
+    name = transfer_id("suspense", arrived.id) if key is None else funds.payment_id(key)
+    is_new = post(
+        tx,
+        Transfer(
+            id=name,
+            debit=EXT_USDC,
+            credit=SUSPENSE,
+            amount=arrived.amount,
+            code=Code.SUSPENSE,
+            reference=arrived.transaction,
+            at=now,
+        ),
+    )
+    if is_new:
+        rows.insert_arrival(
+            tx,
+            Arrival(
+                id=arrived.id,
+                transaction_hash=arrived.transaction,
+                sender=arrived.sender,
+                amount=arrived.amount,
+                nonce_key=arrived.nonce_key,
+                state=State.SUSPENSE,
+                at=arrived.at,
+                claimed_at=None,
+            ),
+        )
+    return is_new
+
+
+class ListSuspense(Read):
+    """`GET /v1/suspense`, oldest first."""
+
+    def act(self, tx: Tx, context: Context) -> Acted:
+        waiting = _waiting(tx, context.wallet)
+        total = _total(tx, context.wallet)
+        return Acted(
+            answer=views.encode(
+                wire.SuspenseView(
+                    arrivals=tuple(
+                        wire.ArrivalView(
+                            transaction=arrival.transaction_hash,
+                            amount=format_usdc(arrival.amount),
+                            at=views.moment(arrival.at),
+                        )
+                        for arrival in waiting
+                    ),
+                    total=format_usdc(total),
+                )
+            )
+        )
+
+
+class ClaimSuspense(UseCase):
+    """`POST /v1/suspense/claim`: what waits becomes the balance of whoever sent it."""
+
+    def act(self, tx: Tx, context: Context) -> Acted:
+        waiting = _waiting(tx, context.wallet)
+        claimed = [arrival.amount for arrival in waiting if funds.claim(tx, arrival, context.now)]
+        view = views.balance_view(standing.of(tx, context.wallet, context.now))
+        return Acted(
+            answer=views.encode(
+                wire.SuspenseClaimed(
+                    claimed=format_usdc(Usdc(sum(claimed))),
+                    left=format_usdc(_total(tx, context.wallet)),
+                    balance=view.balance,
+                    reserved=view.reserved,
+                    available=view.available,
+                )
+            )
+        )
+
+
+def _waiting(tx: Tx, sender: Address) -> list[Arrival]:
+    return [
+        rows.arrival_from(row) for row in tx.all(rows.SELECT_WAITING, {"sender": sender, "limit": AT_ONCE})
+    ]
+
+
+def _total(tx: Tx, sender: Address) -> Usdc:
+    (row,) = tx.all(rows.SUM_WAITING, {"sender": sender})
+    return Usdc(row["amount"])

@@ -1,0 +1,67 @@
+"""The forms that a setting's text may have.
+
+Invariant: each answers for any text, and says nothing about whether the setting is wise.
+"""
+
+import re
+from urllib.parse import urlsplit
+
+from spawn_schemas.ids import parse_address
+from spawn_schemas.money import parse_usdc
+
+
+def is_timeout(seconds: float) -> bool:
+    return 0.1 <= seconds <= 3600
+
+
+def is_caip2(text: str) -> bool:
+    chain = text.removeprefix("eip155:")
+    return chain != text and chain.isascii() and chain.isdigit()
+
+
+def is_address(text: str) -> bool:
+    try:
+        parse_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def is_amount(text: str) -> bool:
+    try:
+        parse_usdc(text)
+    except ValueError:
+        return False
+    return True
+
+
+def is_url(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        usable = url.port is None or url.port > 0
+    except ValueError:
+        return False
+    bare = url.path in {"", "/"} and not url.query and not url.fragment and url.username is None
+    return usable and bare and url.scheme in {"http", "https"} and bool(url.hostname)
+
+
+def is_http(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        usable = url.port is None or url.port > 0
+    except ValueError:
+        return False
+    return usable and url.scheme in {"http", "https"} and bool(url.hostname)
+
+
+def is_private_key(text: str) -> bool:
+    return re.fullmatch(r"(?:0x)?[0-9a-fA-F]{64}", text) is not None
+
+
+def is_listen(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(host) and port.isascii() and port.isdigit() and 0 < int(port) < 65536
+
+
+def is_secret(text: str) -> bool:
+    return text == "" or (len(text) == 64 and all(c in "0123456789abcdefABCDEF" for c in text))

@@ -1,0 +1,72 @@
+"""A relayer on a chain in memory and a database file, as tests use it."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from msgspec.structs import replace
+from spawn_ledger.tx import Row
+from spawn_schemas.money import parse_usdc
+
+from spawn.domain.settlements import RelayPolicy
+from spawn.evm.transactions import address_of
+from spawn.payments.exact import Terms
+from spawn.payments.onchain import OnChain
+from spawn.services.relayer import Relayer
+from spawn.store.database import Database
+from spawn.store.sqlite import SqliteDatabase
+from tests.fake_node import GWEI, MULTICALL, FakeNode
+from tests.harness import VirtualClock, migrated_copy
+from tests.payments import TERMS
+
+KEY: Final = "0x" + "5e" * 32
+ACCOUNT: Final = address_of(KEY)
+ETHER: Final = 10**18
+
+POLICY: Final = RelayPolicy(
+    multicall=MULTICALL,
+    batch_max=50,
+    alone_from_usdc=parse_usdc("100.00"),
+    bump_after_s=15,
+    fee_cap_wei=5 * GWEI,
+    confirmations=1,
+    settle_wait_s=20.0,
+    eth_price_usdc=parse_usdc("3000.00"),
+)
+
+
+def make_relayer(
+    db: Database,
+    node: FakeNode,
+    clock: VirtualClock,
+    *,
+    keys: tuple[str, ...] = (KEY,),
+    terms: Terms = TERMS,
+    **changes: Any,
+) -> Relayer:
+    """A relayer that was not started; `changes` are to the policy."""
+    policy = replace(POLICY, **changes)
+    on_chain = OnChain(node, terms, confirmations=policy.confirmations)
+    return Relayer(db, node, on_chain, terms, policy, keys, clock)
+
+
+@asynccontextmanager
+async def open_database(folder: Path) -> AsyncIterator[SqliteDatabase]:
+    """The database in `folder`, migrated."""
+    path = folder / "spawn.db"
+    migrated_copy(path)
+    db = await SqliteDatabase.open(path)
+    try:
+        yield db
+    finally:
+        await db.close()
+
+
+async def relays(db: Database) -> list[Row]:
+    """Every transaction that was signed, by nonce and attempt."""
+    return await db.read("SELECT * FROM relay ORDER BY relayer, nonce, attempt")
+
+
+async def settlements(db: Database) -> list[Row]:
+    return await db.read("SELECT * FROM settlement ORDER BY created_at, id")
