@@ -6,9 +6,8 @@ being built, which is how tests put a fault between the service and its world.
 
 import logging
 import os
-import sqlite3
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, cast
@@ -18,7 +17,7 @@ from litestar.config.cors import CORSConfig
 from litestar.di import Provide
 from spawn_providers.base import Provider
 from spawn_providers.simulated import SimulatedProvider
-from spawn_schemas.ids import Entropy, parse_address
+from spawn_schemas.ids import Entropy
 
 from spawn.api import pages
 from spawn.api.addresses import Proxies
@@ -38,14 +37,15 @@ from spawn.clock import Clock, SystemClock, SystemEntropy
 from spawn.jobs.burn import Burn
 from spawn.jobs.operations import Operations
 from spawn.jobs.settlements import Settlements
+from spawn.jobs.suspense import Suspense
 from spawn.jobs.sweep import Sweep
 from spawn.jobs.ticker import Job, Ticker
+from spawn.jobs.treasury import Treasury
 from spawn.payments.challenge import Challenges
-from spawn.payments.devnet import DevChain
-from spawn.payments.exact import Terms, terms
-from spawn.payments.facilitator import Facilitator
+from spawn.payments.exact import Terms
 from spawn.payments.sessions import Sessions
 from spawn.payments.sign_in import RelyingParty, relying_party
+from spawn.rails import Rail, needs_file, open_rail, x402_terms
 from spawn.secret_key import read_secret_key
 from spawn.services.create_server import Shop
 from spawn.services.economics import price_list
@@ -55,7 +55,7 @@ from spawn.services.reconcile import Reconciler
 from spawn.services.signals import Signals
 from spawn.settings import Settings
 from spawn.store import operations, reservations
-from spawn.store.database import Database, StoreError
+from spawn.store.database import Database
 from spawn.store.migrate import head_version, parse_database_url, require_current
 from spawn.store.secrets import Vault
 from spawn.store.sqlite import SqliteDatabase
@@ -81,7 +81,7 @@ class Parts:
     """What touches the world. `opened` closes in reverse order at the end."""
 
     db: Database
-    facilitator: Facilitator
+    rail: Rail
     providers: Mapping[str, Provider]
     clock: Clock
     entropy: Entropy
@@ -89,18 +89,6 @@ class Parts:
 
     async def close(self) -> None:
         await self.opened.aclose()
-
-
-def x402_terms(settings: Settings) -> Terms:
-    """The terms on which we take USDC."""
-    return terms(
-        chain_id=settings.chain_id,
-        asset=parse_address(settings.x402_asset),
-        asset_name=settings.x402_asset_name,
-        asset_version=settings.x402_asset_version,
-        pay_to=settings.pay_to,
-        max_timeout_s=settings.x402_timeout_s,
-    )
 
 
 async def open_parts(
@@ -116,8 +104,8 @@ async def open_parts(
     async with AsyncExitStack() as opened:
         db = await SqliteDatabase.open(parse_database_url(settings.database_url), on_fatal=_die)
         opened.push_async_callback(db.close)
-        chain = open_devnet(settings, clock)
-        opened.callback(chain.close)
+        entropy = entropy or SystemEntropy()
+        rail = open_rail(settings, db, clock, entropy, opened)
         cloud = SimulatedProvider(
             Path(settings.simulated_path),
             now_ms=clock.now_ms,
@@ -125,32 +113,16 @@ async def open_parts(
             speed=settings.simulated_speed,
         )
         opened.push_async_callback(cloud.aclose)
-        with _needs_file(settings.simulated_path, "SPAWN_SIMULATED_PATH"):
+        with needs_file(settings.simulated_path, "SPAWN_SIMULATED_PATH"):
             await cloud.catalog()  # opens its file, which is otherwise left to the first call
         return Parts(
             db=db,
-            facilitator=chain,
+            rail=rail,
             providers={cloud.name: cloud},
             clock=clock,
-            entropy=entropy or SystemEntropy(),
+            entropy=entropy,
             opened=opened.pop_all(),
         )
-
-
-def open_devnet(settings: Settings, clock: Clock) -> DevChain:
-    """The embedded chain, in its own file. Raises StoreError."""
-    with _needs_file(settings.devnet_path, "SPAWN_DEVNET_PATH"):
-        return DevChain(Path(settings.devnet_path), x402_terms(settings), now=clock.now_s)
-
-
-@contextmanager
-def _needs_file(path: str, setting: str) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise StoreError(
-            f"cannot use {path}: {error}. Restore that file, or name another with {setting}."
-        ) from error
 
 
 def _die(error: BaseException) -> None:
@@ -218,7 +190,7 @@ async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Se
     app = Front(
         cast("App", framework),
         ROUTES,
-        Callers(our_terms, party, sessions, parts.clock, parts.entropy),
+        Callers(our_terms, party, sessions, parts.clock, parts.entropy, parts.rail.wallets),
         services,
         limits,
         Proxies(settings.trusted_networks),
@@ -242,7 +214,7 @@ def _paid_calls(
 ) -> PaidCalls:
     return PaidCalls(
         parts.db,
-        parts.facilitator,
+        parts.rail.facilitator,
         operator,
         signals,
         parts.clock,
@@ -269,10 +241,27 @@ def _asking(settings: Settings, our_terms: Terms, party: RelyingParty, parts: Pa
 def _jobs(settings: Settings, parts: Parts, operator: Operator, reconciler: Reconciler) -> dict[str, Job]:
     jobs = (
         Job(name="operations", every_s=settings.tick_s, tick=Operations(parts.db, operator).tick),
-        Job(name="settlements", every_s=10, tick=Settlements(parts.db, parts.facilitator).tick),
+        Job(name="settlements", every_s=10, tick=Settlements(parts.db, parts.rail.facilitator).tick),
         Job(name="burn", every_s=settings.burn_every_s, tick=Burn(parts.db, parts.entropy).tick),
         Job(name="reconcile", every_s=settings.reconcile_every_s, tick=reconciler.tick),
         Job(name="sweep", every_s=60, tick=Sweep(parts.db).tick),
+        Job(
+            name="suspense",
+            every_s=settings.suspense_every_s,
+            tick=Suspense(parts.db, parts.rail.arrivals).tick,
+        ),
+        Job(
+            name="treasury",
+            # The last comparison is in a table: a service that restarts every day compares all the same.
+            every_s=min(settings.treasury_every_s, 600),
+            tick=Treasury(
+                parts.db,
+                parts.rail.holdings,
+                settings.pay_to,
+                every_s=settings.treasury_every_s,
+                facilitators=parts.rail.standings,
+            ).tick,
+        ),
     )
     return {job.name: job for job in jobs}
 
@@ -285,6 +274,8 @@ def litestar(
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         await recover(parts)
+        if parts.rail.relayer is not None:
+            await parts.rail.relayer.start()
         if ticker is not None:
             ticker.start()
         try:
@@ -293,6 +284,8 @@ def litestar(
             if ticker is not None:
                 ticker.stop()
             await operator.stop()
+            if parts.rail.relayer is not None:
+                await parts.rail.relayer.stop()
 
     app = Litestar(
         route_handlers=[*HANDLERS, *pages.HANDLERS],

@@ -324,7 +324,7 @@ def faucet(address: str, amount: str, chain: str) -> None:
 
 
 async def _mint(settings: Settings, receiver: Address, usdc: Usdc) -> Usdc:
-    from spawn.app import open_devnet
+    from spawn.rails import open_devnet
 
     chain = open_devnet(settings, SystemClock())
     try:

@@ -46,7 +46,7 @@ async def open_chain(settings: Settings) -> AsyncIterator[tuple["Holdings", "Nod
     Raises InvalidSetting where there is no embedded chain.
     """
     if settings.payments == "devnet":
-        from spawn.app import open_devnet
+        from spawn.rails import open_devnet
 
         require_devnet(settings)
         chain = open_devnet(settings, SystemClock())

@@ -143,7 +143,9 @@ class FakeNode:
         await self._answer("code")
         return self.codes.get(account, b"")
 
-    async def call(self, to: Address, data: bytes, *, sender: Address | None = None) -> bytes:
+    async def call(
+        self, to: Address, data: bytes, *, sender: Address | None = None, gas: int | None = None
+    ) -> bytes:
         await self._answer("call")
         if to not in self.codes:
             return b""

@@ -26,9 +26,10 @@ from spawn_providers.simulated_faults import Faults
 from spawn_schemas.ids import Address, ServerId
 from spawn_schemas.money import Usdc, parse_usdc
 
-from spawn.app import Parts, Service, build, recover, x402_terms
+from spawn.app import Parts, Service, build, recover
 from spawn.domain.servers import Server
 from spawn.payments.devnet import DevChain, DevnetFaults
+from spawn.rails import devnet_rail, x402_terms
 from spawn.services import funds
 from spawn.settings import Settings
 from spawn.store import servers
@@ -238,7 +239,7 @@ async def open_world(
     db = await SqliteDatabase.open(parse_database_url(settings.database_url))
     parts = Parts(
         db=db,
-        facilitator=chain,
+        rail=devnet_rail(chain),
         providers={cloud.name: cloud if around is None else around(cloud)},
         clock=clock,
         entropy=SeededEntropy(str(clock.now_ms())),

@@ -1,7 +1,8 @@
 """Who calls: the proofs a request may carry, in the order in which they count.
 
 A payment decides over a signature, because it says who pays; a signature over a bearer or a sign-in, because it binds
-the request. Invariant: everything is checked here, once, by arithmetic alone; nothing here asks a database or a chain.
+the request. Invariant: everything is checked here, once, and by arithmetic alone; the chain is asked only about a
+payment that its payer's own key did not sign, after everything else about it was found right.
 """
 
 import hashlib
@@ -15,7 +16,8 @@ from spawn_schemas.x402_v1 import X402_VERSION_1
 from spawn.api.arrivals import Arrival, idempotency_key
 from spawn.clock import Clock
 from spawn.payments import exact, sign_in, signed, version1
-from spawn.payments.exact import ExactPayment, PaymentInvalid, Terms
+from spawn.payments.contract_wallets import ContractWallets
+from spawn.payments.exact import ExactPayment, NotByOwnKey, PaymentInvalid, Terms
 from spawn.payments.nonces import nonce_key
 from spawn.payments.sessions import Sessions, find_token
 from spawn.payments.sign_in import RelyingParty
@@ -30,13 +32,21 @@ class Callers:
     """Reads proofs for one service: its chain, its token, its name, its sessions."""
 
     def __init__(
-        self, terms: Terms, party: RelyingParty, sessions: Sessions, clock: Clock, entropy: Entropy
+        self,
+        terms: Terms,
+        party: RelyingParty,
+        sessions: Sessions,
+        clock: Clock,
+        entropy: Entropy,
+        wallets: ContractWallets | None,
     ) -> None:
+        """Without `wallets` there is no chain to ask, and every payer has a key of its own."""
         self._terms = terms
         self._party = party
         self._sessions = sessions
         self._clock = clock
         self._entropy = entropy
+        self._wallets = wallets
 
     def identify(self, arrival: Arrival) -> None:
         """Fill in who calls. Raises SpawnError for a proof that is malformed or false.
@@ -54,6 +64,23 @@ class Callers:
         elif SIGN_IN_WITH_X in headers and arrival.route.takes_sign_in:
             arrival.identity = self._signed_in(headers[SIGN_IN_WITH_X])
 
+    def must_ask_chain(self, arrival: Arrival) -> bool:
+        """Whether only the chain can say if the payer stands by this payment."""
+        return self._wallets is not None and isinstance(arrival.invalid, NotByOwnKey)
+
+    async def ask_chain(self, arrival: Arrival) -> None:
+        """Fill in who pays, after `must_ask_chain`. Raises SpawnError(overloaded) where that cannot be found out."""
+        if self._wallets is None or not isinstance(arrival.invalid, NotByOwnKey):
+            return
+        payment = arrival.invalid.payment
+        try:
+            await self._wallets.verify(payment)
+        except PaymentInvalid as invalid:
+            arrival.invalid = invalid
+            return
+        arrival.invalid = None
+        arrival.identity = self._paid(payment, arrival)
+
     def _payment(self, arrival: Arrival, v2: str | None, v1: str | None) -> None:
         if v2 is not None and v1 is not None:
             raise SpawnError(
@@ -66,25 +93,23 @@ class Callers:
                 payload = exact.decode_payment(v2)
                 key = exact.payment_identifier(payload)
                 arrival.idempotency_key = _one_key(arrival.idempotency_key, key)
-                arrival.identity = self._paid(exact.identify(payload, self._terms), _seal(v2))
+                arrival.identity = self._paid(exact.identify(payload, self._terms), arrival)
             elif v1 is not None:
                 arrival.version = X402_VERSION_1
                 arrival.identity = self._paid(
-                    version1.identify(version1.decode_payment(v1), self._terms),
-                    # Nothing in it but what the chain shows: where it came from has to tell copies apart.
-                    _seal(f"{arrival.address} {v1}"),
+                    version1.identify(version1.decode_payment(v1), self._terms), arrival
                 )
         except PaymentInvalid as invalid:
             arrival.invalid = invalid
 
-    def _paid(self, payment: ExactPayment, seal: str) -> Identity:
+    def _paid(self, payment: ExactPayment, arrival: Arrival) -> Identity:
         return Identity(
             proof=Proof.PAYMENT,
             wallet=payment.payer,
             nonce_key=payment.nonce_key(self._terms.chain_id, self._terms.asset),
             valid_before=payment.valid_before,
             payment=payment,
-            seal=seal,
+            seal=_seal(arrival),
         )
 
     def _signature(self, arrival: Arrival) -> Identity:
@@ -134,8 +159,13 @@ class Callers:
         )
 
 
-def _seal(sent: str) -> str:
-    """What tells the sender of a payment from whoever read it on chain: our challenge's nonce is echoed in it."""
+def _seal(arrival: Arrival) -> str:
+    """What tells the sender of a payment from whoever read it on chain: our challenge's nonce is echoed in it.
+
+    In version 1 nothing is: there it has to be where it came from.
+    """
+    v2 = arrival.headers.get(_V2)
+    sent = f"{arrival.address} {arrival.headers[_V1]}" if v2 is None else v2
     return hashlib.sha256(sent.encode("latin-1")).hexdigest()[:32]
 
 

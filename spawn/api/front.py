@@ -124,7 +124,7 @@ class Front:
             if arrival.has_body:
                 return None
             self._identify(arrival)
-            if arrival.identity is not None or arrival.query:
+            if arrival.identity is not None or arrival.query or self._callers.must_ask_chain(arrival):
                 return None
             # Who proved nothing is answered without a wait: the handler runs to its end at once.
             reply = _run_now(self._call_handler(arrival))
@@ -141,6 +141,10 @@ class Front:
                 arrival.body = await arrivals.read_body(receive, limit=self._body_max_bytes)
                 receive = arrivals.again(arrival.body, receive)
                 self._identify(arrival)
+            if self._callers.must_ask_chain(arrival):
+                await self._callers.ask_chain(arrival)
+                if arrival.identity is not None and arrival.route.is_rate_limited:
+                    self._limits.give_back_address(arrival.address)
             if arrival.invalid is not None and arrival.route.has_fixed_price:
                 return self._readable(arrival.headers, await self._services.gate.run(arrival, None)), receive
             if arrival.body or arrival.query:

@@ -71,6 +71,11 @@ class Limits:
         if self._wallets is not None:
             self._wallets.give_back(wallet)
 
+    def give_back_address(self, address: str) -> None:
+        """Forget a call that was counted before the chain had said that it proves something."""
+        if self._addresses is not None:
+            self._addresses.give_back(_site(address))
+
     def note_address(self, address: str) -> None:
         """Count a call that is answered whatever the count says, because something was begun for it."""
         if self._addresses is not None:

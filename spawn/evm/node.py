@@ -94,8 +94,13 @@ class Node(Protocol):
         """Empty for an ordinary account; `0xef0100` and an address for a delegated one (EIP-7702)."""
         ...
 
-    async def call(self, to: Address, data: bytes, *, sender: Address | None = None) -> bytes:
-        """What the contract would answer now, changing nothing. Raises CallReverted."""
+    async def call(
+        self, to: Address, data: bytes, *, sender: Address | None = None, gas: int | None = None
+    ) -> bytes:
+        """What the contract would answer now, changing nothing. Raises CallReverted.
+
+        So does a contract that halts otherwise, or needs more than `gas`; without it, more than the node allows.
+        """
         ...
 
     async def priority_fee_wei(self) -> int:

@@ -47,6 +47,12 @@ _REFUSALS: Final[tuple[tuple[re.Pattern[str], type[SendRefused]], ...]] = tuple(
 )
 """What nodes say (geth, reth, nethermind, erigon, anvil): JSON-RPC gives refusals no codes of their own."""
 _REJECTED: Final = -32003  # "transaction rejected" (EIP-1474)
+_HALTED: Final = re.compile(
+    r"revert|out of gas|gas uint64 overflow|invalid opcode|invalid jump|stack (?:under|over)flow|stack limit"
+    r"|write protection|return data out of bounds|evm error",
+    re.IGNORECASE,
+)
+"""What nodes say of a contract that did not end well (geth's `core/vm/errors.go`; revm's begin alike)."""
 _REVERTED: Final = 3  # geth's code for a call that reverted; its data is the contract's error
 _BATCH_MAX: Final = 50  # public nodes refuse batches much larger
 
@@ -147,13 +153,17 @@ class Web3Node:
         """See `Node.code`."""
         return await self._bytes("eth_getCode", account, "latest")
 
-    async def call(self, to: Address, data: bytes, *, sender: Address | None = None) -> bytes:
+    async def call(
+        self, to: Address, data: bytes, *, sender: Address | None = None, gas: int | None = None
+    ) -> bytes:
         """See `Node.call`."""
-        message = {"to": to, "data": _hex(data)} | ({} if sender is None else {"from": sender})
+        message = {"to": to, "data": _hex(data)}
+        message |= {} if sender is None else {"from": sender}
+        message |= {} if gas is None else {"gas": hex(gas)}
         try:
             return await self._bytes("eth_call", message, "latest")
         except _NodeRefused as error:
-            if error.failure.code != _REVERTED and "revert" not in error.failure.message.lower():
+            if error.failure.code != _REVERTED and not _HALTED.search(error.failure.message):
                 raise
             raise CallReverted(_revert_data(error.failure.data)) from error
 

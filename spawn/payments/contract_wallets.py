@@ -33,6 +33,9 @@ WAITING_MAX: Final = 64
 SIGNATURE_MAX_BYTES: Final = 1024
 """A passkey's takes about 700 bytes, ten signers' 650; we pay the gas for every one of them."""
 
+GAS_MAX: Final = 500_000
+"""What a wallet may use up to say yes, which bounds its answer as well: checking a passkey in Solidity takes most."""
+
 _MAGIC: Final = bytes.fromhex("1626ba7e")
 """The selector of `isValidSignature(bytes32,bytes)`, which is also what it returns for yes (EIP-1271)."""
 _YES: Final = _MAGIC + bytes(28)
@@ -107,7 +110,7 @@ class ContractWallets:
         """What the token would hear from the wallet, which may look at who asks."""
         try:
             answer = await self._node.call(
-                wallet, is_valid_signature_call(hashed, signature), sender=self._terms.asset
+                wallet, is_valid_signature_call(hashed, signature), sender=self._terms.asset, gas=GAS_MAX
             )
         except CallReverted:
             return False

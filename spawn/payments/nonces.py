@@ -10,7 +10,10 @@ from spawn_schemas.ids import Address, ReservationId
 
 
 def nonce_key(kind: str, scope: str, nonce: str) -> ReservationId:
-    """`kind`, and 160 bits of SHA-256 over the rest, in base64url (RFC 4648). `scope`, in which a nonce counts once, holds no bar."""
+    """`kind`, and 160 bits of SHA-256 over the rest, in base64url (RFC 4648).
+
+    `scope`, in which a nonce counts once, holds no bar.
+    """
     digest = hashlib.sha256(f"{scope}|{nonce}".encode()).digest()[:20]
     return ReservationId(f"{kind}_{urlsafe_b64encode(digest).decode()[:-1]}")
 

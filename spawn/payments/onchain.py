@@ -60,8 +60,8 @@ class OnChain:
     async def find(self, payment: ExactPayment) -> Settled | Rejected | None:
         """What became of the payment's nonce; None while it is unspent.
 
-        `Settled`: this payment was made, in a transaction as deep as we ask for; SettlementUnclear names it
-        before. `Rejected`: the nonce was cancelled, or spent by another authorization. None is final only if
+        `Settled`: this payment was made. `Rejected`: the nonce was cancelled, or spent by another authorization.
+        Either by a transaction as deep as we ask for; until it is, SettlementUnclear. None is final only if
         `head_at` had passed `valid_before` when this was asked.
         """
         try:
@@ -80,9 +80,7 @@ class OnChain:
             if head.at > payment.valid_before + _CLOCKS_APART_S:
                 return _USED_UP
             raise SettlementUnclear("The nonce is spent; the node does not show by what yet.")
-        if log.topics[0] == AUTHORIZATION_CANCELED:
-            return _USED_UP
-        return await self._outcome(payment, log.transaction, head)
+        return await self._outcome(payment, log, head)
 
     async def _is_spent(self, payment: ExactPayment) -> bool:
         try:
@@ -130,18 +128,20 @@ class OnChain:
             distance = min(max(pace, 2 * distance), 16 * distance)
         raise SettlementUnclear("No block is old enough.")
 
-    async def _outcome(self, payment: ExactPayment, transaction: str, head: Block) -> Settled | Rejected:
-        (receipt,) = await self._node.receipts((transaction,))
+    async def _outcome(self, payment: ExactPayment, log: Log, head: Block) -> Settled | Rejected:
+        (receipt,) = await self._node.receipts((log.transaction,))
         if receipt is None or receipt.block_number + self._confirmations - 1 > head.number:
+            used = log.topics[0] == AUTHORIZATION_USED
             raise SettlementUnclear(
-                "The transfer is not deep enough in the chain yet.", transaction=transaction
+                "What spent the nonce is not deep enough in the chain yet.",
+                transaction=log.transaction if used else None,
             )
         paid = moves(receipt.logs, asset=self._terms.asset, pay_to=payment.pay_to)
         if any(
             (move.sender, move.nonce, move.amount) == (payment.payer, payment.nonce, payment.value)
             for move in paid
         ):
-            return Settled(transaction=transaction)
+            return Settled(transaction=log.transaction)
         return _USED_UP
 
     async def _head(self) -> Block:

@@ -230,8 +230,6 @@ class RemoteFacilitators:
                         remote.api.name,
                         self._terms.network,
                     )
-            if remote.unsupported:
-                remote.breaker = breaker.answered()
             return not remote.unsupported
 
     async def _supports_ours(self, remote: _Remote) -> bool:

@@ -34,10 +34,10 @@ class State(StrEnum):
 
 
 class Reservation(msgspec.Struct, frozen=True, kw_only=True):
-    """One identified call, `seal` as in its `Identity`. `id` is the name of the nonce that it took (`spawn.payments.nonces`), so that one index
-    says both which call this is and that there is no other.
+    """One identified call, `seal` as in its `Identity`.
 
-    `payment` is the encoded authorization, kept until it cannot be settled any more.
+    `id` is the name of the nonce that it took (`spawn.payments.nonces`), so that one index says both which call this
+    is and that there is no other. `payment` is the encoded authorization, kept until it cannot be settled any more.
     """
 
     id: ReservationId

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -88,7 +89,7 @@ def main(chain: str, profile_folder: str | None = None) -> None:
     async def open_ours(settings: Settings) -> Parts:
         parts = await open_parts(settings)
         if chain == "instant":
-            parts.facilitator = InstantChain()
+            parts.rail = replace(parts.rail, facilitator=InstantChain())
         asyncio.get_running_loop().add_signal_handler(signal.SIGURG, _name_threads)
         if profile_folder is not None:
             _profile_on_signals(parts.db, Path(profile_folder))

@@ -12,8 +12,8 @@ from spawn_ledger.transfers import balance_of
 from spawn_schemas.ids import parse_address
 from spawn_schemas.money import Usdc
 
-from spawn.app import open_devnet
 from spawn.clock import SystemClock
+from spawn.rails import open_devnet
 from spawn.settings import read_settings
 from spawn.store.snapshot import snapshot
 from tests.bench.peer import PATH

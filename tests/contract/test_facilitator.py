@@ -19,9 +19,9 @@ from spawn_schemas.x402 import Reason
 from spawn.payments.devnet import DevChain
 from spawn.payments.exact import ExactPayment
 from spawn.payments.facilitator import Facilitator, Rejected, Settled
-from tests.contract.remote_rail import remote_rail
 from spawn.store.sqlite import SqliteDatabase
 from tests import relaying
+from tests.contract.remote_rail import remote_rail
 from tests.fake_node import FakeNode
 from tests.harness import VirtualClock
 from tests.payments import NOW, PAYEE, TERMS, authorize

@@ -8,6 +8,7 @@ import pytest
 from eth_account import Account
 from spawn_schemas.ids import Address, parse_address
 
+from spawn.devchain import MINTER
 from spawn.evm.eip3009 import (
     AUTHORIZATION_USED,
     TRANSFER,
@@ -343,6 +344,15 @@ async def test_a_call_that_the_contract_refuses_has_its_error(on_anvil: AnvilWor
         await on_anvil.node.call(TOKEN, transfer_data(authorize(PAYER, value=1_000)))
     # ERC20InsufficientBalance(address,uint256,uint256) of ERC-6093
     assert caught.value.data[:4].hex() == "e450d38c"
+
+
+async def test_a_call_may_be_made_in_a_name(on_anvil: AnvilWorld) -> None:
+    mint = bytes.fromhex("40c10f19") + address_topic(WALLET) + (1).to_bytes(32)
+    assert await on_anvil.node.call(TOKEN, mint, sender=MINTER) == b""
+    with pytest.raises(CallReverted):
+        await on_anvil.node.call(TOKEN, mint, sender=WALLET)
+    with pytest.raises(CallReverted):
+        await on_anvil.node.call(TOKEN, mint)
 
 
 async def test_it_shows_the_code_of_a_delegated_account(on_anvil: AnvilWorld) -> None:

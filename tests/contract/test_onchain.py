@@ -194,6 +194,17 @@ async def test_it_is_settled_when_it_is_deep_enough(world: World) -> None:
     assert await world.deep(depth + 1).find(payment) == Settled(transaction=transaction)
 
 
+async def test_a_cancellation_counts_when_it_is_deep_enough(world: World) -> None:
+    """Before that, a reorganisation may bring the payment in its place."""
+    payment = authorize(PAYER, value=1_000)
+    world.mined(world.chain.cancel(PAYER, payment.nonce))
+    with pytest.raises(SettlementUnclear) as caught:
+        await world.deep(10).find(payment)
+    assert caught.value.transaction is None, "no transfer has this hash"
+    world.chain.mine(10)
+    assert isinstance(await world.deep(10).find(payment), Rejected)
+
+
 async def test_a_reorganised_payment_is_unspent_again(world: World) -> None:
     world.chain.mine()
     payment = authorize(PAYER, value=1_000)
@@ -209,6 +220,21 @@ async def test_a_chain_longer_than_one_question_is_searched_in_parts(world: Worl
     world.chain.mine(33)
     for blocks in (1, 2, 7, 33, 34, 66, 1000):
         assert await world.in_parts_of(blocks).find(payment) == Settled(transaction=transaction)
+
+
+async def test_what_comes_after_an_authorization_s_life_is_not_searched(world: World) -> None:
+    payment = authorize(PAYER, value=1_000)
+    world.chain.set_time(payment.valid_before + 7_200)
+    world.chain.mine(150)
+    world.mined(world.chain.cancel(PAYER, payment.nonce))
+    assert isinstance(await world.in_parts_of(1).find(payment), Rejected)
+
+
+@pytest.mark.parametrize("code", ["0x", "0x60006000fd"], ids=["none", "reverts"])
+async def test_a_token_that_cannot_be_one_leaves_it_unclear(world: World, code: str) -> None:
+    world.chain.ask("anvil_setCode", TOKEN, code)
+    with pytest.raises(SettlementUnclear):
+        await world.onchain.find(authorize(PAYER, value=1_000))
 
 
 async def test_a_chain_that_cannot_be_asked_leaves_it_unclear(world: World) -> None:

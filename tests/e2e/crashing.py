@@ -143,6 +143,6 @@ def crashing(parts: Parts, points: Points) -> Parts:
     return replace(
         parts,
         db=CrashingDatabase(parts.db, points),
-        facilitator=CrashingFacilitator(parts.facilitator, points),
+        rail=replace(parts.rail, facilitator=CrashingFacilitator(parts.rail.facilitator, points)),
         providers={name: CrashingProvider(p, points) for name, p in parts.providers.items()},
     )

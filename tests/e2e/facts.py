@@ -17,10 +17,10 @@ from spawn_providers.simulated import SimulatedProvider
 from spawn_schemas.ids import Address
 from spawn_schemas.money import Usdc
 
-from spawn.app import x402_terms
 from spawn.domain.operations import Operation
 from spawn.domain.servers import Server
 from spawn.payments.devnet import DevChain, Transfer
+from spawn.rails import x402_terms
 from spawn.store.migrate import parse_database_url
 from spawn.store.operations import operation_from
 from spawn.store.reservations import Reservation, reservation_from

@@ -15,8 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from spawn.app import open_devnet
 from spawn.clock import SystemClock
+from spawn.rails import open_devnet
 from spawn.settings import Settings
 from tests.interop.service import RunningService, spawn_dev
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from spawn_schemas.ids import Address
 from spawn_schemas.money import Usdc
 
-from spawn.app import open_devnet
 from spawn.clock import SystemClock
+from spawn.rails import open_devnet
 from spawn.settings import Settings
 from tests.e2e.test_cli import change, refused, spawn
 

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from signing import SignedRequestAuth
 
-from spawn.app import x402_terms
 from spawn.payments.devnet import DevChain
+from spawn.rails import x402_terms
 from spawn.store.migrate import migrate
 from tests.e2e.facts import MINTED, Facts, is_busy, look
 from tests.e2e.lives import House, Nursery, open_house

@@ -43,7 +43,7 @@ class World:
 
     def open(self, *urls: str, **options: Any) -> RemoteFacilitators:
         """Ourselves, started anew."""
-        defaults: dict[str, Any] = {"timeout_s": 0.2, "wait_s": 0.05, "look_every_s": 0.001}
+        defaults: dict[str, Any] = {"timeout_s": 5.0, "wait_s": 0.05, "look_every_s": 0.001}
         return RemoteFacilitators(
             self.http,
             urls or (FIRST, SECOND),

@@ -146,7 +146,7 @@ async def test_whoever_cannot_look_at_it_is_passed_over(
 @pytest.mark.parametrize("path", ["/supported", "/verify"])
 async def test_whoever_hangs_is_passed_over(world: World, path: str) -> None:
     world.first.hangs_at.add(path)
-    await settled(world.ours, signed())
+    await settled(world.open(timeout_s=1.0), signed())
     assert world.second.asked("/settle") == 1
 
 
@@ -294,7 +294,7 @@ async def test_nonsense_is_unclear(world: World, body: bytes) -> None:
 
 async def test_no_answer_in_time_is_unclear(world: World) -> None:
     world.first.hangs_at.add("/settle")
-    await unclear(world.ours, signed())
+    await unclear(world.open(timeout_s=1.0), signed())
     assert world.second.calls == []
 
 

@@ -198,7 +198,7 @@ FAULTS = [_drops, _breaks_off, _talks_nonsense, _never_ends, _drips]
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_a_connection_that_fails_after_handing_over_is_unclear(world: World, fault: Connection) -> None:
     async with _listening({"/settle": fault}) as url:
-        ours = world.open(url, SECOND, timeout_s=0.5)
+        ours = world.open(url, SECOND, timeout_s=1.0)
         await unclear(ours, signed())
         assert standing(ours).failed == 1
     assert world.second.calls == []
@@ -211,7 +211,7 @@ async def test_a_connection_that_fails_before_that_harms_nobody(
     world: World, fault: Connection, path: str
 ) -> None:
     async with _listening({path: fault}) as url:
-        await settled(world.open(url, SECOND, timeout_s=0.5), signed())
+        await settled(world.open(url, SECOND, timeout_s=1.0), signed())
     assert await world.moved() == 1
 
 

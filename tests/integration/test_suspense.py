@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -20,9 +21,10 @@ from spawn.jobs.suspense import PER_WRITE, Suspense
 from spawn.payments import exact
 from spawn.payments.arrivals import Arrived
 from spawn.payments.devnet import NOBODY, DevChain
+from spawn.services import funds
 from spawn.services.suspense import AT_ONCE
 from spawn.store.database import NO_PARAMS, Database, DatabaseFailed
-from tests.harness import BASE_URL, World, open_world
+from tests.harness import BASE_URL, CHAIN_ID, World, open_world
 from tests.integration.paid_calls import challenge, everything, nothing_changes, refusal, signed
 from tests.wallets import Wallet, encode
 
@@ -247,6 +249,7 @@ async def test_a_settled_call_is_no_arrival(tmp_path: Path) -> None:
         await watch(world)
         after = await everything(world)
         assert after | {"watch": before["watch"]} == before
+        assert [row["cursor"] for row in after["watch"]] == ["2"]
         assert await balances(world, wallet) == (FIVE, 0, FIVE)
 
 
@@ -349,6 +352,32 @@ async def test_an_authorization_that_settled_twice_as_far_as_we_saw_is_credited_
         await Suspense(world.parts.db, Listed((moved,), (arrived, moved))).tick(world.clock.now_s())
         assert await balances(world, wallet) == (FIVE, 0, FIVE)
         assert await world.rows("SELECT * FROM arrival") == []
+
+
+async def test_a_settlement_reported_with_another_transaction_is_no_second_credit(tmp_path: Path) -> None:
+    """The watcher booked the transaction that the chain shows; the facilitator names one that was replaced."""
+    async with open_world(tmp_path) as world:
+        wallet = await world.wallet()
+        payment = await world.payment(wallet, *DEPOSIT)
+        world.chain_faults.lose_answer = 1
+        refusal(await world.send_payment(payment, *DEPOSIT), 503, "settlement_pending")
+        await watch(world)
+        key = exact.identify(exact.decode_payment(payment), world.service.services.terms).nonce_key(
+            CHAIN_ID, world.service.services.terms.asset
+        )
+        for amount, reference in ((FIVE, "0xother"), (FIVE, "0xanother")):
+            credited = await world.parts.db.write(
+                partial(
+                    funds.credit_payment,
+                    wallet=wallet.address,
+                    amount=amount,
+                    nonce_key=key,
+                    reference=reference,
+                    at=world.clock.now_s(),
+                )
+            )
+            assert credited is False
+        assert await balances(world, wallet) == (FIVE, 0, FIVE)
 
 
 # --- every order, and every crash -------------------------------------------------------------------------------

@@ -23,9 +23,9 @@ from spawn_ledger.verify import Violation, verify
 from spawn_schemas.ids import Address
 from spawn_schemas.money import Usdc, parse_usdc
 
-from spawn.app import open_devnet
 from spawn.clock import SystemClock
 from spawn.payments.devnet import Transfer
+from spawn.rails import open_devnet
 from spawn.settings import Settings, read_settings
 from spawn.store.migrate import parse_database_url
 from spawn.store.snapshot import snapshot

@@ -153,6 +153,17 @@ async def test_a_contract_that_is_no_wallet_approves_nothing(till: Till) -> None
         await till.refuses(till.sign(OWNER, account))
 
 
+@pytest.mark.parametrize(
+    "code",
+    ["fe", "5b600056", "50", "63ffffffff6000f3"],
+    ids=["invalid", "endless", "no stack", "long answer"],
+)
+async def test_code_that_halts_is_a_refusal_and_not_a_node_that_is_down(till: Till, code: str) -> None:
+    account = Address("0x" + "0bad" * 10)
+    till.chain.ask("anvil_setCode", account, f"0x{code}")
+    await till.refuses(till.sign(OWNER, account))
+
+
 async def test_no_verdict_without_the_chain(till: Till) -> None:
     wallet = till.chain.deploy_wallet(OWN)
     payment = till.sign(OWNER, wallet)

@@ -278,7 +278,9 @@ class Token:
 
     answer: bytes | CallReverted
 
-    async def call(self, to: Address, data: bytes, *, sender: Address | None = None) -> bytes:
+    async def call(
+        self, to: Address, data: bytes, *, sender: Address | None = None, gas: int | None = None
+    ) -> bytes:
         assert (to, data[4:]) == (TERMS.asset, address_topic(PAYEE))
         if isinstance(self.answer, CallReverted):
             raise self.answer

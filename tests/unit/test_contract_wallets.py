@@ -17,6 +17,7 @@ from spawn_schemas.x402 import Reason
 
 from spawn.evm.node import CallReverted, Node, NodeUnavailable
 from spawn.payments.contract_wallets import (
+    GAS_MAX,
     NO_S,
     REMEMBERED_MAX,
     SIGNATURE_MAX_BYTES,
@@ -64,8 +65,11 @@ class Chain:
             return bytes.fromhex("ef0100") + bytes(20)
         return b"\x60" if account in self.contracts else b""
 
-    async def call(self, to: Address, data: bytes, *, sender: Address | None = None) -> bytes:
+    async def call(
+        self, to: Address, data: bytes, *, sender: Address | None = None, gas: int | None = None
+    ) -> bytes:
         await self._answer("call")
+        assert gas == GAS_MAX
         assert sender == TERMS.asset  # a wallet may look at who asks
         assert data[:4] == keccak256(b"isValidSignature(bytes32,bytes)")[:4] == MAGIC
         digest, signature = decode(["bytes32", "bytes"], data[4:])

@@ -12,6 +12,7 @@ from eth_account import Account
 from spawn_schemas.ids import Address
 from spawn_schemas.money import MAX_USDC, Usdc
 
+from spawn.payments.arrivals import START
 from spawn.payments.devnet import NOBODY, DevChain, DevnetFaults
 from spawn.payments.facilitator import Rejected, Settled, SettlementUnclear
 from tests.payments import NOW, PAYEE, TERMS, authorize
@@ -70,6 +71,43 @@ async def test_transaction_hashes_depend_on_payer_and_nonce_alone(chain: DevChai
         await elsewhere.mint(WALLET, Usdc(1_000))
     assert await chain.settle(payment) == await elsewhere.settle(payment)
     elsewhere.close()
+
+
+async def test_arrivals_are_what_was_paid_to_us_with_the_names_of_their_nonces(chain: DevChain) -> None:
+    await chain.mint(WALLET, Usdc(1_000))
+    payment = authorize(PAYER, value=300, nonce=5)
+    settled = await chain.settle(payment)
+    sent = await chain.send(WALLET, PAYEE, Usdc(200))
+    await chain.send(WALLET, NOBODY, Usdc(100))
+    await chain.cancel(WALLET, f"0x{6:064x}")
+    found, cursor = await chain.page(START)
+    assert isinstance(settled, Settled)
+    assert [(one.transaction, one.sender, one.amount, one.nonce_key, one.at) for one in found] == [
+        (settled.transaction, WALLET, 300, payment.nonce_key(TERMS.chain_id, TERMS.asset), NOW),
+        (sent, WALLET, 200, None, NOW),
+    ]
+    assert await chain.page(cursor) == ((), cursor)
+    await chain.send(WALLET, PAYEE, Usdc(1))
+    more, last = await chain.page(cursor)
+    assert [one.amount for one in more] == [1]
+    assert await chain.page(last) == ((), last)
+
+
+async def test_arrivals_come_in_pages_that_leave_nothing_out(chain: DevChain) -> None:
+    await chain.mint(WALLET, Usdc(1_000))
+    for _ in range(250):
+        await chain.send(WALLET, PAYEE, Usdc(1))
+    first, cursor = await chain.page(START)
+    second, _ = await chain.page(cursor)
+    assert len({one.id for one in (*first, *second)}) == len(first) + len(second) == 250
+    assert 0 < len(second) < len(first)
+
+
+async def test_a_transfer_takes_what_is_there(chain: DevChain) -> None:
+    await chain.mint(WALLET, Usdc(5))
+    with pytest.raises(ValueError, match="does not hold"):
+        await chain.send(WALLET, PAYEE, Usdc(6))
+    assert (await chain.balance_of(WALLET), await chain.balance_of(PAYEE)) == (5, 0)
 
 
 _DYING = """

@@ -18,7 +18,7 @@ from spawn.evm.node import (
 )
 from spawn.evm.web3_node import Web3Node
 
-ACCOUNT = Address("0x" + "11" * 20)
+ACCOUNT = Address("0x" + "1a" * 20)
 HASHES = tuple(f"0x{number:064x}" for number in range(3))
 
 
@@ -213,6 +213,46 @@ async def test_answers_in_another_order_belong_to_their_transactions(oracle: Ora
 
     oracle.answer = answer
     assert [found and found.transaction for found in await node.receipts(HASHES)] == list(HASHES)
+
+
+async def test_batches_are_small_enough_for_public_nodes(oracle: Oracle, node: Web3Node) -> None:
+    oracle.answer = lambda question: web.json_response(
+        [{"id": one["id"], "result": None} for one in question]
+    )
+    assert await node.receipts(HASHES * 40) == (None,) * 120
+    assert [len(batch) for batch in oracle.asked] == [50, 50, 20]
+
+
+async def test_events_come_oldest_first_in_whatever_order_they_are_told(
+    oracle: Oracle, node: Web3Node
+) -> None:
+    where = [(2, 0), (1, 1), (1, 0)]
+    oracle.says(
+        result=[
+            {
+                "address": ACCOUNT.upper().replace("0X", "0x"),
+                "topics": [],
+                "data": "0x",
+                "blockNumber": hex(block),
+                "blockHash": HASHES[0],
+                "transactionHash": HASHES[1],
+                "logIndex": hex(index),
+            }
+            for block, index in where
+        ]
+    )
+    found = await node.logs(ACCOUNT, (None, b"\x01", (b"\x02", b"\x03")), first_block=1, last_block=300)
+    assert [(log.block_number, log.index) for log in found] == sorted(where)
+    assert {log.address for log in found} == {ACCOUNT}
+    (question,) = oracle.asked
+    assert question["params"] == [
+        {
+            "address": ACCOUNT,
+            "topics": [None, "0x01", ["0x02", "0x03"]],
+            "fromBlock": "0x1",
+            "toBlock": "0x12c",
+        }
+    ]
 
 
 async def test_a_batch_that_is_not_answered_in_full_is_no_answer(oracle: Oracle, node: Web3Node) -> None:

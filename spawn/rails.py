@@ -1,0 +1,166 @@
+"""How payments reach a chain, by setting: the embedded one, transactions of our own, or facilitators.
+
+Invariant: opening a rail asks nobody anything, so that the service starts while its chain is down; what is opened here
+closes with the stack it is given.
+"""
+# ruff: noqa: PLC0415 - web3 takes a second to import, and play money needs none of it
+
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+from spawn_schemas.ids import Entropy, parse_address
+
+from spawn.clock import Clock
+from spawn.domain.settlements import RelayPolicy
+from spawn.payments.arrivals import Arrivals, ChainArrivals
+from spawn.payments.cdp import CdpKey
+from spawn.payments.contract_wallets import ContractWallets
+from spawn.payments.devnet import DevChain
+from spawn.payments.exact import Terms, terms
+from spawn.payments.facilitator import Facilitator
+from spawn.payments.holdings import Holdings, TokenHoldings
+from spawn.payments.onchain import OnChain
+from spawn.payments.remote import RemoteFacilitators, Standing
+from spawn.services.relayer import Relayer
+from spawn.settings import Settings
+from spawn.store.database import Database, StoreError
+
+if TYPE_CHECKING:
+    from spawn.evm.web3_node import Web3Node
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rail:
+    """Who settles, and what else its chain tells us.
+
+    `wallets` asks about payers with code, where a chain has code. `relayer` has to be started, where the facilitator
+    is one of ours. `standings` tells how the facilitators of others fare.
+    """
+
+    facilitator: Facilitator
+    arrivals: Arrivals
+    holdings: Holdings
+    wallets: ContractWallets | None = None
+    relayer: Relayer | None = None
+    standings: Callable[[], Sequence[Standing]] = tuple
+
+
+def x402_terms(settings: Settings) -> Terms:
+    """The terms on which we take USDC."""
+    return terms(
+        chain_id=settings.chain_id,
+        asset=parse_address(settings.x402_asset),
+        asset_name=settings.x402_asset_name,
+        asset_version=settings.x402_asset_version,
+        pay_to=settings.pay_to,
+        max_timeout_s=settings.x402_timeout_s,
+    )
+
+
+def open_rail(
+    settings: Settings, db: Database, clock: Clock, entropy: Entropy, opened: AsyncExitStack
+) -> Rail:
+    """The rail that the settings name. Raises StoreError or InvalidSetting, with what to do."""
+    if settings.payments == "self":
+        return _self(settings, db, clock, open_node(settings, opened))
+    if settings.payments == "facilitator":
+        return _remote(settings, clock, entropy, open_node(settings, opened), opened)
+    chain = open_devnet(settings, clock)
+    opened.callback(chain.close)
+    return devnet_rail(chain)
+
+
+def devnet_rail(chain: DevChain) -> Rail:
+    """The embedded chain is all of a rail."""
+    return Rail(facilitator=chain, arrivals=chain, holdings=chain)
+
+
+def open_devnet(settings: Settings, clock: Clock) -> DevChain:
+    """The embedded chain, in its own file. Raises StoreError."""
+    with needs_file(settings.devnet_path, "SPAWN_DEVNET_PATH"):
+        return DevChain(Path(settings.devnet_path), x402_terms(settings), now=clock.now_s)
+
+
+def open_node(settings: Settings, opened: AsyncExitStack) -> "Web3Node":
+    """The node of a real chain."""
+    from spawn.evm.web3_node import Web3Node
+
+    node = Web3Node(settings.rpc_url, timeout_s=settings.rpc_timeout_s)
+    opened.push_async_callback(node.close)
+    return node
+
+
+@contextmanager
+def needs_file(path: str, setting: str) -> Iterator[None]:
+    """Say which file cannot be used, and which setting names another."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreError(
+            f"cannot use {path}: {error}. Restore that file, or name another with {setting}."
+        ) from error
+
+
+def _self(settings: Settings, db: Database, clock: Clock, node: "Web3Node") -> Rail:
+    our_terms = x402_terms(settings)
+    policy = RelayPolicy(
+        multicall=parse_address(settings.relay_multicall),
+        batch_max=settings.relay_batch_max,
+        alone_from_usdc=settings.relay_alone_from_usdc,
+        bump_after_s=settings.relay_bump_after_s,
+        fee_cap_wei=settings.relay_fee_cap_wei,
+        confirmations=settings.confirmations,
+        settle_wait_s=settings.settle_wait_s,
+        eth_price_usdc=settings.eth_price_usdc,
+    )
+    on_chain = OnChain(node, our_terms, confirmations=settings.confirmations)
+    relayer = Relayer(db, node, on_chain, our_terms, policy, settings.relayer_keys_list, clock)
+    return Rail(
+        facilitator=relayer,
+        arrivals=_arrivals(settings, node),
+        holdings=TokenHoldings(node, our_terms.asset),
+        wallets=ContractWallets(node, our_terms, clock.now_s),
+        relayer=relayer,
+    )
+
+
+def _remote(
+    settings: Settings, clock: Clock, entropy: Entropy, node: "Web3Node", opened: AsyncExitStack
+) -> Rail:
+    our_terms = x402_terms(settings)
+    client = httpx.AsyncClient(trust_env=False)
+    opened.push_async_callback(client.aclose)
+    cdp = None
+    if settings.cdp_key_id:
+        cdp = CdpKey(settings.cdp_key_id, settings.cdp_key_secret, now=clock.now_s, entropy=entropy)
+    remote = RemoteFacilitators(
+        client,
+        settings.facilitator_urls,
+        our_terms,
+        OnChain(node, our_terms, confirmations=settings.confirmations),
+        now=clock.now_s,
+        cdp=cdp,
+        timeout_s=settings.facilitator_timeout_s,
+        wait_s=settings.settle_wait_s,
+    )
+    return Rail(
+        facilitator=remote,
+        arrivals=_arrivals(settings, node),
+        holdings=TokenHoldings(node, our_terms.asset),
+        wallets=ContractWallets(node, our_terms, clock.now_s),
+        standings=remote.standings,
+    )
+
+
+def _arrivals(settings: Settings, node: "Web3Node") -> ChainArrivals:
+    return ChainArrivals(
+        node,
+        x402_terms(settings),
+        confirmations=settings.confirmations,
+        from_block=settings.suspense_from_block,
+    )
