@@ -119,7 +119,8 @@ def dev(listen: str | None, speed: float | None, chain: str) -> None:
 
     if speed is None and "SPAWN_SIMULATED_SPEED" not in os.environ:
         speed = 20.0
-    settings = _settings(listen=listen, simulated_speed=speed, **_chain_settings(chain))
+    here = _chain_settings(chain)
+    settings = _settings(listen=listen, simulated_speed=speed, **here)
     listener = _listen(settings)
     with _chain(settings, chain) as where:
         migrate(settings.database_url)
@@ -130,6 +131,10 @@ def dev(listen: str | None, speed: float | None, chain: str) -> None:
         click.echo(f"  network       {settings.x402_network}, USDC {settings.x402_asset}, {where}")
         click.echo(f"  paid to       {settings.x402_pay_to}")
         click.echo(f"  database      {settings.database_url}")
+        if here:
+            unusual = {name: value for name, value in here.items() if value != getattr(Settings(), name)}
+            exports = " ".join(f"SPAWN_{name.upper()}={value}" for name, value in unusual.items())
+            click.echo(f"  for treasury, ledger and others elsewhere: export {exports}")
         faucet_options = "" if chain == "embedded" else f"--chain {chain} "
         click.echo(
             f"  next          spawn wallet new; spawn faucet {faucet_options}0xYOUR_ADDRESS   (Ctrl-C stops)"

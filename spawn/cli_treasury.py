@@ -90,10 +90,10 @@ def _as_text(shown: "Treasury", settings: Settings) -> str:
 
 def _gas_lines(gas: "GasMoney") -> list[str]:
     return [
-        f"relayers    gas costs {_gwei(gas.price_wei)} gwei now; we pay at most {_gwei(gas.cap_wei)}",
+        f"relayers  gas costs {_gwei(gas.price_wei)} gwei now; we pay at most {_gwei(gas.cap_wei)}",
         *(
             f"  {one.address} {one.balance_wei / ETHER:>14.6f} ETH   {one.payments_now:,} payments now, "
-            f"{one.payments_at_cap:,} at the most"
+            f"{one.payments_at_cap:,} at the most{'' if one.payments_at_cap else '   SEND IT ETHER'}"
             for one in gas.relayers
         ),
     ]
@@ -104,7 +104,7 @@ def _meaning(shown: "Treasury") -> str:
         return "BROKEN: the books claim more than there is"
     if shown.compared.difference_usdc == 0:
         return "they agree"
-    return "beyond the books: not read or not claimed by a call yet, or there before"
+    return "not read yet, or there before the first run"
 
 
 def _last(shown: "Treasury") -> str:

@@ -15,11 +15,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import pytest
 
-from spawn.devchain import Programs
+if TYPE_CHECKING:
+    from spawn.devchain import Programs
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 NODE_PROJECT: Final = ROOT / "tests" / "interop" / "node"
@@ -147,7 +148,7 @@ def x402_v1_python() -> Path:
     return python
 
 
-def anvil_programs() -> Programs:
+def anvil_programs() -> "Programs":
     """Anvil from npm, and our contracts' code. Skips or fails like `require`."""
     require("anvil")
     try:
@@ -156,8 +157,10 @@ def anvil_programs() -> Programs:
         missing("anvil", str(error))
 
 
-def build_anvil_programs() -> Programs:
+def build_anvil_programs() -> "Programs":
     """Install anvil and the compiler once, and compile what has changed since. Raises NodePackagesMissing."""
+    from spawn.devchain import Programs  # noqa: PLC0415 - it takes most of a second, and every test imports this module
+
     install_node_packages(CONTRACTS_PROJECT)
     sources = [CONTRACTS_PROJECT / "package.json", CONTRACTS_PROJECT / "build.mjs"]
     sources += sorted((CONTRACTS_PROJECT / "src").iterdir())

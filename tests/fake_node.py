@@ -110,6 +110,8 @@ class FakeNode:
         """Accounts whose code accepts every signature (EIP-1271)."""
         self.greedy: set[str] = set()
         """Accounts whose code uses up all gas when it is mined, and none when it is tried."""
+        self.hungry: set[str] = set()
+        """Accounts whose code leaves nothing for those who come after it, mined or tried."""
         self.attempts: list[str] = []
         """The hash of everything that reached the node, accepted or not."""
         self._terms = terms
@@ -381,6 +383,8 @@ class FakeNode:
         words = [data[index : index + 32] for index in range(4, len(data), 32)]
         match data[:4]:
             case selector if selector in {_TRANSFER_BY_KEY, _TRANSFER_BY_BYTES}:
+                if mined and _address(words[0]) in self.greedy:
+                    raise _Reverted
                 return b"", self._transfer(_payment(data[:4], words), at)
             case selector if selector == _AUTHORIZATION_STATE:
                 spent = (_address(words[0]), "0x" + words[1].hex()) in self._state.spent
@@ -408,6 +412,7 @@ class FakeNode:
             else:
                 answers.append((True, answer))
                 logs += more
+            out_of_gas = out_of_gas or _address(words[0]) in self.hungry
         return encode(["(bool,bytes)[]"], [answers]), logs
 
     def _transfer(self, payment: ExactPayment, at: int) -> list[tuple[Address, tuple[bytes, ...], bytes]]:

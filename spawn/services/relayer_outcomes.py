@@ -151,17 +151,18 @@ class Outcomes:
         if deep is None:
             return
         for flight in late:
-            expired = _expired(flight.items, deep)
-            unspent = [item for item in expired if await self._is_unspent(item)]
-            flight.items = [item for item in flight.items if item not in unspent]
-            await self.decide([(item, _EXPIRED) for item in unspent], now)
+            found = [(item, await self._at_the_end(item)) for item in _expired(flight.items, deep)]
+            decided = [(item, outcome) for item, outcome in found if outcome is not None]
+            await self.decide(decided, now)
+            ended = {item.id for item, _ in decided}
+            flight.items = [item for item in flight.items if item.id not in ended]
 
-    async def _is_unspent(self, item: Item) -> bool:
-        """Whether nothing moved it; a nonce that was cancelled did not."""
+    async def _at_the_end(self, item: Item) -> Outcome | None:
+        """What became of a payment whose time is over: whoever moved it, it is paid."""
         try:
-            return not isinstance(await self._on_chain.find(item.payment), Settled)
+            return await self._on_chain.find(item.payment) or _EXPIRED
         except SettlementUnclear:
-            return False
+            return None
 
 
 def _expired(items: Iterable[Item], block: Block) -> list[Item]:

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 from msgspec.structs import replace
 from spawn_schemas.x402 import Reason
 
-from spawn.domain.settlements import RelayPolicy, signed_by_key
+from spawn.domain.settlements import RelayPolicy, gas_limit, signed_by_key
 from spawn.evm.eip3009 import balance_of_call
 from spawn.evm.multicall import Call, aggregate3, results
 from spawn.evm.node import Block, CallReverted, Node, NodeUnavailable
@@ -89,7 +89,8 @@ class Trial:
         if item.untried:
             return True
         try:
-            await self._node.call(self._terms.asset, item.call)
+            gas = gas_limit(1, by_key=signed_by_key(item.signature))
+            await self._node.call(self._terms.asset, item.call, gas=gas)
         except CallReverted:
             return False
         return True

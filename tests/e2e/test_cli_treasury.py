@@ -50,7 +50,7 @@ def test_the_chain_beside_the_books(tmp_path: Path) -> None:
     assert [line.split()[:4] for line in lines[1:4]] == [
         ["on", "chain", "4.500000", "USDC"],
         ["in", "the", "books", "3.000000"],
-        ["difference", "1.500000", "USDC", "beyond"],
+        ["difference", "1.500000", "USDC", "not"],
     ]
     assert lines[4].strip() == "last compared by the service: never"
     assert lines[6].split()[:5] == ["settlement", "broadcast", "1", "0.001", "USDC,"]

@@ -9,17 +9,20 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from spawn_schemas.ids import Address
 from spawn_schemas.money import Usdc
 
 from spawn import devchain
+from spawn.clock import SystemClock
 from spawn.devchain import DevChainUnavailable, for_developers, installed, running, settings_here
 from spawn.evm.transactions import address_of
 from spawn.settings import Settings, read_settings
 from tests.anvil import anvil, install
 from tests.e2e.test_cli import SOMEBODY, free_address, refused, spawn, wait_until_up
 from tests.engines import anvil_programs
+from tests.wallets import Wallet
 
 PAYER = Address("0x" + "11" * 20)
 
@@ -139,10 +142,44 @@ def test_the_command_starts_it_and_ends_it(tmp_path: Path, number: signal.Signal
         wait_until_up(address)
         port = rpc.rpartition(":")[2]
         assert len(pids_with(port)) == 1
-        given = spawn(tmp_path, "faucet", "--chain", "anvil", SOMEBODY, rpc_url=f"http://{rpc}")
-        assert "has 100.00 USDC on eip155:84532 (play money)" in given.stdout
         process.send_signal(number)
         assert process.wait(20) == 0
         assert pids_with(port) == set()
-    assert (tmp_path / "spawn-anvil.json").exists()
-    assert f"anvil at http://{rpc}" in (tmp_path / "log").read_text()
+
+
+def exported(folder: Path) -> dict[str, str]:
+    """The settings that the command says others need."""
+    said = (folder / "log").read_text()
+    pairs = said.partition(": export ")[2].splitlines()[0].split()
+    return {
+        name.removeprefix("SPAWN_").lower(): value
+        for name, _, value in (pair.partition("=") for pair in pairs)
+    }
+
+
+async def test_a_payment_is_a_transfer_on_it_and_stays_one(tmp_path: Path) -> None:
+    address, rpc = free_address(), free_address()
+    url = f"http://{rpc}"
+    wallet = Wallet.numbered(77)
+    with dev(tmp_path, address, url):
+        wait_until_up(address)
+        given = spawn(tmp_path, "faucet", "--chain", "anvil", wallet.address, rpc_url=url)
+        assert "has 100.00 USDC on eip155:84532 (play money)" in given.stdout
+        async with httpx.AsyncClient(base_url=f"http://{address}", timeout=30) as client:
+            order = {"amount": "1.50"}
+            asked = await client.post("/v1/balance/deposit", json=order)
+            payment = wallet.payment(asked.headers["PAYMENT-REQUIRED"], now=SystemClock().now_s())
+            paid = await client.post(
+                "/v1/balance/deposit", json=order, headers={"PAYMENT-SIGNATURE": payment}
+            )
+        assert paid.status_code == 200, paid.text
+        assert paid.json()["balance"] == "1.50"
+    others = exported(tmp_path) | {"rpc_url": url}
+    with dev(tmp_path, address, url):
+        wait_until_up(address)
+        treasury = spawn(tmp_path, "treasury", **others)
+        assert "they agree" in treasury.stdout
+        assert "1.500000 USDC" in treasury.stdout
+        assert "the books are right" in spawn(tmp_path, "ledger", "verify", **others).stdout
+        again = spawn(tmp_path, "faucet", wallet.address, "--amount", "0.25", **others)
+        assert "has 98.75 USDC" in again.stdout

@@ -77,9 +77,7 @@ class Scene:
         self._calls += calls
         ids = {payment.nonce_key(TERMS.chain_id, TERMS.asset) for payment in payments}
         async with asyncio.timeout(10):
-            while not ids <= {
-                row["id"] for row in await settlements(self.db) if row["state"] != "failed"
-            }:
+            while not ids <= {row["id"] for row in await settlements(self.db) if row["state"] != "failed"}:
                 pass
         return calls
 
@@ -279,6 +277,7 @@ async def test_one_payer_cannot_pay_twice_with_the_same_money(scene: Scene) -> N
     done = [await asyncio.wait_for(call, 1) for call in calls]
     assert sum(isinstance(one, Settled) for one in done) == 2
     assert {one.reason for one in done if isinstance(one, Rejected)} == {Reason.INSUFFICIENT_FUNDS}
+    assert len(scene.node.attempts) == 1
 
 
 async def test_a_cause_that_was_mended_is_tried_anew(scene: Scene) -> None:
@@ -334,17 +333,55 @@ async def test_greedy_code_harms_no_neighbour_and_not_us_for_ever(scene: Scene) 
     await scene.block(6)
     for index in (0, 2, 3):
         assert await settled(calls[index])
-    assert len(scene.node.attempts) <= 1 + 3
+    assert await rejected(calls[1]) == "invalid_transaction_state"
+    # Payers 1 to 3 failed together, and went alone afterwards.
+    assert len(scene.node.attempts) == 1 + 3
+
+
+async def test_code_that_leaves_no_gas_to_the_next_is_no_reason_to_refuse_them(scene: Scene) -> None:
+    scene.node.hungry.add(wallet(1))
+    calls = await scene.settle(*(pay(number) for number in range(4)))
+    await scene.block(4)
+    assert len({await settled(call) for call in calls}) == 3
+
+
+@policy(confirmations=3)
+async def test_a_stranger_counts_once_it_is_deep_enough(scene: Scene) -> None:
+    scene.node.submit(pay())
+    (call,) = await scene.settle(pay())
+    await scene.step()
+    assert not call.done()
+    assert await scene.states() == ["reserved"]
+    await scene.block(2)
+    assert await settled(call)
+    assert scene.node.attempts == []
+
+
+async def test_what_a_stranger_moved_is_paid_though_ours_is_stuck_beyond_its_time(scene: Scene) -> None:
+    (call,) = await scene.settle(pay())
+    await scene.step()
+    scene.node.submit(pay())
+    scene.clock.advance(301)
+    scene.node.mine(only=())
+    await scene.step()
+    assert await settled(call) not in scene.node.attempts
+    await scene.block()
+    assert [row["state"] for row in await relays(scene.db)].count("confirmed") == 1
 
 
 # --- the way to the node --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", ["lose_request", "lose_answer", "swallow"])
-async def test_what_got_lost_on_the_way_is_sent_again(scene: Scene, fault: str) -> None:
+async def test_what_got_lost_on_the_way_is_sent_again(
+    scene: Scene, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
     setattr(scene.node.faults, fault, 1)
     (call,) = await scene.settle(pay())
     await scene.step()
+    await scene.step()
+    assert await scene.states() == ["broadcast"]
+    assert "refuses" not in caplog.text
     await scene.wait(20)
     await scene.block()
     assert await settled(call) in scene.node.attempts
@@ -522,6 +559,21 @@ async def test_a_nonce_that_somebody_else_used_costs_nobody_anything(scene: Scen
     assert await settled(call)
     assert [row["state"] for row in await relays(scene.db)] == ["replaced", "confirmed"]
     assert scene.node.used(ACCOUNT) == 2
+
+
+async def test_a_nonce_that_was_taken_a_moment_ago_is_no_trouble(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    def take(name: str) -> None:
+        if name == "priority_fee_wei" and scene.node.used(ACCOUNT) == 0:
+            scene.node.spend_nonce(ACCOUNT)
+
+    scene.node.faults.on_call = take
+    (call,) = await scene.settle(pay())
+    await scene.wait(17)
+    await scene.block()
+    assert await settled(call)
+    assert "refuses" not in caplog.text
 
 
 @pytest.mark.parametrize("waiting", [0, 1])

@@ -227,8 +227,9 @@ class History:
             await self._step()
             self.clock.advance(5)
             self.node.mine()
+            left = await self._unfinished()
             self._calls = [call for call in self._calls if not call.done()]
-            if not self._calls and not await self._unfinished():
+            if not left and not self._calls:
                 return
         raise AssertionError(await self._unfinished())
 
