@@ -3,9 +3,10 @@
 Invariant: opening a rail asks nobody anything, so that the service starts while its chain is down; what is opened here
 closes with the stack it is given.
 """
-# ruff: noqa: PLC0415 - web3 takes a second to import, and play money needs none of it
+# ruff: noqa: PLC0415 - what a real chain needs takes seconds to import, and play money needs none of it
 
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from spawn_schemas.ids import Entropy, parse_address
 from spawn.clock import Clock
 from spawn.domain.settlements import RelayPolicy
 from spawn.payments.arrivals import Arrivals, ChainArrivals
-from spawn.payments.cdp import CdpKey
 from spawn.payments.contract_wallets import ContractWallets
 from spawn.payments.devnet import DevChain
 from spawn.payments.exact import Terms, terms
@@ -26,12 +26,12 @@ from spawn.payments.facilitator import Facilitator
 from spawn.payments.holdings import Holdings, TokenHoldings
 from spawn.payments.onchain import OnChain
 from spawn.payments.remote import RemoteFacilitators, Standing
-from spawn.services.relayer import Relayer
 from spawn.settings import Settings
 from spawn.store.database import Database, StoreError
 
 if TYPE_CHECKING:
     from spawn.evm.web3_node import Web3Node
+    from spawn.services.relayer import Relayer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Rail:
     arrivals: Arrivals
     holdings: Holdings
     wallets: ContractWallets | None = None
-    relayer: Relayer | None = None
+    relayer: "Relayer | None" = None
     standings: Callable[[], Sequence[Standing]] = tuple
 
 
@@ -88,7 +88,8 @@ def open_devnet(settings: Settings, clock: Clock) -> DevChain:
 
 def open_node(settings: Settings, opened: AsyncExitStack) -> "Web3Node":
     """The node of a real chain."""
-    from spawn.evm.web3_node import Web3Node
+    with kept_recursion_limit():
+        from spawn.evm.web3_node import Web3Node
 
     node = Web3Node(settings.rpc_url, timeout_s=settings.rpc_timeout_s)
     opened.push_async_callback(node.close)
@@ -106,7 +107,24 @@ def needs_file(path: str, setting: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def kept_recursion_limit() -> Iterator[None]:
+    """Import Ethereum's libraries without one of their effects.
+
+    One of them raises the limit a hundredfold for arithmetic that we never do, and with it a request of brackets could
+    crash the process: the JSON decoder recurses with its input.
+    """
+    limit = sys.getrecursionlimit()
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
+
+
 def _self(settings: Settings, db: Database, clock: Clock, node: "Web3Node") -> Rail:
+    with kept_recursion_limit():
+        from spawn.services.relayer import Relayer
+
     our_terms = x402_terms(settings)
     policy = RelayPolicy(
         multicall=parse_address(settings.relay_multicall),
@@ -137,6 +155,8 @@ def _remote(
     opened.push_async_callback(client.aclose)
     cdp = None
     if settings.cdp_key_id:
+        from spawn.payments.cdp import CdpKey
+
         cdp = CdpKey(settings.cdp_key_id, settings.cdp_key_secret, now=clock.now_s, entropy=entropy)
     remote = RemoteFacilitators(
         client,

@@ -46,5 +46,3 @@ def new_action_id(entropy: Entropy) -> ActionId:
 
 def new_ssh_key_id(entropy: Entropy) -> SshKeyId:
     return SshKeyId("sk_" + _random_text(entropy))
-
-

@@ -7,7 +7,7 @@ whoever has shown that it can sign is never asked for money where a signature wi
 from typing import Any, Final, cast
 
 import msgspec
-from spawn_schemas import api
+from spawn_schemas import refusals
 from spawn_schemas.errors import Code, SpawnError
 from spawn_schemas.ids import Entropy
 from spawn_schemas.money import Usdc, format_usdc
@@ -126,7 +126,7 @@ class Asking:
         header = (prepared or offer.to_anybody).header(
             price.payment_usdc, resource, error, self._with_nonce(arrival.route)
         )
-        body = api.PaymentRequiredBody(
+        body = refusals.PaymentRequiredBody(
             x402Version=1,
             accepts=accepts,
             error=version1.body_error(error),

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 from litestar import Request
 from litestar.exceptions import HTTPException, ValidationException
-from spawn_schemas import api
+from spawn_schemas import refusals
 from spawn_schemas.errors import Code, SpawnError
 
 from spawn.api.replies import JSON, Reply
@@ -62,8 +62,8 @@ _OF_STATUS: Final = {
 def refusal(request_id: str, error: SpawnError, *, headers: list[tuple[bytes, bytes]] | None = None) -> Reply:
     """The envelope every refusal comes in."""
     status = STATUS[error.code]
-    body = api.ErrorAnswer(
-        error=api.ErrorBody(
+    body = refusals.ErrorAnswer(
+        error=refusals.ErrorBody(
             code=error.code.value,
             message=error.message,
             status=status,

@@ -6,7 +6,7 @@ Invariant: every route declares a charge; `tests/arch` fails for one that does n
 from typing import Any, Final, cast
 
 from litestar.openapi.datastructures import ResponseSpec
-from spawn_schemas import api
+from spawn_schemas import refusals
 from spawn_schemas.money import format_usdc
 
 from spawn.domain.charges import Charge, Kind
@@ -33,17 +33,17 @@ _DONE: Final = (
 _DONE_FREE: Final = "The answer."
 
 
-def priced(charge: Charge, summary: str, *refusals: int) -> dict[str, Any]:
+def priced(charge: Charge, summary: str, *refused: int) -> dict[str, Any]:
     """Keyword arguments for a route decorator: its charge, its summary, and the errors worth documenting."""
     responses: dict[int, ResponseSpec] = {
         status: ResponseSpec(
-            data_container=api.ErrorAnswer, description=_REFUSALS[status], generate_examples=False
+            data_container=refusals.ErrorAnswer, description=_REFUSALS[status], generate_examples=False
         )
-        for status in sorted({*refusals, *(() if charge.kind is Kind.FREE else _ANY_PAID_CALL)})
+        for status in sorted({*refused, *(() if charge.kind is Kind.FREE else _ANY_PAID_CALL)})
     }
     if charge.kind is not Kind.FREE:
         responses[402] = ResponseSpec(
-            data_container=cast("type[Any]", api.PaymentRequiredBody | api.ErrorAnswer),
+            data_container=cast("type[Any]", refusals.PaymentRequiredBody | refusals.ErrorAnswer),
             description="What to pay, for x402 v2 in the `PAYMENT-REQUIRED` header, for v1 in the body: the price, but "
             "never less than `payment.minimum` of `GET /v1/catalog`, and what is above the price becomes balance. Or "
             "the chain's refusal of a payment, an error with the reason in the receipt.",

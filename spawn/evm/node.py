@@ -78,7 +78,9 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
 class Node(Protocol):
     """Hashes are 0x and 64 lower-case hex digits. Every method raises NodeUnavailable."""
 
-    async def chain_id(self) -> int: ...
+    async def chain_id(self) -> int:
+        """Which chain this is (EIP-155)."""
+        ...
 
     async def block(self, number: int | None = None) -> Block | None:
         """That block, or the newest; None where the chain has none of that number (yet, or any more)."""
@@ -88,7 +90,9 @@ class Node(Protocol):
         """How many transactions of the account are in blocks: the number of its next one."""
         ...
 
-    async def balance_wei(self, account: Address) -> int: ...
+    async def balance_wei(self, account: Address) -> int:
+        """What the account has to pay for gas with."""
+        ...
 
     async def code(self, account: Address) -> bytes:
         """Empty for an ordinary account; `0xef0100` and an address for a delegated one (EIP-7702)."""

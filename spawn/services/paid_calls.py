@@ -35,8 +35,9 @@ from spawn.store.reservations import Rail, Reservation, State
 
 log = logging.getLogger(__name__)
 
-CLAIM_S = 60
-SETTLE_TIMEOUT_S = 30
+CLAIM_S = 120
+SETTLE_TIMEOUT_S = 90
+"""Far beyond what a rail waits by itself, because whoever is cut off says no hash; within the claim."""
 _FINAL = frozenset({State.DONE, State.REFUSED})
 
 

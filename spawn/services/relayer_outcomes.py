@@ -144,7 +144,7 @@ class Outcomes:
         Their transaction may be mined yet, and can only fail. Asked of a block as deep as we confirm, so that no
         other history of the chain can bring the time back.
         """
-        late = [flight for flight in flights if not flight.seen and _expired(flight.items, head)]
+        late = [flight for flight in flights if _expired(flight.items, head)]
         if not late:
             return
         deep = await self._node.block(max(0, head.number - self._confirmations + 1))

@@ -19,11 +19,7 @@ from spawn_schemas.x402 import Reason
 from spawn.payments.devnet import DevChain
 from spawn.payments.exact import ExactPayment
 from spawn.payments.facilitator import Facilitator, Rejected, Settled
-from spawn.store.sqlite import SqliteDatabase
-from tests import relaying
 from tests.contract.remote_rail import remote_rail
-from tests.fake_node import FakeNode
-from tests.harness import VirtualClock
 from tests.payments import NOW, PAYEE, TERMS, authorize
 
 PAYER: LocalAccount = Account.from_key("0x" + "33" * 32)

@@ -14,6 +14,15 @@ import pytest
 from tests.harness import ORDER, World, open_world
 from tests.integration.paid_calls import PUBLIC_KEY, challenge, nothing_changes, refusal
 
+SELF_RAIL = """
+import contextlib
+from spawn.clock import SystemClock, SystemEntropy
+from spawn.rails import open_rail
+from spawn.settings import read_settings
+url, key, ours = "http://127.0.0.1:1", "11" * 32, "0x" + "22" * 20
+settings = read_settings({}, payments="self", rpc_url=url, relayer_keys=key, x402_pay_to=ours)
+open_rail(settings, None, SystemClock(), SystemEntropy(), contextlib.AsyncExitStack())
+"""
 ENCODED = msgspec.json.encode(ORDER)
 NEEDS_BODY = [
     ("POST", "/v1/servers"),
@@ -144,8 +153,9 @@ def server_recursion() -> Iterator[None]:
 def test_the_service_keeps_the_recursion_limit() -> None:
     """The JSON decoder recurses with its input and relies on that limit: with a higher one a body of brackets
     would overrun the stack and kill the process."""
-    code = "import sys, spawn.app, spawn.cli; sys.exit(sys.getrecursionlimit() > 1000)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    for opened in ("", SELF_RAIL):
+        code = f"import sys, spawn.app, spawn.cli\n{opened}\nsys.exit(sys.getrecursionlimit() > 1000)"
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.usefixtures("server_recursion")
