@@ -18,6 +18,7 @@ from spawn_schemas.ids import Entropy, parse_address
 
 from spawn.clock import Clock
 from spawn.domain.settlements import RelayPolicy
+from spawn.evm.node import Node
 from spawn.payments.arrivals import Arrivals, ChainArrivals
 from spawn.payments.contract_wallets import ContractWallets
 from spawn.payments.devnet import DevChain
@@ -67,7 +68,7 @@ def open_rail(
 ) -> Rail:
     """The rail that the settings name. Raises StoreError or InvalidSetting, with what to do."""
     if settings.payments == "self":
-        return _self(settings, db, clock, open_node(settings, opened))
+        return self_rail(settings, db, clock, open_node(settings, opened))
     if settings.payments == "facilitator":
         return _remote(settings, clock, entropy, open_node(settings, opened), opened)
     chain = open_devnet(settings, clock)
@@ -121,7 +122,8 @@ def kept_recursion_limit() -> Iterator[None]:
         sys.setrecursionlimit(limit)
 
 
-def _self(settings: Settings, db: Database, clock: Clock, node: "Web3Node") -> Rail:
+def self_rail(settings: Settings, db: Database, clock: Clock, node: Node) -> Rail:
+    """Transactions of our own, through this node."""
     with kept_recursion_limit():
         from spawn.services.relayer import Relayer
 
@@ -177,7 +179,7 @@ def _remote(
     )
 
 
-def _arrivals(settings: Settings, node: "Web3Node") -> ChainArrivals:
+def _arrivals(settings: Settings, node: Node) -> ChainArrivals:
     return ChainArrivals(
         node,
         x402_terms(settings),

@@ -30,15 +30,18 @@ from spawn.evm.node import (
 )
 from spawn.payments.curve import keccak256
 from spawn.payments.exact import ExactPayment, PaymentInvalid, Terms, require_signature
+from tests.calldata import (
+    AGGREGATE3,
+    AUTHORIZATION_STATE,
+    BALANCE_OF,
+    TRANSFER_BY_BYTES,
+    TRANSFER_BY_KEY,
+    address_in,
+    payment_in,
+)
 
 MULTICALL: Final = Address("0xca11bde05977b3631167028862be2a173976ca11")
 GWEI: Final = 10**9
-
-_TRANSFER_BY_KEY: Final = bytes.fromhex("e3ee160e")
-_TRANSFER_BY_BYTES: Final = bytes.fromhex("cf092995")
-_AUTHORIZATION_STATE: Final = bytes.fromhex("e94a0102")
-_BALANCE_OF: Final = bytes.fromhex("70a08231")
-_AGGREGATE3: Final = bytes.fromhex("82ad56cb")
 
 
 @dataclass(kw_only=True)
@@ -112,6 +115,8 @@ class FakeNode:
         """Accounts whose code uses up all gas when it is mined, and none when it is tried."""
         self.hungry: set[str] = set()
         """Accounts whose code leaves nothing for those who come after it, mined or tried."""
+        self.gas_needed: dict[str, int] = {}
+        """Accounts whose code needs so much gas, when it is tried alone."""
         self.attempts: list[str] = []
         """The hash of everything that reached the node, accepted or not."""
         self._terms = terms
@@ -151,6 +156,9 @@ class FakeNode:
         await self._answer("call")
         if to not in self.codes:
             return b""
+        payer = address_in(data[4:36])
+        if gas is not None and to == self._terms.asset and gas < self.gas_needed.get(payer, 0):
+            raise CallReverted
         kept, self._state = self._state, deepcopy(self._state)
         try:
             answer, _ = self._execute(to, data, self._head.at, mined=False)
@@ -376,21 +384,21 @@ class FakeNode:
     def _execute(
         self, to: Address, data: bytes, at: int, *, mined: bool
     ) -> tuple[bytes, list[tuple[Address, tuple[bytes, ...], bytes]]]:
-        if to == MULTICALL and data[:4] == _AGGREGATE3 and to in self.codes:
+        if to == MULTICALL and data[:4] == AGGREGATE3 and to in self.codes:
             return self._aggregate(data, at, mined=mined)
         if to != self._terms.asset:
             return b"", []
         words = [data[index : index + 32] for index in range(4, len(data), 32)]
         match data[:4]:
-            case selector if selector in {_TRANSFER_BY_KEY, _TRANSFER_BY_BYTES}:
-                if mined and _address(words[0]) in self.greedy:
+            case selector if selector in {TRANSFER_BY_KEY, TRANSFER_BY_BYTES}:
+                if mined and address_in(words[0]) in self.greedy:
                     raise _Reverted
-                return b"", self._transfer(_payment(data[:4], words), at)
-            case selector if selector == _AUTHORIZATION_STATE:
-                spent = (_address(words[0]), "0x" + words[1].hex()) in self._state.spent
+                return b"", self._transfer(payment_in(data[:4], words), at)
+            case selector if selector == AUTHORIZATION_STATE:
+                spent = (address_in(words[0]), "0x" + words[1].hex()) in self._state.spent
                 return int(spent).to_bytes(32, "big"), []
-            case selector if selector == _BALANCE_OF:
-                return self.balance(_address(words[0])).to_bytes(32, "big"), []
+            case selector if selector == BALANCE_OF:
+                return self.balance(address_in(words[0])).to_bytes(32, "big"), []
             case _:
                 raise _Reverted
 
@@ -402,7 +410,7 @@ class FakeNode:
         out_of_gas = False
         for to, _, item in calls:
             words = [item[index : index + 32] for index in range(4, len(item), 32)]
-            out_of_gas = out_of_gas or (mined and _address(words[0]) in self.greedy)
+            out_of_gas = out_of_gas or (mined and address_in(words[0]) in self.greedy)
             try:
                 if out_of_gas:
                     raise _Reverted
@@ -412,7 +420,7 @@ class FakeNode:
             else:
                 answers.append((True, answer))
                 logs += more
-            out_of_gas = out_of_gas or _address(words[0]) in self.hungry
+            out_of_gas = out_of_gas or address_in(words[0]) in self.hungry
         return encode(["(bool,bytes)[]"], [answers]), logs
 
     def _transfer(self, payment: ExactPayment, at: int) -> list[tuple[Address, tuple[bytes, ...], bytes]]:
@@ -438,27 +446,6 @@ class FakeNode:
             (self._terms.asset, used, b""),
             (self._terms.asset, moved, payment.value.to_bytes(32, "big")),
         ]
-
-
-def _address(word: bytes) -> str:
-    return "0x" + word[12:].hex()
-
-
-def _payment(selector: bytes, words: list[bytes]) -> ExactPayment:
-    if selector == _TRANSFER_BY_KEY:
-        signature = words[7] + words[8] + words[6][31:]
-    else:
-        length = int.from_bytes(words[7], "big")
-        signature = b"".join(words[8:])[:length]
-    return ExactPayment(
-        payer=Address(_address(words[0])),
-        pay_to=Address(_address(words[1])),
-        value=int.from_bytes(words[2], "big"),
-        valid_after=int.from_bytes(words[3], "big"),
-        valid_before=int.from_bytes(words[4], "big"),
-        nonce="0x" + words[5].hex(),
-        signature="0x" + signature.hex(),
-    )
 
 
 def _receipt(

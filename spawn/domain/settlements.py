@@ -18,8 +18,10 @@ WEI: Final = 10**18
 SELF_GAS: Final = 21_000
 """What a transaction without data costs (EIP-2718, yellow paper: G_transaction)."""
 _BATCH_GAS: Final = 100_000
-_ITEM_GAS: Final = 150_000
-"""A transfer of USDC costs 65,000 to 90,000; 100 of them stay below the 2^24 that a transaction may have (EIP-7825)."""
+_SHARED_GAS: Final = 100_000
+"""For each of several: they cost 40,000 to 60,000. 100 stay below the 2^24 that a transaction may have (EIP-7825)."""
+_ALONE_GAS: Final = 150_000
+"""For one transfer of USDC, which costs 65,000 to 90,000."""
 _CODE_GAS: Final = 500_000
 """A wallet's own code checks its signature, some with a passkey's curve; the x402 SDK allows as much."""
 _KEY_SIGNATURE: Final = 2 + 2 * 65
@@ -154,15 +156,15 @@ def _shares(payment: Payable, policy: RelayPolicy) -> bool:
     return small and not payment.apart and signed_by_key(payment.signature)
 
 
-def gas_limit(count: int, *, by_key: bool) -> int:
-    """The most gas for a transaction with `count` payments; `by_key`: all signed by ordinary accounts."""
+def gas_limit(count: int, *, by_code: bool = False) -> int:
+    """The most gas for a transaction with `count` payments; `by_code`: the payers' own code checks signatures."""
     match count:
         case 0:
             return SELF_GAS
         case 1:
-            return _ITEM_GAS if by_key else _CODE_GAS
+            return _CODE_GAS if by_code else _ALONE_GAS
         case _:
-            return _BATCH_GAS + count * (_ITEM_GAS if by_key else _CODE_GAS)
+            return _BATCH_GAS + count * (_CODE_GAS if by_code else _SHARED_GAS)
 
 
 def gas_cost_usdc(gas_wei: int, eth_price_usdc: Usdc) -> Usdc:

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from spawn_schemas.ids import Address
 
+from spawn.domain.settlements import signed_by_key
 from spawn.evm.eip3009 import transfer_call
 from spawn.payments.exact import ExactPayment
 from spawn.payments.facilitator import Rejected, Settled
@@ -43,6 +44,11 @@ class Item:
     @property
     def signature(self) -> str:
         return self.payment.signature
+
+    @property
+    def by_code(self) -> bool:
+        """Whether code may check its signature: a wallet's, or that of an account with a key too (EIP-7702)."""
+        return self.apart or not signed_by_key(self.signature)
 
     @cached_property
     def call(self) -> bytes:

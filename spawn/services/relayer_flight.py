@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from spawn_schemas.ids import Address
 
-from spawn.domain.settlements import Fees, gas_limit, signed_by_key
+from spawn.domain.settlements import Fees, gas_limit
 from spawn.evm.multicall import Call, aggregate3
 from spawn.evm.transactions import address_of, sign
 from spawn.services.relayer_desk import Item
@@ -68,7 +68,7 @@ class Signer:
 
         Takes a millisecond of the processor, so that it is to be called on a thread.
         """
-        gas = gas_limit(len(items), by_key=all(signed_by_key(item.signature) for item in items))
+        gas = gas_limit(len(items), by_code=any(item.by_code for item in items))
         to, data = self._call(items)
         signed = sign(
             self._key,

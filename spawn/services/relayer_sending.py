@@ -85,7 +85,7 @@ class Sending:
             self.complain("sending", f"the node refuses its transactions: {error}")
             return False
         except NodeUnavailable as error:
-            self.complain("node", f"the node does not answer: {error}")
+            self.complain("sending", f"the node does not say whether it has a transaction: {error}")
             flight.push_at = now  # it may have arrived
             return False
         flight.sent, flight.dear = True, False

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 from msgspec.structs import replace
 from spawn_schemas.x402 import Reason
 
-from spawn.domain.settlements import RelayPolicy, gas_limit, signed_by_key
+from spawn.domain.settlements import RelayPolicy, gas_limit
 from spawn.evm.eip3009 import balance_of_call
 from spawn.evm.multicall import Call, aggregate3, results
 from spawn.evm.node import Block, CallReverted, Node, NodeUnavailable
@@ -65,9 +65,7 @@ class Trial:
         for item in items:
             # A chain that makes no blocks while nothing happens (a development chain) tells an old time.
             item.untried = head.at <= item.payment.valid_after < now
-        together = [
-            item for item in items if not item.apart and not item.untried and signed_by_key(item.signature)
-        ]
+        together = [item for item in items if not item.by_code and not item.untried]
         if self._policy.batch_max == 1 or len(together) == 1:
             together = []
         passed: set[str] = set()
@@ -89,8 +87,7 @@ class Trial:
         if item.untried:
             return True
         try:
-            gas = gas_limit(1, by_key=signed_by_key(item.signature))
-            await self._node.call(self._terms.asset, item.call, gas=gas)
+            await self._node.call(self._terms.asset, item.call, gas=gas_limit(1, by_code=item.by_code))
         except CallReverted:
             return False
         return True
@@ -127,9 +124,9 @@ class Trial:
         return await self._last_resort(item)
 
     async def _last_resort(self, item: Item) -> Outcome | None:
-        """Nothing explains it: it may be that its neighbours used up the gas, so that it is tried alone."""
+        """Nothing explains it: its neighbours or its own code may have used up the gas. Alone it has more."""
+        item.apart = True
         if item.failures < FAILURES_MAX and await self._would_settle(item):
-            item.apart = True
             return None
         if await self._node.code(item.payment.payer):
             return Rejected(

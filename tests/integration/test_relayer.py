@@ -72,7 +72,7 @@ async def test_a_lone_payment_goes_to_the_token_itself_and_several_together(scen
     await scene.block()
     assert await settled(alone) not in {await settled(call) for call in calls}
     limits = [row["gas_limit"] for row in await relays(scene.db)]
-    assert limits == [850_000, 150_000]
+    assert limits == [600_000, 150_000]
 
 
 @policy(batch_max=3, alone_from_usdc=500_000)
@@ -247,6 +247,15 @@ async def test_code_that_leaves_no_gas_to_the_next_is_no_reason_to_refuse_them(s
     calls = await scene.settle(*(pay(number) for number in range(4)))
     await scene.block(4)
     assert len({await settled(call) for call in calls}) == 3
+
+
+async def test_code_behind_an_ordinary_signature_may_have_more_gas(scene: Scene) -> None:
+    """An account with a key and code (EIP-7702): the token asks the code."""
+    scene.node.gas_needed[wallet(0)] = 300_000
+    (call,) = await scene.settle(pay())
+    await scene.block(2)
+    assert await settled(call)
+    assert [row["gas_limit"] for row in await relays(scene.db)] == [500_000]
 
 
 @policy(confirmations=3)

@@ -4,7 +4,6 @@ python -m tests.interop.self_hosted PORT RPC_URL NETWORK      with the relayer's
 """
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Final
 import httpx
 
 from tests.engines import ROOT
+from tests.interop.service import free_port
 
 START_TIMEOUT_S: Final = 30
 KEY_VARIABLE: Final = "X402_TEST_KEY"
@@ -35,11 +35,12 @@ class SelfHosted:
 
 
 @contextmanager
-def self_hosted(*, rpc_url: str, network: str, key: str) -> Iterator[SelfHosted]:
-    """Run the facilitator for this network, its transactions sent and paid for by the account of `key`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+def self_hosted(*, rpc_url: str, network: str, key: str, port: int | None = None) -> Iterator[SelfHosted]:
+    """Run the facilitator for this network, its transactions sent and paid for by the account of `key`.
+
+    Without a `port` it is a free one.
+    """
+    port = free_port() if port is None else port
     command = [sys.executable, "-m", "tests.interop.self_hosted_app", str(port), rpc_url, network]
     process = subprocess.Popen(
         command, cwd=ROOT, env=os.environ | {KEY_VARIABLE: key}, stdout=subprocess.DEVNULL

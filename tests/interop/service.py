@@ -1,4 +1,4 @@
-"""`spawn dev` as anybody runs it: a process of its own, on a free port, with its files in a folder of the test.
+"""`spawn` as anybody runs it: a process of its own, on a free port, with its files in a folder of the test.
 
 Invariant: nothing here reaches into the process. What it did is read where it left it: on the chain and in the
 books, each opened beside it.
@@ -76,15 +76,15 @@ class RunningService:
 
     async def mark(self) -> Mark:
         """Where both logs end now."""
-        with snapshot(self._database) as tx:
+        with snapshot(self.database) as tx:
             last = tx.one(SELECT_LAST, {})
-        return Mark(chain=len(await self._transfers()), ledger=(last["seq"] or 0) if last else 0)
+        return Mark(chain=len(await self.transfers()), ledger=(last["seq"] or 0) if last else 0)
 
     async def moved(self, wallet: Address, since: Mark) -> Movements:
         """What the wallet paid on the chain, and what the ledger made of it."""
-        log = (await self._transfers())[since.chain :]
+        log = (await self.transfers())[since.chain :]
         params = {"wallet": wallet_account(wallet), "fees": REV_OPFEE, "after": since.ledger}
-        with snapshot(self._database) as tx:
+        with snapshot(self.database) as tx:
             paid_in = tuple(Usdc(row["amount"]) for row in tx.all(SELECT_PAID_IN, params))
             fees = [
                 row["amount"] if row["credit"] == REV_OPFEE else -row["amount"]
@@ -103,14 +103,16 @@ class RunningService:
             held = await chain.balance_of(self.settings.pay_to)
         finally:
             chain.close()
-        with snapshot(self._database) as tx:
+        with snapshot(self.database) as tx:
             return verify(tx, chain_balance_usdc=held)
 
     @property
-    def _database(self) -> Path:
+    def database(self) -> Path:
+        """The file with the books."""
         return parse_database_url(self.settings.database_url)
 
-    async def _transfers(self) -> list[Transfer]:
+    async def transfers(self) -> list[Transfer]:
+        """The token's log, oldest first."""
         chain = open_devnet(self.settings, SystemClock())
         try:
             return await chain.transfers()
@@ -120,36 +122,56 @@ class RunningService:
 
 @contextmanager
 def spawn_dev(folder: Path, settings: Mapping[str, str] = MappingProxyType({})) -> Iterator[RunningService]:
-    """Run `python -m spawn dev` with its files in `folder`; afterwards it must have stopped as it was told."""
-    listen = f"127.0.0.1:{_free_port()}"
-    ours = {
+    """Run `spawn dev`, as `serving` does."""
+    ours = {**in_folder(folder), **settings}
+    with serving(folder, ours, "dev") as listen:
+        yield RunningService(url=f"http://{listen}", settings=read_settings(ours, listen=listen))
+
+
+def in_folder(folder: Path) -> dict[str, str]:
+    """The settings of a service that keeps its files in `folder`, and is in a hurry."""
+    return {
         "SPAWN_DATABASE_URL": f"sqlite:///{folder / 'spawn.db'}",
         "SPAWN_DEVNET_PATH": str(folder / "devnet.db"),
         "SPAWN_SIMULATED_PATH": str(folder / "cloud.db"),
         "SPAWN_SIMULATED_SPEED": "200",
         "SPAWN_TICK_S": "0.2",
-        **settings,
     }
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("SPAWN_")}
+
+
+@contextmanager
+def serving(folder: Path, settings: Mapping[str, str], *command: str) -> Iterator[str]:
+    """Run a command of `spawn` that serves, with these settings and no others; yield the host:port where it answers.
+
+    Afterwards it must have stopped as it was told. What it says is in `folder`, in `service.log`.
+    """
+    listen = f"127.0.0.1:{free_port()}"
     log_path = folder / "service.log"
     with log_path.open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "spawn", "dev", "--listen", listen],
-            env=clean | ours,
+            [sys.executable, "-m", "spawn", *command, "--listen", listen],
+            env=environment(settings),
             cwd=folder,
             stdout=log,
             stderr=subprocess.STDOUT,
         )
         try:
             _wait_until_up(f"http://{listen}", process, log_path)
-            yield RunningService(url=f"http://{listen}", settings=read_settings(ours, listen=listen))
+            yield listen
         finally:
             process.terminate()
             ended = process.wait(timeout=STOP_TIMEOUT_S)
     assert ended == 0, log_path.read_text()
 
 
-def _free_port() -> int:
+def environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment, with these SPAWN_ settings and no others."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SPAWN_")}
+    return {**clean, **settings}
+
+
+def free_port() -> int:
+    """A port of this machine on which nobody listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -166,4 +188,4 @@ def _wait_until_up(url: str, process: "subprocess.Popen[bytes]", log: Path) -> N
             except httpx.TransportError:
                 # Not listening yet; the loop is bounded by the timeout above.
                 time.sleep(0.05)
-    raise RuntimeError(f"spawn dev did not start:\n{log.read_text()}")
+    raise RuntimeError(f"spawn did not start:\n{log.read_text()}")

@@ -110,9 +110,9 @@ def test_with_room_everybody_goes_in_as_few_transactions_as_there_can_be(
 
 
 def test_a_transaction_may_have_the_gas_that_the_protocol_allows() -> None:
-    assert gas_limit(0, by_key=True) == 21_000
-    assert gas_limit(100, by_key=True) < 2**24  # EIP-7825
-    assert gas_limit(1, by_key=False) > gas_limit(1, by_key=True) > 100_000
+    assert gas_limit(0) == 21_000
+    assert gas_limit(100) < 2**24  # EIP-7825
+    assert gas_limit(1, by_code=True) > gas_limit(1) > 100_000
 
 
 @given(gas_wei=st.integers(0, 2**63), price=st.integers(1, 10**12))

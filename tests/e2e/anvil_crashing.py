@@ -1,0 +1,388 @@
+"""The service on a real chain, in this process, that dies at one numbered point and is built anew on what it left.
+
+A point lies on either side of every database write, every question to the node and every order to the cloud.
+Invariant: once a life has died nothing of it has an effect any more: whatever it still reaches for is gone, as after
+SIGKILL. Chain, cloud and database outlive it, and what is true is read from them alone.
+
+Run as `python -m tests.e2e.anvil_crashing FD`, it is a nursery of victims (`tests.e2e.victim`) on a real chain.
+"""
+
+import asyncio
+import socket
+import sys
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, TypeVar, cast
+
+import httpx
+import msgspec
+from spawn_ledger.accounts import COST_GAS, EXT_USDC
+from spawn_ledger.transfers import balance_of
+from spawn_ledger.tx import Tx
+from spawn_ledger.verify import verify
+from spawn_schemas.ids import Address
+
+from spawn.app import Parts, Service, build, open_parts, recover
+from spawn.domain.settlements import gas_cost_usdc
+from spawn.evm.node import Block, Log, Node, Receipt
+from spawn.evm.transactions import address_of
+from spawn.evm.web3_node import Web3Node
+from spawn.rails import self_rail
+from spawn.settings import Settings
+from spawn.store.migrate import parse_database_url
+from spawn.store.snapshot import snapshot
+from tests.anvil import RELAYER_KEYS, Chain
+from tests.e2e.crashing import CrashingDatabase, CrashingProvider, Points
+from tests.e2e.victim import ANSWER_S, SPEED, Order, nursery
+from tests.harness import BASE_URL, SeededEntropy, VirtualClock, migrated_copy, settings_in
+
+T = TypeVar("T")
+
+PAY_TO: Final = Address("0x" + "5a" * 20)
+ETHER: Final = 10**18
+OVERRIDES: Final = "settings.json"
+"""The file in a victim's folder with what its settings have besides the usual."""
+PATIENCE_S: Final = 20.0
+"""No step of a life takes seconds of real time; whatever takes this long hangs."""
+TURN_S: Final = 2
+"""How much of the service's time passes in one turn, and how far a block is from the next."""
+JOBS: Final = ("operations", "settlements", "suspense")
+"""Those that a payment meets."""
+
+
+class Died(BaseException):
+    """The life is over. Not an Exception, so that no handler of the service takes it for something to handle."""
+
+
+class Deaths(Points):
+    """Points at which a life in this process dies; `killed` is the one at which it did.
+
+    `watch` is told each point before it is passed: what the world does just then.
+    """
+
+    def __init__(self, watch: Callable[[str], None]) -> None:
+        super().__init__(None, Path())
+        self.killed: str | None = None
+        self._watch = watch
+
+    def pass_by(self, label: str) -> None:
+        if self.killed is not None:
+            raise Died(self.killed)
+        self._watch(label)
+        self.passed.append(label)
+        if len(self.passed) == self._die_at:
+            self.killed = label
+            raise Died(label)
+
+
+class CrashingNode:
+    """Dies before the node is asked, or when it has answered and nobody was told."""
+
+    def __init__(self, inner: Node, points: Points) -> None:
+        self._inner = inner
+        self._points = points
+
+    async def _around(self, name: str, ask: Callable[[], Awaitable[T]]) -> T:
+        return await self._points.around(f"node.{name}", ask)
+
+    async def chain_id(self) -> int:
+        return await self._around("chain_id", self._inner.chain_id)
+
+    async def block(self, number: int | None = None) -> Block | None:
+        return await self._around("block", lambda: self._inner.block(number))
+
+    async def nonce(self, account: Address) -> int:
+        return await self._around("nonce", lambda: self._inner.nonce(account))
+
+    async def balance_wei(self, account: Address) -> int:
+        return await self._around("balance_wei", lambda: self._inner.balance_wei(account))
+
+    async def code(self, account: Address) -> bytes:
+        return await self._around("code", lambda: self._inner.code(account))
+
+    async def call(
+        self, to: Address, data: bytes, *, sender: Address | None = None, gas: int | None = None
+    ) -> bytes:
+        return await self._around("call", lambda: self._inner.call(to, data, sender=sender, gas=gas))
+
+    async def priority_fee_wei(self) -> int:
+        return await self._around("priority_fee_wei", self._inner.priority_fee_wei)
+
+    async def send(self, raw: bytes) -> None:
+        await self._around("send", lambda: self._inner.send(raw))
+
+    async def receipts(self, transactions: tuple[str, ...]) -> tuple[Receipt | None, ...]:
+        return await self._around("receipts", lambda: self._inner.receipts(transactions))
+
+    async def logs(
+        self,
+        address: Address,
+        topics: tuple[bytes | tuple[bytes, ...] | None, ...],
+        *,
+        first_block: int,
+        last_block: int,
+    ) -> tuple[Log, ...]:
+        return await self._around(
+            "logs",
+            lambda: self._inner.logs(address, topics, first_block=first_block, last_block=last_block),
+        )
+
+
+def anvil_settings(folder: Path, chain: Chain, **changes: Any) -> Settings:
+    """Settings of a service that settles on `chain` by itself, with one relayer."""
+    ours: dict[str, Any] = {
+        "payments": "self",
+        "rpc_url": chain.url,
+        "x402_pay_to": PAY_TO,
+        "relayer_keys": RELAYER_KEYS[0],
+        "suspense_from_block": 0,
+        "simulated_speed": SPEED,
+    }
+    return settings_in(folder, **(ours | changes))
+
+
+async def open_on_anvil(settings: Settings, clock: VirtualClock, points: Points) -> Parts:
+    """The parts of a service on a real chain, each between its points."""
+    parts = await open_parts(settings, clock=clock, entropy=SeededEntropy(str(clock.now_ms())))
+    node = Web3Node(settings.rpc_url, timeout_s=settings.rpc_timeout_s)
+    parts.opened.push_async_callback(node.close)
+    db = CrashingDatabase(parts.db, points)
+    return replace(
+        parts,
+        db=db,
+        rail=self_rail(settings, db, clock, CrashingNode(node, points)),
+        providers={name: CrashingProvider(one, points) for name, one in parts.providers.items()},
+    )
+
+
+# --- a life in this process -------------------------------------------------------------------------------------
+
+
+class Life:
+    """One run of the service, from its start-up to its death; jobs and relayer move when they are told to."""
+
+    def __init__(self, parts: Parts, service: Service, http: httpx.AsyncClient, older: set[Any]) -> None:
+        self.parts = parts
+        self.http = http
+        self._service = service
+        self._older = older
+        self._last_s = dict.fromkeys(JOBS, parts.clock.now_s())
+
+    @classmethod
+    async def begin(cls, settings: Settings, clock: VirtualClock, points: Points) -> "Life":
+        """Start on whatever lies there. Raises Died, with everything closed."""
+        older = asyncio.all_tasks()
+        parts = await open_on_anvil(settings, clock, points)
+        try:
+            service = await build(settings, parts, ticking=False)
+            await recover(parts)
+        except BaseException:
+            await parts.close()
+            raise
+        transport = httpx.ASGITransport(app=cast("Any", service.app))
+        return cls(parts, service, httpx.AsyncClient(transport=transport, base_url=BASE_URL), older)
+
+    async def turn(self) -> None:
+        """The relayer does what can be done now, and so does each job that is due."""
+        now = self.parts.clock.now_s()
+        relayer = self.parts.rail.relayer
+        assert relayer is not None
+        while await relayer.step(now):
+            pass
+        for name in JOBS:
+            job = self._service.jobs[name]
+            if now - self._last_s[name] >= job.every_s:
+                self._last_s[name] = now
+                await job.tick(now)
+                await self._service.operator.idle()
+
+    async def end(self) -> None:
+        """Bury it: what still runs is cut off where it stands, and the files are closed."""
+        rest = asyncio.all_tasks() - self._older - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+        await self.http.aclose()
+        await self.parts.close()
+
+
+class Weather:
+    """What the chain does with transactions while we wait; this one mines them at once.
+
+    A turn is two seconds. `settings` are the service's own for such a chain; `pays`: whether a payment in it is made.
+    """
+
+    settings: dict[str, Any] = {}
+    pays = True
+
+    def begin(self, chain: Chain) -> None:
+        chain.set_automine(True)
+
+    def turn(self, chain: Chain, now: int) -> None:
+        """Once in each turn, after the relayer's."""
+        chain.set_time(now)
+
+    def at_point(self, chain: Chain, label: str) -> None:
+        """Just before a point of the service's is passed."""
+
+
+@dataclass
+class Trial:
+    """One customer, one call, and the lives it takes. `deaths` are the points at which these end, first to last."""
+
+    chain: Chain
+    weather: Weather
+    folder: Path
+    clock: VirtualClock
+    deaths: Sequence[int]
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(exist_ok=True)
+        self.settings = anvil_settings(self.folder, self.chain, **self.weather.settings)
+        self.killed: list[str] = []
+        self._planned = deque(self.deaths)
+        self._life: Life | None = None
+        self._points = Deaths(self._watch)
+        migrated_copy(parse_database_url(self.settings.database_url))
+
+    def _watch(self, label: str) -> None:
+        self.weather.at_point(self.chain, label)
+
+    @property
+    def life(self) -> Life:
+        assert self._life is not None
+        return self._life
+
+    @property
+    def database(self) -> Path:
+        return parse_database_url(self.settings.database_url)
+
+    async def start(self) -> None:
+        """The first life; its points are counted from `arm` on."""
+        self._points = Deaths(self._watch)
+        self._life = await Life.begin(self.settings, self.clock, self._points)
+
+    def arm(self) -> None:
+        self._points.arm(self._planned.popleft() if self._planned else None)
+        self.weather.begin(self.chain)
+
+    async def outlive(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Take a step, from the start again after each death."""
+        while True:
+            try:
+                return await step()
+            except Died:
+                await self.restart()
+
+    async def restart(self) -> None:
+        """Bury the dead and start anew, as often as it takes."""
+        await self.close()
+        while self._life is None:
+            self.clock.advance(1)
+            self._points = Deaths(self._watch)
+            self._points.arm(self._planned.popleft() if self._planned else None)
+            try:
+                self._life = await Life.begin(self.settings, self.clock, self._points)
+            except Died:
+                self._note_death()
+
+    async def close(self) -> None:
+        """End the life that is, dead already or not."""
+        self._note_death()
+        life, self._life = self._life, None
+        if life is not None:
+            await life.end()
+
+    def _note_death(self) -> None:
+        if self._points.killed is not None:
+            self.killed.append(self._points.killed)
+
+    async def turn(self, seconds: int = TURN_S) -> None:
+        """Time passes on both clocks. Raises Died."""
+        self.clock.advance(seconds)
+        await self.life.turn()
+        self.weather.turn(self.chain, self.clock.now_s())
+
+    async def ask(self, method: str, path: str, body: object, **headers: str) -> httpx.Response:
+        """One request, with turns for as long as a settlement keeps it waiting. Raises Died."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        content = msgspec.json.encode(body)
+        request = self.life.http.request(method, path, headers=named, content=content)
+        task = asyncio.create_task(request)
+        async with asyncio.timeout(PATIENCE_S):
+            while not task.done() and self._points.killed is None:
+                if self.unfinished():
+                    await self.turn()
+                await asyncio.wait({task}, timeout=0.002)
+        if self._points.killed is not None:
+            raise Died(self._points.killed)  # whatever it was about to say, nobody hears it
+        return await task
+
+    def unfinished(self) -> list[str]:
+        """Payments and transactions that are neither done nor given up."""
+        with snapshot(self.database) as tx:
+            return [row["id"] for row in tx.all(_SELECT_UNFINISHED, {})]
+
+    def is_busy(self) -> bool:
+        """Whether anything at all is under way."""
+        with snapshot(self.database) as tx:
+            return bool(self.unfinished() or tx.all(_SELECT_BUSY, {}))
+
+
+_SELECT_UNFINISHED: Final = """
+SELECT id FROM settlement WHERE finished_at IS NULL
+UNION ALL SELECT hash AS id FROM relay WHERE state IN ('signed', 'broadcast')
+"""
+_SELECT_BUSY: Final = """
+SELECT id FROM operation WHERE status = 'running'
+UNION ALL SELECT id FROM reservation WHERE state IN ('reserved', 'settled') AND rail = 'x402'
+"""
+_SELECT_CREDITS: Final = "SELECT reference, amount FROM transfer WHERE debit = :ext ORDER BY reference, amount"
+
+
+def check_at_rest(settings: Settings, chain: Chain, *, moved: Iterable[str]) -> None:
+    """What the chain shows and what the books say are the same, and nothing of ours is left on its way.
+
+    `moved`: in which transactions money reached us, one for each transfer.
+    """
+    arrived = chain.transfers(settings.pay_to)
+    assert sorted(one.transaction for one in arrived) == sorted(moved)
+    assert chain.pending() == [], "a transaction waits that nobody knows of"
+    with snapshot(parse_database_url(settings.database_url)) as tx:
+        credits = [(row["reference"], row["amount"]) for row in tx.all(_SELECT_CREDITS, {"ext": EXT_USDC})]
+        assert credits == sorted((one.transaction, one.amount) for one in arrived)
+        assert tx.all(_SELECT_UNFINISHED, {}) == []
+        held = chain.balance(settings.pay_to)
+        assert balance_of(tx, EXT_USDC).balance == held, "the treasury and the books differ"
+        assert verify(tx, chain_balance_usdc=held) == []
+        burnt_wei = [_check_nonces(tx, chain, address_of(key)) for key in settings.relayer_keys_list]
+        booked = balance_of(tx, COST_GAS).balance
+        assert booked == sum(gas_cost_usdc(wei, settings.eth_price_usdc) for some in burnt_wei for wei in some)
+
+
+def _check_nonces(tx: Tx, chain: Chain, account: Address) -> list[int]:
+    """What our transactions burnt, of which there is one at each nonce; answers it in wei, one by one."""
+    signed = tx.all("SELECT * FROM relay WHERE relayer = :account ORDER BY nonce", {"account": account})
+    assert {row["nonce"] for row in signed} == set(range(chain.nonce(account))), "a nonce was left out"
+    mined = [row for row in signed if row["state"] == "confirmed"]
+    assert len(mined) == chain.nonce(account)
+    gas_wei = [row["gas_wei"] for row in mined]
+    assert sum(gas_wei) == 10 * ETHER - chain.ether_wei(account)
+    return gas_wei
+
+
+# --- a life of its own ------------------------------------------------------------------------------------------
+
+
+async def victim_parts(order: Order, clock: VirtualClock, points: Points) -> tuple[Settings, Parts]:
+    """What a victim on a real chain is built of; its folder says where the chain is."""
+    folder = Path(order.folder)
+    overrides = msgspec.json.decode((folder / OVERRIDES).read_bytes(), type=dict[str, Any])
+    settings = settings_in(folder, public_url=order.url, first_answer_s=ANSWER_S, **overrides)
+    return settings, await open_on_anvil(settings, clock, points)
+
+
+if __name__ == "__main__":
+    nursery(socket.socket(fileno=int(sys.argv[1])), victim_parts)
