@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import msgspec
 from spawn_providers.catalog import DEFAULT_CATALOG
-from spawn_schemas.money import USDC, Usdc, format_usdc, parse_usdc
+from spawn_schemas.money import USDC, Usdc, format_usdc
 
 from spawn.cli_common import process_settings
 from spawn.domain import economics as sums
 from spawn.domain.charges import Kind
 from spawn.domain.prices import floored
+from spawn.services.economics import settling_of
 from spawn.settings import Settings
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def economics(
 def _report(settings: Settings, rail: str, batch: int) -> Report:
     from spawn.api.routes import charged_routes
 
-    settling = _settling(settings, rail, batch)
+    settling = settling_of(settings, rail, batch)
     # The simulated provider, the only one of this version, sells this catalog.
     listed = DEFAULT_CATALOG
     eur_usdc, percent = settings.eur_price_usdc, settings.price_floor_percent
@@ -113,22 +114,6 @@ def _report(settings: Settings, rail: str, batch: int) -> Report:
         servers=tuple(sums.server_sales(listed, sold, eur_usdc=eur_usdc)),
         at_list=sums.list_sales(sold, eur_usdc=eur_usdc, percent=percent),
     )
-
-
-def _settling(settings: Settings, rail: str, batch: int) -> sums.Settling:
-    match rail:
-        case "self":
-            return sums.by_gas(
-                batch=batch, gas_price_wei=_wei(settings.gas_price_gwei), eth_usdc=settings.eth_price_usdc
-            )
-        case "facilitator":
-            return sums.by_fee(parse_usdc(settings.facilitator_fee))
-        case _:
-            return sums.by_fee(Usdc(0))
-
-
-def _wei(gwei: float) -> int:
-    return round(gwei * 10**9)
 
 
 # --- for people ---------------------------------------------------------------------------------------------------
@@ -291,7 +276,7 @@ def _plain(report: Report) -> dict[str, Any]:
     settings, settling = report.settings, report.settling
     return {
         "rail": report.rail,
-        "gas_price_wei": _wei(settings.gas_price_gwei),
+        "gas_price_wei": settings.gas_price_wei,
         "eth_price": settings.eth_price,
         "eur_price": settings.eur_price,
         "price_floor_percent": settings.price_floor_percent,

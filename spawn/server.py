@@ -21,6 +21,7 @@ from spawn.app import build, open_parts
 from spawn.connections import behind
 from spawn.door import Bounds, Door, bounds_of, in_front
 from spawn.quick import Answers, asking_first
+from spawn.services.economics import warn_of_loss
 from spawn.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -145,6 +146,7 @@ async def _serve(settings: Settings, listener: socket.socket, log_requests: bool
             lambda: new_request_id(parts.entropy),
             log_requests=log_requests,
         )
+        warn_of_loss(settings)
         _spare_the_collector()
         log.info("event loop: %s", type(asyncio.get_running_loop()).__module__)
         await uvicorn.Server(config).serve(sockets=[listener])

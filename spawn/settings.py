@@ -181,6 +181,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return parse_usdc(self.eur_price)
 
     @property
+    def gas_price_wei(self) -> int:
+        return round(self.gas_price_gwei * 10**9)
+
+    @property
     def minimum_charge_usdc(self) -> Usdc:
         return parse_usdc(self.minimum_charge)
 
@@ -288,7 +292,7 @@ def _chain_checks(settings: Settings) -> tuple[_Check, ...]:
         ("SPAWN_RELAY_BATCH_MAX", 1 <= settings.relay_batch_max <= 100, "1 to 100 payments a transaction"),
         ("SPAWN_RELAY_ALONE_FROM", is_amount(settings.relay_alone_from), "an amount such as 100.00"),
         ("SPAWN_RELAY_BUMP_AFTER_S", 1 <= settings.relay_bump_after_s <= 600, "1 to 600 seconds"),
-        ("SPAWN_RELAY_FEE_CAP_GWEI", 0 < settings.relay_fee_cap_gwei <= 10_000, "more than 0, at most 10000"),
+        ("SPAWN_RELAY_FEE_CAP_GWEI", 0 < settings.relay_fee_cap_gwei <= 500, "more than 0, at most 500"),
         (
             "SPAWN_FACILITATORS",
             all(is_http(url) for url in settings.facilitator_urls),

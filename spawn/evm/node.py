@@ -64,7 +64,10 @@ class Log(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a transaction in the block that has it."""
+    """What became of a transaction in the block that has it.
+
+    `rollup_fee_wei` is what a rollup takes besides, for the data that it writes to its own chain (OP stack: `l1Fee`).
+    """
 
     transaction: str
     succeeded: bool
@@ -72,7 +75,13 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     block_hash: str
     gas_used: int
     gas_price_wei: int
+    rollup_fee_wei: int = 0
     logs: tuple[Log, ...]
+
+    @property
+    def fee_wei(self) -> int:
+        """All that its sender paid."""
+        return self.gas_used * self.gas_price_wei + self.rollup_fee_wei
 
 
 class Node(Protocol):

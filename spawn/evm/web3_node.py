@@ -96,6 +96,7 @@ class _WireReceipt(msgspec.Struct, rename="camel"):
     gas_used: str
     effective_gas_price: str
     logs: list[_WireLog]
+    l1_fee: str | None = None
 
 
 class _NodeRefused(NodeUnavailable):
@@ -275,6 +276,7 @@ def _receipt(wire: _WireReceipt) -> Receipt:
         block_hash=_hash(wire.block_hash),
         gas_used=_int(wire.gas_used),
         gas_price_wei=_int(wire.effective_gas_price),
+        rollup_fee_wei=0 if wire.l1_fee is None else _int(wire.l1_fee),
         logs=tuple(map(_log, wire.logs)),
     )
 

@@ -1,4 +1,4 @@
-"""What the service asks for its machines: the provider's catalog over the operator's price floor.
+"""What the service asks for its machines, and what a payment costs it: the operator's settings, applied.
 
 Invariant: the price list of the running service and the one that `spawn economics` examines are the same.
 """
@@ -6,9 +6,9 @@ Invariant: the price list of the running service and the one that `spawn economi
 import logging
 
 from spawn_providers.catalog import Catalog
-from spawn_schemas.money import format_usdc
+from spawn_schemas.money import Usdc, format_usdc, parse_usdc
 
-from spawn.domain import prices
+from spawn.domain import economics, prices
 from spawn.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -28,3 +28,28 @@ def price_list(catalog: Catalog, settings: Settings) -> Catalog:
                 settings.price_floor_percent,
             )
     return sold
+
+
+def settling_of(settings: Settings, rail: str, batch: int) -> economics.Settling:
+    """What it costs to settle a payment by this rail, alone and as one of `batch`."""
+    match rail:
+        case "self":
+            return economics.by_gas(
+                batch=batch, gas_price_wei=settings.gas_price_wei, eth_usdc=settings.eth_price_usdc
+            )
+        case "facilitator":
+            return economics.by_fee(parse_usdc(settings.facilitator_fee))
+        case _:
+            return economics.by_fee(Usdc(0))
+
+
+def warn_of_loss(settings: Settings) -> None:
+    """Say at start what a lone payment loses us: nothing else would before the ether is gone."""
+    cost_usdc = settling_of(settings, settings.payments, settings.relay_batch_max).alone_usdc
+    if cost_usdc > settings.minimum_charge_usdc:
+        log.warning(
+            "a payment alone costs about %s USDC to settle, and the smallest is %s (SPAWN_MINIMUM_CHARGE): "
+            "`spawn economics` says what that loses, and what would not",
+            format_usdc(cost_usdc),
+            format_usdc(settings.minimum_charge_usdc),
+        )

@@ -58,9 +58,8 @@ class Outcomes:
 
         def record(tx: Tx) -> None:
             for (flight, relay, receipt), paid in zip(deep, moved, strict=True):
-                gas_wei = receipt.gas_used * receipt.gas_price_wei
-                rows.confirm_relay(tx, relay, block_number=receipt.block_number, gas_wei=gas_wei)
-                self._book_gas(tx, relay, gas_wei, now)
+                rows.confirm_relay(tx, relay, block_number=receipt.block_number, gas_wei=receipt.fee_wei)
+                self._book_gas(tx, relay, receipt.fee_wei, now)
                 for item in flight.items:
                     if item.id in paid:
                         rows.confirm(tx, item.id, receipt.transaction, now)

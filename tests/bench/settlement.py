@@ -5,7 +5,6 @@ It measures; it never passes or fails on a time. It fails when the chain does no
 
 import argparse
 import asyncio
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -77,7 +76,9 @@ async def _measure(options: argparse.Namespace, chain_core: int, our_core: int) 
         for way in chosen:
             one = await _round(way, payments, chain_core)
             seen[way.name].append(one)
-            _say(f"round {number} of {options.rounds}: {way.name:17} {one.per_s:8,.0f}/s {one.cpu_us:8,.0f} us")
+            _say(
+                f"round {number} of {options.rounds}: {way.name:17} {one.per_s:8,.0f}/s {one.cpu_us:8,.0f} us"
+            )
     return Result(
         machine=machine(chain_core, our_core),
         versions={name: version(name) for name in ("web3", "x402", "uvloop", "coincurve")},

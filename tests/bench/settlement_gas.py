@@ -32,7 +32,9 @@ async def _one(size: int, core: int) -> Gas:
 
 async def _together(relayer: Relayer, payments: list[ExactPayment]) -> str:
     """The transaction that settled all of these. The relayer is stepped by hand: none leaves before all are there."""
-    await relayer.step(int(time.time()))  # it has read what its database has, so that nothing below waits for that
+    await relayer.step(
+        int(time.time())
+    )  # it has read what its database has, so that nothing below waits for that
     asked = [asyncio.create_task(relayer.settle(payment)) for payment in payments]
     await asyncio.sleep(0)
     for _ in range(_STEPS):

@@ -11,9 +11,10 @@ import asyncio
 import socket
 import sys
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, TypeVar, cast
 
 import httpx
@@ -29,6 +30,7 @@ from spawn.domain.settlements import gas_cost_usdc
 from spawn.evm.node import Block, Log, Node, Receipt
 from spawn.evm.transactions import address_of
 from spawn.evm.web3_node import Web3Node
+from spawn.payments.exact import ExactPayment
 from spawn.rails import self_rail
 from spawn.settings import Settings
 from spawn.store.migrate import parse_database_url
@@ -211,14 +213,13 @@ class Life:
 class Weather:
     """What the chain does with transactions while we wait; this one mines them at once.
 
-    A turn is two seconds. `settings` are the service's own for such a chain; `pays`: whether a payment in it is made.
+    `settings` are what the service has to be set to for such a chain.
     """
 
-    settings: dict[str, Any] = {}
-    pays = True
+    settings: Mapping[str, Any] = MappingProxyType({})
 
-    def begin(self, chain: Chain) -> None:
-        chain.set_automine(True)
+    def begin(self, chain: Chain, payments: Sequence[ExactPayment]) -> None:
+        """The service was shown nothing yet of these, which are about to be sent to it."""
 
     def turn(self, chain: Chain, now: int) -> None:
         """Once in each turn, after the relayer's."""
@@ -228,9 +229,24 @@ class Weather:
         """Just before a point of the service's is passed."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A request as its client repeats it."""
+
+    method: str
+    path: str
+    body: object
+    payment: str | None = None
+
+    async def send(self, http: httpx.AsyncClient) -> httpx.Response:
+        content = msgspec.json.encode(self.body)
+        headers = {} if self.payment is None else {"PAYMENT-SIGNATURE": self.payment}
+        return await http.request(self.method, self.path, headers=headers, content=content)
+
+
 @dataclass
 class Trial:
-    """One customer, one call, and the lives it takes. `deaths` are the points at which these end, first to last."""
+    """One world, the calls made in it, and the lives it takes. `deaths` are the points at which these end, first to last."""
 
     chain: Chain
     weather: Weather
@@ -265,8 +281,12 @@ class Trial:
         self._life = await Life.begin(self.settings, self.clock, self._points)
 
     def arm(self) -> None:
+        """Count the points from here; the first death is due."""
         self._points.arm(self._planned.popleft() if self._planned else None)
-        self.weather.begin(self.chain)
+
+    def spare(self) -> None:
+        """Nobody dies from here on, for what is done now belongs to the test."""
+        self._points.arm(None)
 
     async def outlive(self, step: Callable[[], Awaitable[T]]) -> T:
         """Take a step, from the start again after each death."""
@@ -305,20 +325,22 @@ class Trial:
         await self.life.turn()
         self.weather.turn(self.chain, self.clock.now_s())
 
-    async def ask(self, method: str, path: str, body: object, **headers: str) -> httpx.Response:
-        """One request, with turns for as long as a settlement keeps it waiting. Raises Died."""
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        content = msgspec.json.encode(body)
-        request = self.life.http.request(method, path, headers=named, content=content)
-        task = asyncio.create_task(request)
-        async with asyncio.timeout(PATIENCE_S):
-            while not task.done() and self._points.killed is None:
-                if self.unfinished():
-                    await self.turn()
-                await asyncio.wait({task}, timeout=0.002)
+    async def ask(self, *calls: Call) -> list[httpx.Response]:
+        """Send these at once, with turns for as long as a settlement keeps them waiting. Raises Died."""
+        tasks = [asyncio.create_task(call.send(self.life.http)) for call in calls]
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                while self._points.killed is None and not all(task.done() for task in tasks):
+                    if self.unfinished():
+                        await self.turn()
+                    await asyncio.wait(tasks, timeout=0.002)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         if self._points.killed is not None:
             raise Died(self._points.killed)  # whatever it was about to say, nobody hears it
-        return await task
+        return [await task for task in tasks]
 
     def unfinished(self) -> list[str]:
         """Payments and transactions that are neither done nor given up."""
@@ -339,7 +361,9 @@ _SELECT_BUSY: Final = """
 SELECT id FROM operation WHERE status = 'running'
 UNION ALL SELECT id FROM reservation WHERE state IN ('reserved', 'settled') AND rail = 'x402'
 """
-_SELECT_CREDITS: Final = "SELECT reference, amount FROM transfer WHERE debit = :ext ORDER BY reference, amount"
+_SELECT_CREDITS: Final = (
+    "SELECT reference, amount FROM transfer WHERE debit = :ext ORDER BY reference, amount"
+)
 
 
 def check_at_rest(settings: Settings, chain: Chain, *, moved: Iterable[str]) -> None:
@@ -359,7 +383,9 @@ def check_at_rest(settings: Settings, chain: Chain, *, moved: Iterable[str]) -> 
         assert verify(tx, chain_balance_usdc=held) == []
         burnt_wei = [_check_nonces(tx, chain, address_of(key)) for key in settings.relayer_keys_list]
         booked = balance_of(tx, COST_GAS).balance
-        assert booked == sum(gas_cost_usdc(wei, settings.eth_price_usdc) for some in burnt_wei for wei in some)
+        assert booked == sum(
+            gas_cost_usdc(wei, settings.eth_price_usdc) for some in burnt_wei for wei in some
+        )
 
 
 def _check_nonces(tx: Tx, chain: Chain, account: Address) -> list[int]:

@@ -117,14 +117,15 @@ class Victim:
 
 
 @contextlib.contextmanager
-def open_nursery() -> Iterator[Nursery]:
+def open_nursery(program: str = "tests.e2e.victim") -> Iterator[Nursery]:
+    """`program` is the module that bears the victims."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(PATIENCE_S)
     paths = [str(ROOT), str(ROOT / "examples"), os.environ.get("PYTHONPATH", "")]
     with ours, socket.create_server(("127.0.0.1", 0), backlog=16) as listener:
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tests.e2e.victim", str(theirs.fileno())],
+                [sys.executable, "-m", program, str(theirs.fileno())],
                 cwd=ROOT,
                 pass_fds=[theirs.fileno()],
                 env=dict(os.environ) | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},

@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 import traceback
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -23,7 +24,7 @@ from litestar.di import Provide
 
 from spawn.api.front import Front
 from spawn.api.routes import HANDLERS
-from spawn.app import Service, build, open_parts
+from spawn.app import Parts, Service, build, open_parts
 from spawn.settings import Settings
 from tests.e2e.crashing import Points, crashing, die
 from tests.harness import VirtualClock, settings_in
@@ -114,12 +115,20 @@ def _config(app: Front | Litestar) -> uvicorn.Config:
     return uvicorn.Config(app, loop="none", http="httptools", ws="none", log_config=None, access_log=False)
 
 
-async def _live(order: Order, listener: socket.socket, control: socket.socket) -> None:
+Opening = Callable[[Order, VirtualClock, Points], Awaitable[tuple[Settings, Parts]]]
+"""Builds what a victim consists of, between its points."""
+
+
+async def devnet_parts(order: Order, clock: VirtualClock, points: Points) -> tuple[Settings, Parts]:
+    """A victim on the embedded chain."""
+    settings = settings_of(Path(order.folder), order.url)
+    return settings, crashing(await open_parts(settings, clock=clock), points)
+
+
+async def _live(order: Order, listener: socket.socket, control: socket.socket, opening: Opening) -> None:
     clock = VirtualClock(order.now_s)
-    folder = Path(order.folder)
-    points = Points(order.die_at, folder / LAST_WORDS)
-    settings = settings_of(folder, order.url)
-    parts = crashing(await open_parts(settings, clock=clock), points)
+    points = Points(order.die_at, Path(order.folder) / LAST_WORDS)
+    settings, parts = await opening(order, clock, points)
     try:
         service = await build(settings, parts, ticking=False)
         server = _Server(_config(service.app))
@@ -153,10 +162,10 @@ async def _obey(control: socket.socket, jobs: _Jobs, points: Points) -> None:
                 die()
 
 
-def _be_victim(order: Order, listener: socket.socket, control: socket.socket) -> NoReturn:
+def _be_victim(order: Order, listener: socket.socket, control: socket.socket, opening: Opening) -> NoReturn:
     status = 1
     try:
-        asyncio.run(_live(order, listener, control))
+        asyncio.run(_live(order, listener, control, opening))
         status = 0
     except BaseException:  # noqa: BLE001  whatever ended it, a fork must not return into the nursery's code
         traceback.print_exc()
@@ -189,7 +198,7 @@ def _warm_up() -> None:
     gc.freeze()
 
 
-def nursery(orders: socket.socket) -> None:
+def nursery(orders: socket.socket, opening: Opening = devnet_parts) -> None:
     """Fork a victim for each order: answer its process id, and when it has ended its wait status."""
     _warm_up()
     while True:
@@ -201,7 +210,7 @@ def nursery(orders: socket.socket) -> None:
         pid = os.fork()
         if pid == 0:
             orders.close()
-            _be_victim(order, listener, control)
+            _be_victim(order, listener, control, opening)
         listener.close()
         control.close()
         orders.send(msgspec.json.encode(pid))

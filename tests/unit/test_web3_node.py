@@ -195,18 +195,29 @@ async def test_where_batches_are_refused_receipts_are_asked_for_one_by_one(
     assert len(oracle.asked) == 4
 
 
-async def test_answers_in_another_order_belong_to_their_transactions(oracle: Oracle, node: Web3Node) -> None:
-    def receipt(hash_: str) -> dict[str, Any]:
-        return {
-            "transactionHash": hash_,
-            "status": "0x1",
-            "blockNumber": "0x1",
-            "blockHash": HASHES[0],
-            "gasUsed": "0x1",
-            "effectiveGasPrice": "0x1",
-            "logs": [],
-        }
+def receipt(hash_: str, **more: str) -> dict[str, Any]:
+    return {
+        "transactionHash": hash_,
+        "status": "0x1",
+        "blockNumber": "0x1",
+        "blockHash": HASHES[0],
+        "gasUsed": "0x2",
+        "effectiveGasPrice": "0x3",
+        "logs": [],
+    } | more
 
+
+async def test_what_a_rollup_takes_besides_is_part_of_the_fee(oracle: Oracle, node: Web3Node) -> None:
+    oracle.answer = lambda question: web.json_response(
+        [
+            {"id": one["id"], "result": receipt(one["params"][0], **more)}
+            for one, more in zip(question, ({}, {"l1Fee": "0xa"}), strict=True)
+        ]
+    )
+    assert [found and found.fee_wei for found in await node.receipts(HASHES[:2])] == [6, 16]
+
+
+async def test_answers_in_another_order_belong_to_their_transactions(oracle: Oracle, node: Web3Node) -> None:
     def answer(question: Any) -> web.Response:
         answers = [{"id": part["id"], "result": receipt(part["params"][0])} for part in question]
         return web.json_response(list(reversed(answers)))
