@@ -16,7 +16,7 @@ from spawn.settings import Settings
 from spawn.store.migrate import parse_database_url, require_current
 
 if TYPE_CHECKING:
-    from spawn.payments.remote import Standing
+    from spawn.payments.standings import Standing
     from spawn.services.treasury import GasMoney, Treasury
 
 GWEI: Final = 10**9

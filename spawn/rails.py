@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import httpx
 from spawn_schemas.ids import Entropy, parse_address
 
 from spawn.clock import Clock
@@ -26,7 +25,7 @@ from spawn.payments.exact import Terms, terms
 from spawn.payments.facilitator import Facilitator
 from spawn.payments.holdings import Holdings, TokenHoldings
 from spawn.payments.onchain import OnChain
-from spawn.payments.remote import RemoteFacilitators, Standing
+from spawn.payments.standings import Standing
 from spawn.settings import Settings
 from spawn.store.database import Database, StoreError
 
@@ -152,6 +151,10 @@ def self_rail(settings: Settings, db: Database, clock: Clock, node: Node) -> Rai
 def _remote(
     settings: Settings, clock: Clock, entropy: Entropy, node: "Web3Node", opened: AsyncExitStack
 ) -> Rail:
+    import httpx
+
+    from spawn.payments.remote import RemoteFacilitators
+
     our_terms = x402_terms(settings)
     client = httpx.AsyncClient(trust_env=False)
     opened.push_async_callback(client.aclose)

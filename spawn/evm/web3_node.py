@@ -6,10 +6,11 @@ Questions go through web3's provider and are read by shape here: web3's own conv
 longer than settling them.
 """
 
+import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 from aiohttp import ClientError, ClientTimeout
@@ -30,6 +31,8 @@ from spawn.evm.node import (
     SendRefused,
     Underpriced,
 )
+
+T = TypeVar("T")
 
 _REFUSALS: Final[tuple[tuple[re.Pattern[str], type[SendRefused]], ...]] = tuple(
     (re.compile(words, re.IGNORECASE), kind)
@@ -119,8 +122,10 @@ class Web3Node:
                 exception_retry_configuration=None,
             )
         )
+        self._asking: set[asyncio.Task[Any]] = set()
 
     async def close(self) -> None:
+        await asyncio.gather(*self._asking, return_exceptions=True)
         await self._web3.provider.disconnect()
 
     async def chain_id(self) -> int:
@@ -233,16 +238,27 @@ class Web3Node:
 
     async def _ask(self, method: str, *parameters: Any) -> Any:
         try:
-            answer = await self._web3.provider.make_request(RPCEndpoint(method), parameters)
+            answer = await self._uncut(self._web3.provider.make_request(RPCEndpoint(method), parameters))
         except _NO_ANSWER as error:
             raise NodeUnavailable(f"the node does not answer {method}: {error!r}") from error
         return _result(answer)
+
+    async def _uncut(self, asking: Coroutine[Any, Any, T]) -> T:
+        """Let web3 end what it began, whether or not anybody still waits for it.
+
+        It takes a lock that all its providers share, and one that is cancelled at that moment never gives it back:
+        no question would be answered any more. `timeout_s` bounds how long it goes on.
+        """
+        task = asyncio.create_task(asking)
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+        return await asyncio.shield(task)
 
     async def _ask_for_each(self, method: str, arguments: tuple[str, ...]) -> list[Any]:
         """The answers to one question about several things, in any order; one by one where batches are refused."""
         batch = [(RPCEndpoint(method), (argument,)) for argument in arguments]
         try:
-            answers = await self._web3.provider.make_batch_request(batch)
+            answers = await self._uncut(self._web3.provider.make_batch_request(batch))
         except _NO_ANSWER as error:
             raise NodeUnavailable(f"the node does not answer {method}: {error!r}") from error
         if not isinstance(answers, list):

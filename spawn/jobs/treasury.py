@@ -13,7 +13,7 @@ from spawn_schemas.money import format_usdc
 
 from spawn.evm.node import NodeUnavailable
 from spawn.payments.holdings import Holdings
-from spawn.payments.remote import Standing
+from spawn.payments.standings import Standing
 from spawn.services import treasury
 from spawn.services.treasury import Compared
 from spawn.store.arrivals import MOVE_WATCH

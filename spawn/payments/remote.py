@@ -42,6 +42,7 @@ from spawn.payments.facilitator_api import (
     request_body,
 )
 from spawn.payments.remote_reasons import Meaning, meaning, nothing_sent, word
+from spawn.payments.standings import Standing
 
 log = logging.getLogger(__name__)
 
@@ -63,25 +64,6 @@ class OnChain(Protocol):
     async def find(self, payment: ExactPayment) -> Settled | Rejected | None:
         """What became of its nonce, as deep as we ask for, or None while it is unspent. Raises SettlementUnclear."""
         ...
-
-
-class Standing(msgspec.Struct, frozen=True, kw_only=True):
-    """How one facilitator has fared since the start of this process, for operators. Each is asked anew after a restart.
-
-    `open_until`: set aside until then, in unix seconds; 0 is not at all. `settled`: settlements that it reported and
-    the chain shows. `refused`: payments it refused for what only the chain knows (no funds). `disagreed`: payments it
-    refused and we had verified, each an incident. `unproven`: settlements that it reported and the chain did not show
-    while we waited. `failed`: calls without a usable answer. `unsupported`: it does not settle our token's chain.
-    """
-
-    name: str
-    open_until: int
-    unsupported: bool
-    settled: int
-    refused: int
-    disagreed: int
-    unproven: int
-    failed: int
 
 
 @dataclass(kw_only=True)

@@ -13,7 +13,7 @@ from spawn_schemas.money import Usdc, format_usdc
 
 from spawn.evm.node import Node, NodeUnavailable
 from spawn.payments.holdings import Holdings
-from spawn.payments.remote import Standing
+from spawn.payments.standings import Standing
 from spawn.store.arrivals import SELECT_WATCH
 from spawn.store.database import Database
 

@@ -17,7 +17,8 @@ from spawn.payments.cdp import CDP_HOST
 from spawn.payments.devnet import DevChain
 from spawn.payments.exact import ExactPayment
 from spawn.payments.facilitator import Rejected, Settled, SettlementUnclear
-from spawn.payments.remote import RemoteFacilitators, Standing
+from spawn.payments.remote import RemoteFacilitators
+from spawn.payments.standings import Standing
 from tests.fake_facilitator import DevOnChain, FakeFacilitator
 from tests.harness import VirtualClock
 from tests.payments import NOW, PAYEE, TERMS, authorize

@@ -12,7 +12,7 @@ from spawn_schemas.money import Usdc, parse_usdc
 from spawn.evm.node import Block, Node, NodeUnavailable
 from spawn.jobs.suspense import Suspense
 from spawn.jobs.treasury import Treasury
-from spawn.payments.remote import Standing
+from spawn.payments.standings import Standing
 from spawn.services import treasury
 from spawn.services.treasury import PAYMENT_GAS, Unfinished
 from tests.harness import World, open_world
