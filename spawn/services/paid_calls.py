@@ -246,13 +246,7 @@ class PaidCalls:
                 outcome = await self._facilitator.settle(payment)
         except (SettlementUnclear, TimeoutError) as error:
             log.warning("settlement of %s is unclear: %s", reservation.id, error)
-            raise SpawnError(
-                Code.SETTLEMENT_PENDING,
-                "The payment was sent and its outcome is not known yet.",
-                details=_sent_as(error),
-                retry_after_s=5,
-                next="Send the very same request with the same payment again; do not sign a new one.",
-            ) from error
+            raise _pending(error) from error
         match outcome:
             case Settled():
                 try:
@@ -329,7 +323,16 @@ class PaidCalls:
         return reservations.answer_of(reservation, completed.answer, left, replayed=False)
 
 
-def _sent_as(unclear: SettlementUnclear | TimeoutError) -> dict[str, object] | None:
-    """Where on chain the caller can see what becomes of its payment, if anything is known to have been sent."""
-    transaction = unclear.transaction if isinstance(unclear, SettlementUnclear) else None
-    return None if transaction is None else {"transaction": transaction}
+def _pending(error: SettlementUnclear | TimeoutError) -> SpawnError:
+    """Not yet, and never a new challenge: a conforming client would pay it."""
+    why, transaction = "Its outcome is not known.", None
+    if isinstance(error, SettlementUnclear):
+        why, transaction = str(error), error.transaction
+    return SpawnError(
+        Code.SETTLEMENT_PENDING,
+        f"The payment is not settled yet. {why}",
+        # Where the caller can see what becomes of it.
+        details=None if transaction is None else {"transaction": transaction},
+        retry_after_s=5,
+        next="Send the very same request with the same payment again; do not sign a new one.",
+    )

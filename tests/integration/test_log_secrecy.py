@@ -25,7 +25,7 @@ from spawn_providers.simulated_faults import LostAnswer, Outage
 from spawn import logs
 from tests.harness import ORDER, World, open_world
 from tests.integration.raw_connections import Served, serving
-from tests.interop.service import free_port as free_port
+from tests.interop.service import free_port
 from tests.wallets import Wallet
 
 KEY: Final = "planted-idempotency-key-1f9a"
