@@ -29,7 +29,7 @@ from spawn.cli_common import process_settings as _settings
 from spawn.cli_economics import economics
 from spawn.cli_treasury import treasury_command
 from spawn.clock import SystemClock, SystemEntropy
-from spawn.evm.node import NodeUnavailable
+from spawn.evm.node import NodeUnavailable, WrongChain
 from spawn.settings import InvalidSetting, Settings
 from spawn.store.database import StoreError
 from spawn.store.migrate import migrate, parse_database_url, require_current
@@ -64,6 +64,8 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (InvalidSetting, StoreError) as error:
         _refuse(str(error))
+    except WrongChain as error:
+        _refuse(f"{error}.")
     except NodeUnavailable as error:
         _refuse(f"{error}. Try again later, or name another node with SPAWN_RPC_URL.")
     except sqlite3.DatabaseError as error:

@@ -6,7 +6,7 @@ Invariant: a setting that cannot be meant ends in InvalidSetting, before anythin
 
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,11 +57,9 @@ async def open_chain(settings: Settings) -> AsyncIterator[tuple["Holdings", "Nod
         return
     from spawn_schemas.ids import parse_address
 
-    from spawn.evm.web3_node import Web3Node
     from spawn.payments.holdings import TokenHoldings
+    from spawn.rails import open_node
 
-    node = Web3Node(settings.rpc_url, timeout_s=settings.rpc_timeout_s)
-    try:
+    async with AsyncExitStack() as opened:
+        node = open_node(settings, opened)
         yield TokenHoldings(node, parse_address(settings.x402_asset)), node
-    finally:
-        await node.close()

@@ -19,6 +19,7 @@ from spawn.clock import Clock
 from spawn.domain.settlements import RelayPolicy
 from spawn.evm.node import Node
 from spawn.payments.arrivals import Arrivals, ChainArrivals
+from spawn.payments.chosen_chain import ChosenChain
 from spawn.payments.contract_wallets import ContractWallets
 from spawn.payments.devnet import DevChain
 from spawn.payments.exact import Terms, terms
@@ -30,7 +31,6 @@ from spawn.settings import Settings
 from spawn.store.database import Database, StoreError
 
 if TYPE_CHECKING:
-    from spawn.evm.web3_node import Web3Node
     from spawn.services.relayer import Relayer
 
 
@@ -86,14 +86,14 @@ def open_devnet(settings: Settings, clock: Clock) -> DevChain:
         return DevChain(Path(settings.devnet_path), x402_terms(settings), now=clock.now_s)
 
 
-def open_node(settings: Settings, opened: AsyncExitStack) -> "Web3Node":
-    """The node of a real chain."""
+def open_node(settings: Settings, opened: AsyncExitStack) -> Node:
+    """The node of a real chain, which is asked nothing yet."""
     with kept_recursion_limit():
         from spawn.evm.web3_node import Web3Node
 
     node = Web3Node(settings.rpc_url, timeout_s=settings.rpc_timeout_s)
     opened.push_async_callback(node.close)
-    return node
+    return ChosenChain(node, x402_terms(settings))
 
 
 @contextmanager
@@ -148,9 +148,7 @@ def self_rail(settings: Settings, db: Database, clock: Clock, node: Node) -> Rai
     )
 
 
-def _remote(
-    settings: Settings, clock: Clock, entropy: Entropy, node: "Web3Node", opened: AsyncExitStack
-) -> Rail:
+def _remote(settings: Settings, clock: Clock, entropy: Entropy, node: Node, opened: AsyncExitStack) -> Rail:
     import httpx
 
     from spawn.payments.remote import RemoteFacilitators

@@ -4,10 +4,14 @@ Invariant: each answers for any text, and says nothing about whether the setting
 """
 
 import re
+from typing import Final
 from urllib.parse import urlsplit
 
 from spawn_schemas.ids import parse_address
 from spawn_schemas.money import parse_usdc
+
+_CURVE_ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+"""Of secp256k1 (SEC 2, section 2.4.1): a private key is a number below it."""
 
 
 def is_timeout(seconds: float) -> bool:
@@ -55,7 +59,7 @@ def is_http(text: str) -> bool:
 
 
 def is_private_key(text: str) -> bool:
-    return re.fullmatch(r"(?:0x)?[0-9a-fA-F]{64}", text) is not None
+    return re.fullmatch(r"(?:0x)?[0-9a-fA-F]{64}", text) is not None and 0 < int(text, 16) < _CURVE_ORDER
 
 
 def is_listen(text: str) -> bool:

@@ -32,7 +32,6 @@ DEVNET_ASSET: Final = "0x036CbD53842c5426634e7929541eC2318f3dCF7e"
 DEVNET_PAY_TO: Final = "0x5Ba7Dd0000000000000000000000000000008402"
 MULTICALL3: Final = "0xcA11bde05977b3631167028862bE2a173976CA11"
 """Where the Multicall3 contract is on nearly every chain."""
-_SECRETS: Final = frozenset({"secret_key", "relayer_keys", "cdp_key_secret"})
 
 _TEST_PREFIX: Final = "SPAWN_TEST_"
 _PATIENCE_S: Final = 60
@@ -228,7 +227,7 @@ def _typed(field: msgspec.structs.FieldInfo, values: Mapping[str, object]) -> An
 
 
 def _unknown(name: str, known: set[str]) -> str:
-    names = [f"SPAWN_{field.upper()}" for field in sorted(known - _SECRETS)]
+    names = [f"SPAWN_{field.upper()}" for field in sorted(known)]
     close = difflib.get_close_matches(name.upper(), names, n=1)
     hint = f" Did you mean {close[0]}?" if close else f" Known are: {', '.join(names)}."
     return f"{name} is no setting of this version.{hint}"
@@ -285,14 +284,18 @@ def _chain_checks(settings: Settings) -> tuple[_Check, ...]:
         ("SPAWN_SETTLE_WAIT_S", 0 <= settings.settle_wait_s <= _PATIENCE_S, _SECONDS),
         (
             "SPAWN_RELAYER_KEYS",
-            all(is_private_key(key) for key in settings.relayer_keys_list),
-            "a comma list of private keys, 64 hex digits each",
+            _are_keys(settings.relayer_keys_list),
+            "a comma list of private keys, 64 hex digits each, none twice",
         ),
         ("SPAWN_RELAY_MULTICALL", is_address(settings.relay_multicall), "an address, 0x and 40 hex digits"),
         ("SPAWN_RELAY_BATCH_MAX", 1 <= settings.relay_batch_max <= 100, "1 to 100 payments a transaction"),
         ("SPAWN_RELAY_ALONE_FROM", is_amount(settings.relay_alone_from), "an amount such as 100.00"),
         ("SPAWN_RELAY_BUMP_AFTER_S", 1 <= settings.relay_bump_after_s <= 600, "1 to 600 seconds"),
-        ("SPAWN_RELAY_FEE_CAP_GWEI", 0 < settings.relay_fee_cap_gwei <= 500, "more than 0, at most 500"),
+        (
+            "SPAWN_RELAY_FEE_CAP_GWEI",
+            1e-9 <= settings.relay_fee_cap_gwei <= 500,
+            "0.000000001 (1 wei) to 500",
+        ),
         (
             "SPAWN_FACILITATORS",
             all(is_http(url) for url in settings.facilitator_urls),
@@ -322,7 +325,11 @@ def _price_checks(settings: Settings) -> tuple[_Check, ...]:
         ("SPAWN_ETH_PRICE", is_amount(settings.eth_price), "USDC for one ether, such as 3000.00"),
         ("SPAWN_GAS_PRICE_GWEI", 0 <= settings.gas_price_gwei <= 10_000, "0 to 10000"),
         ("SPAWN_FACILITATOR_FEE", is_amount(settings.facilitator_fee), "an amount such as 0.001"),
-        ("SPAWN_EUR_PRICE", is_amount(settings.eur_price), "USDC for one euro, such as 1.08"),
+        (
+            "SPAWN_EUR_PRICE",
+            is_amount(settings.eur_price) and settings.eur_price_usdc > 0,
+            "USDC for one euro, such as 1.08",
+        ),
         (
             "SPAWN_MINIMUM_CHARGE",
             is_amount(settings.minimum_charge) and settings.minimum_charge_usdc <= USDC,
@@ -360,6 +367,10 @@ def _check_rail(settings: Settings) -> None:
             raise InvalidSetting(f"SPAWN_{name.upper()} is needed with SPAWN_PAYMENTS={settings.payments}.")
     if settings.pay_to == parse_address(DEVNET_PAY_TO):
         raise InvalidSetting("SPAWN_X402_PAY_TO is play money's address, which nobody owns: set your own.")
+
+
+def _are_keys(keys: tuple[str, ...]) -> bool:
+    return all(map(is_private_key, keys)) and len({int(key, 16) for key in keys}) == len(keys)
 
 
 def _are_proxies(settings: Settings) -> bool:

@@ -14,6 +14,10 @@ class NodeUnavailable(Exception):
     """The node did not answer, or answered with nonsense: nothing is known, and anything sent may have arrived."""
 
 
+class WrongChain(NodeUnavailable):
+    """The node answers, and it is not of the chain or token that the settings name; the message says what to set."""
+
+
 class CallReverted(Exception):
     """The contract refused this call; `data` is what it returned (its error, ABI-encoded)."""
 

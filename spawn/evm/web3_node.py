@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 import msgspec
-from aiohttp import ClientError, ClientTimeout
+from aiohttp import ClientError, ClientResponseError, ClientTimeout
 from spawn_schemas.ids import Address, parse_address
 from web3 import AsyncHTTPProvider, AsyncWeb3
 from web3.exceptions import Web3Exception
@@ -240,7 +240,7 @@ class Web3Node:
         try:
             answer = await self._uncut(self._web3.provider.make_request(RPCEndpoint(method), parameters))
         except _NO_ANSWER as error:
-            raise NodeUnavailable(f"the node does not answer {method}: {error!r}") from error
+            raise NodeUnavailable(f"the node does not answer {method}: {_why(error)}") from error
         return _result(answer)
 
     async def _uncut(self, asking: Coroutine[Any, Any, T]) -> T:
@@ -260,12 +260,20 @@ class Web3Node:
         try:
             answers = await self._uncut(self._web3.provider.make_batch_request(batch))
         except _NO_ANSWER as error:
-            raise NodeUnavailable(f"the node does not answer {method}: {error!r}") from error
+            raise NodeUnavailable(f"the node does not answer {method}: {_why(error)}") from error
         if not isinstance(answers, list):
             return [await self._ask(method, argument) for argument in arguments]
         if len(answers) != len(arguments):
             raise NodeUnavailable(f"the node answered {len(answers)} of {len(arguments)} questions")
         return [_result(answer) for answer in answers]
+
+
+def _why(error: BaseException) -> str:
+    """The kind of failure. What libraries say of one quotes the address, which holds the provider's key."""
+    if isinstance(error, ClientResponseError):
+        return f"HTTP status {error.status}"
+    reason = getattr(error, "strerror", None)
+    return f"{type(error).__name__} ({reason})" if isinstance(reason, str) else type(error).__name__
 
 
 @contextmanager

@@ -78,7 +78,7 @@ class ChainArrivals:
             raise NodeUnavailable("the node shows no block")
         deepest = head.number - self._confirmations + 1
         if cursor == START:
-            return (), str(deepest + 1 if self._from_block < 0 else self._from_block)
+            return (), str(max(0, deepest + 1) if self._from_block < 0 else self._from_block)
         first = int(cursor)
         last = min(deepest, first + self._blocks - 1)
         if last < first:
@@ -97,8 +97,8 @@ class ChainArrivals:
         transfers = await self._node.logs(self._terms.asset, topics, first_block=first, last_block=last)
         at = {log.block_number: await self._time_of(log) for log in _one_of_each_block(transfers)}
         return tuple(
-            self._arrived(move, at[move.log.block_number])
-            for move in await self._moves(transfers)
+            self._arrived(move, place, at[move.log.block_number])
+            for move, place in await self._moves(transfers)
             if raises_balance(sender=move.sender, amount=move.amount, pay_to=self._terms.pay_to)
         )
 
@@ -108,25 +108,31 @@ class ChainArrivals:
             raise NodeUnavailable("the node shows two chains")
         return block.at
 
-    async def _moves(self, transfers: tuple[Log, ...]) -> tuple[Move, ...]:
-        """The transfers with their nonces, which only the whole receipts of their transactions tell."""
+    async def _moves(self, transfers: tuple[Log, ...]) -> tuple[tuple[Move, int], ...]:
+        """The transfers with their nonces, which only the whole receipts of their transactions tell.
+
+        Beside each is its place in its transaction, which stays what it is if another block gets that transaction; the
+        place in the block does not.
+        """
         transactions = tuple(dict.fromkeys(log.transaction for log in transfers))
         events: list[Log] = []
+        begins: dict[str, int] = {}
         for receipt in await self._node.receipts(transactions) if transactions else ():
             if receipt is None:
                 raise NodeUnavailable("the node shows an event and not its transaction")
             events += receipt.logs
+            begins |= {log.transaction: log.index for log in receipt.logs[:1]}
         found = moves(events, asset=self._terms.asset, pay_to=self._terms.pay_to)
         if [move.log for move in found] != list(transfers):
             raise NodeUnavailable("the node shows two chains")
-        return found
+        return tuple((move, move.log.index - begins[move.log.transaction]) for move in found)
 
-    def _arrived(self, move: Move, at: int) -> Arrived:
+    def _arrived(self, move: Move, place: int, at: int) -> Arrived:
         key = None
         if move.nonce is not None:
             key = authorization_key(self._terms.chain_id, self._terms.asset, move.sender, move.nonce)
         return Arrived(
-            id=f"{move.log.transaction}|{move.log.index}",
+            id=f"{move.log.transaction}|{place}",
             transaction=move.log.transaction,
             sender=move.sender,
             amount=Usdc(move.amount),

@@ -52,6 +52,11 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     max_timeout_s: int
     digest_prefix: bytes
 
+    @property
+    def domain_separator(self) -> bytes:
+        """The hash of the token's EIP-712 domain."""
+        return self.digest_prefix[2:]
+
 
 class PaymentInvalid(Exception):
     """The payment is well formed and does not pay. `reason` is for clients, `message` for people."""

@@ -45,7 +45,7 @@ class Sending:
         """An incident, told once until `resolved`."""
         if trouble not in self._troubles:
             self._troubles.add(trouble)
-            log.error("relayer %s: %s", self._account, message)
+            log.error("incident: relayer %s: %s", self._account, message)
 
     def resolved(self, trouble: str) -> None:
         if trouble in self._troubles:

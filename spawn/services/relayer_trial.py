@@ -49,7 +49,7 @@ class Trial:
             if not self._can_batch:
                 self._policy = replace(self._policy, batch_max=1)
                 log.error(
-                    "no Multicall3 contract at %s (SPAWN_RELAY_MULTICALL): each payment pays its own transaction",
+                    "incident: no Multicall3 contract at %s (SPAWN_RELAY_MULTICALL): each payment goes alone",
                     self._policy.multicall,
                 )
         return self._policy

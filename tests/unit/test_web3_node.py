@@ -1,5 +1,6 @@
 """What a node says, and what we make of it: answers, refusals, and all that is neither."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -111,6 +112,19 @@ async def test_an_error_of_the_way_there_refuses_nothing(
         await node.send(b"\x02")
     with pytest.raises(NodeUnavailable):
         await node.call(ACCOUNT, b"")
+
+
+async def test_what_a_failure_is_told_with_never_has_the_address_whose_path_is_often_a_key(
+    oracle: Oracle,
+) -> None:
+    oracle.answer = lambda question: web.json_response({}, status=401)
+    node = Web3Node(f"{oracle.url.replace('://', '://user:password@')}/v2/api-key", timeout_s=2)
+    for question in (node.chain_id(), node.receipts(HASHES)):
+        with pytest.raises(NodeUnavailable) as caught:
+            await question
+        told = str(caught.value)
+        assert not any(secret in told for secret in ("api-key", "password", "Authorization")), told
+    await node.close()
 
 
 @pytest.mark.parametrize(
@@ -270,3 +284,19 @@ async def test_a_batch_that_is_not_answered_in_full_is_no_answer(oracle: Oracle,
     oracle.answer = lambda question: web.json_response([{"id": question[0]["id"], "result": None}])
     with pytest.raises(NodeUnavailable):
         await node.receipts(HASHES)
+
+
+async def test_who_stops_waiting_for_an_answer_keeps_nobody_else_from_one(
+    oracle: Oracle, node: Web3Node
+) -> None:
+    """web3 has a lock in common for all nodes, and loses it when it is cancelled at the wrong moment."""
+    oracle.says(result="0x1")
+    for moment in range(100):
+        questions = [asyncio.create_task(node.chain_id()) for _ in range(3)]
+        for _ in range(moment % 10):
+            await asyncio.sleep(0)
+        for question in questions:
+            question.cancel()
+        await asyncio.gather(*questions, return_exceptions=True)
+    async with asyncio.timeout(10):
+        assert await node.chain_id() == 1
