@@ -21,12 +21,13 @@ from spawn_schemas.money import format_usdc, parse_usdc
 from spawn.payments.devnet import Transfer
 from spawn.settings import read_settings
 from spawn.store.snapshot import snapshot
-from tests.anvil import Chain
+from tests.anvil import Chain, anvil
 from tests.interop.service import RunningService, environment, in_folder, serving
 from tests.wallets import Wallet
 
 PAY_TO: Final = Address("0x7e5700000000000000000000000000000000beef")
 COMMAND_TIMEOUT_S: Final = 30
+SELECT_CREDITS: Final = "SELECT amount FROM transfer WHERE code = 'topup'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,12 @@ class AnvilService(RunningService):
         return spawn(self.folder, self.ours, *arguments)
 
     def check_books(self) -> None:
-        """The operator's commands find that books and chain agree, to the micro-dollar, with nothing unfinished."""
+        """Each transfer to us is a credit, and the other way round; and the operator's commands find that books and
+        chain agree, to the micro-dollar, with nothing unfinished.
+        """
+        with snapshot(self.database) as tx:
+            credits = sorted(row["amount"] for row in tx.all(SELECT_CREDITS, {}))
+        assert credits == sorted(transfer.amount for transfer in self.chain.transfers(PAY_TO))
         held = format_usdc(self.chain.balance(PAY_TO))
         assert "the books are right" in (verified := self.command("ledger", "verify"))
         assert f"{held} USDC paid in and accounted for" in verified
@@ -92,6 +98,17 @@ def spawn(folder: Path, settings: Mapping[str, str], *arguments: str) -> str:
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     return done.stdout
+
+
+@contextmanager
+def started_chain() -> Iterator[Chain]:
+    """A chain with a block: before it has one, anvil tells contracts that it is 1970.
+
+    Clients of version 1 sign for the ten minutes before now and what follows.
+    """
+    with anvil() as chain:
+        chain.mine()
+        yield chain
 
 
 @contextmanager

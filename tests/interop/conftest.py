@@ -6,8 +6,10 @@ import pytest
 
 from tests.interop.service import RunningService, spawn_dev
 
-# The story asserts outside of a test module; pytest has to be told to explain what failed there.
-pytest.register_assert_rewrite("tests.interop.story")
+# These assert outside of a test module; pytest has to be told to explain what failed there.
+pytest.register_assert_rewrite(
+    "tests.interop.story", "tests.interop.anvil_service", "tests.interop.stock_payments"
+)
 
 
 @pytest.fixture(scope="session")

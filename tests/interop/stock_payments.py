@@ -57,9 +57,10 @@ class Payable:
         return await self._http.request(self._method, self._path, json=self._body, headers=headers)
 
     async def send_until_answered(self, headers: dict[str, str]) -> httpx.Response:
-        """The very same call again and again, within PATIENCE, until the answer is not to come again."""
+        """The very same call again and again, within PATIENCE, until it is answered."""
+        answer = await self.send(headers)
         for _ in range(PATIENCE):
-            answer = await self.send(headers)
             if answer.status_code != 503:
-                return answer
-        raise AssertionError(f"still after {PATIENCE} times: {answer.text}")
+                break
+            answer = await self.send(headers)
+        return answer
