@@ -8,10 +8,10 @@ UV := $(BIN)/uv
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: help setup demo test check format types imports bench soak fuzz anvil lock openapi clean
+.PHONY: help setup demo test check format types imports bench bench-settlement soak fuzz anvil lock openapi clean
 
 help: ## Show this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 setup: $(READY) ## Create .venv and install the locked dependencies
 
@@ -49,6 +49,9 @@ check: format types imports test ## Everything CI checks
 
 bench: $(READY) ## Benchmarks: ratios against named peers, in one run
 	$(BIN)/python -m tests.bench $(ARGS)
+
+bench-settlement: $(READY) ## Settling on anvil beside web3.py and the x402 facilitator, and gas; needs Node and npm
+	$(BIN)/python -m tests.bench.settlement $(ARGS)
 
 REQUESTS ?= 1000000
 soak: $(READY) ## A million mixed calls (REQUESTS): memory stays flat, the books are right

@@ -94,6 +94,9 @@ class Anvil:
             self.ask("anvil_setCode", address, code)
         self.ask("anvil_impersonateAccount", MINTER)
         self.give_ether(MINTER, 1_000)
+        if int(self.ask("eth_blockNumber"), 16) == 0:
+            # Before its first block the chain's time is 0 for calls, and no authorization would be valid yet.
+            self.ask("evm_mine")
 
     def give_ether(self, account: Address, ether: int) -> None:
         """Bring an account up to this many ether; one that has more keeps it."""

@@ -8,7 +8,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, NoReturn
 
 import uvicorn
@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from spawn import logs
 from spawn.api.front import new_request_id
-from spawn.app import build, open_parts
+from spawn.app import Parts, Service, build, open_parts
 from spawn.connections import behind
 from spawn.door import Bounds, Door, bounds_of, in_front
 from spawn.quick import Answers, asking_first
@@ -135,6 +135,25 @@ def _spare_the_collector() -> None:
     gc.set_threshold(_YOUNG_OBJECTS)
 
 
+async def _let_go(parts: Parts, service: Service) -> None:
+    """Whoever waits for the chain is told that it is unclear, with the transaction where it is ours."""
+    if parts.rail.relayer is not None:
+        await parts.rail.relayer.stop()
+    service.paid_calls.stop_waiting()
+
+
+class _Server(uvicorn.Server):
+    """Lets go of who waits for the chain before it waits for calls to end, which it does not do for long."""
+
+    def __init__(self, config: uvicorn.Config, let_go: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(config)
+        self._let_go = let_go
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._let_go()
+        await super().shutdown(sockets)
+
+
 async def _serve(settings: Settings, listener: socket.socket, log_requests: bool) -> None:
     parts = await open_parts(settings)
     try:
@@ -149,6 +168,6 @@ async def _serve(settings: Settings, listener: socket.socket, log_requests: bool
         warn_of_loss(settings)
         _spare_the_collector()
         log.info("event loop: %s", type(asyncio.get_running_loop()).__module__)
-        await uvicorn.Server(config).serve(sockets=[listener])
+        await _Server(config, lambda: _let_go(parts, service)).serve(sockets=[listener])
     finally:
         await parts.close()

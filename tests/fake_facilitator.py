@@ -146,6 +146,9 @@ class DevOnChain:
         self.shallow = 0
         """So many looks at a transfer show it not deep enough."""
 
+    async def is_over(self, payment: ExactPayment) -> bool:
+        return await self._chain.is_over(payment)
+
     async def find(self, payment: ExactPayment) -> Settled | Rejected | None:
         if self.down:
             raise SettlementUnclear("The chain cannot be asked right now.")

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 import msgspec
-from aiohttp import ClientError, ClientResponseError, ClientTimeout
+from aiohttp import ClientError, ClientResponseError, ClientSession, ClientTimeout, TCPConnector
 from spawn_schemas.ids import Address, parse_address
 from web3 import AsyncHTTPProvider, AsyncWeb3
 from web3.exceptions import Web3Exception
@@ -58,6 +58,8 @@ _HALTED: Final = re.compile(
 """What nodes say of a contract that did not end well (geth's `core/vm/errors.go`; revm's begin alike)."""
 _REVERTED: Final = 3  # geth's code for a call that reverted; its data is the contract's error
 _BATCH_MAX: Final = 50  # public nodes refuse batches much larger
+_KEPT_ALIVE_S: Final = 5
+"""Less than nodes and proxies keep an idle connection: a question on one that they just closed has no answer."""
 
 _NO_ANSWER: Final = (ClientError, Web3Exception, OSError, TimeoutError, ValueError, TypeError, AttributeError)
 """What web3 raises for a lost connection, a status, and an answer that is no JSON-RPC at all."""
@@ -122,11 +124,26 @@ class Web3Node:
                 exception_retry_configuration=None,
             )
         )
+        self._connecting: asyncio.Task[None] | None = None
         self._asking: set[asyncio.Task[Any]] = set()
 
     async def close(self) -> None:
         await asyncio.gather(*self._asking, return_exceptions=True)
+        if self._connecting is not None:
+            await self._connecting
         await self._web3.provider.disconnect()
+
+    async def _provider(self) -> AsyncHTTPProvider:
+        """web3's, with connections that are used again: left to itself it makes a new one for every question."""
+        if self._connecting is None:
+            self._connecting = asyncio.create_task(self._connect())
+        await asyncio.shield(self._connecting)
+        return self._web3.provider
+
+    async def _connect(self) -> None:
+        connector = TCPConnector(keepalive_timeout=_KEPT_ALIVE_S)
+        session = ClientSession(raise_for_status=True, connector=connector)
+        await self._web3.provider.cache_async_session(session)
 
     async def chain_id(self) -> int:
         """See `Node.chain_id`."""
@@ -238,7 +255,8 @@ class Web3Node:
 
     async def _ask(self, method: str, *parameters: Any) -> Any:
         try:
-            answer = await self._uncut(self._web3.provider.make_request(RPCEndpoint(method), parameters))
+            provider = await self._provider()
+            answer = await self._uncut(provider.make_request(RPCEndpoint(method), parameters))
         except _NO_ANSWER as error:
             raise NodeUnavailable(f"the node does not answer {method}: {_why(error)}") from error
         return _result(answer)
@@ -258,7 +276,8 @@ class Web3Node:
         """The answers to one question about several things, in any order; one by one where batches are refused."""
         batch = [(RPCEndpoint(method), (argument,)) for argument in arguments]
         try:
-            answers = await self._uncut(self._web3.provider.make_batch_request(batch))
+            provider = await self._provider()
+            answers = await self._uncut(provider.make_batch_request(batch))
         except _NO_ANSWER as error:
             raise NodeUnavailable(f"the node does not answer {method}: {_why(error)}") from error
         if not isinstance(answers, list):

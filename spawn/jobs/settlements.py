@@ -44,8 +44,10 @@ class Settlements:
 
     async def _resolve(self, reservation: Reservation, now: int) -> None:
         payment = reservations.stored_payment(reservation)
+        # Asked first: what the chain shows afterwards is its last word then.
+        is_over = now > reservation.valid_before + FINALITY_S and await self._facilitator.is_over(payment)
         settled = await self._facilitator.find(payment)
         if settled is not None:
             await self._db.write(lambda tx: reservations.credit_found(tx, reservation, settled, now))
-        elif now > reservation.valid_before + FINALITY_S:
+        elif is_over:
             await self._db.write(lambda tx: reservations.expire(tx, reservation))

@@ -161,6 +161,10 @@ class DevChain:
         outcome = await self._ask(lambda db: _recorded(db, payment))
         return outcome if isinstance(outcome, Settled) else None
 
+    async def is_over(self, payment: ExactPayment) -> bool:
+        """See `Facilitator.is_over`. This chain's clock is ours, and what it has settled is never taken back."""
+        return self._now() >= payment.valid_before
+
     async def mint(self, address: Address, amount: Usdc) -> Usdc:
         """Make money out of nothing; return the new balance. Raises ValueError for an amount out of range."""
         if not 0 < amount <= MAX_USDC:

@@ -63,7 +63,15 @@ class Facilitator(Protocol):
     async def find(self, payment: ExactPayment) -> Settled | None:
         """What the chain shows: the transfer that spent this nonce for this payee and value, or None.
 
-        None means "not, as far as the chain shows now". It is final only once the chain's time has passed
-        `valid_before`. Raises SettlementUnclear when the chain cannot be asked.
+        None means "not, as far as the chain shows now"; `is_over` tells when it is final. Raises
+        SettlementUnclear when the chain cannot be asked.
+        """
+        ...
+
+    async def is_over(self, payment: ExactPayment) -> bool:
+        """Whether the chain's time has passed `valid_before`: a None of `find`, asked for after this, is final.
+
+        Our own clock does not tell. A chain that stood still comes back with blocks of the time in between, and a
+        node may lag behind its chain. Raises SettlementUnclear when the chain cannot be asked.
         """
         ...

@@ -57,12 +57,21 @@ class OnChain:
         except NodeUnavailable as error:
             raise _unreachable() from error
 
+    async def is_over(self, payment: ExactPayment) -> bool:
+        """Whether a block as deep as we ask for is beyond the authorization's time; see `Facilitator.is_over`."""
+        try:
+            head = await self._head()
+            deep = await self._node.block(max(0, head.number - self._confirmations + 1))
+        except NodeUnavailable as error:
+            raise _unreachable() from error
+        return deep is not None and deep.at >= payment.valid_before
+
     async def find(self, payment: ExactPayment) -> Settled | Rejected | None:
         """What became of the payment's nonce; None while it is unspent.
 
         `Settled`: this payment was made. `Rejected`: the nonce was cancelled, or spent by another authorization.
         Either by a transaction as deep as we ask for; until it is, SettlementUnclear. None is final only if
-        `head_at` had passed `valid_before` when this was asked.
+        `is_over` was true before this was asked.
         """
         try:
             return await self._find(payment)

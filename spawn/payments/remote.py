@@ -65,6 +65,10 @@ class OnChain(Protocol):
         """What became of its nonce, as deep as we ask for, or None while it is unspent. Raises SettlementUnclear."""
         ...
 
+    async def is_over(self, payment: ExactPayment) -> bool:
+        """Whether the chain's time has passed the authorization's. Raises SettlementUnclear."""
+        ...
+
 
 @dataclass(kw_only=True)
 class _Remote:
@@ -170,6 +174,10 @@ class RemoteFacilitators:
         """See `Facilitator.find`."""
         known = await self._on_chain.find(payment)
         return known if isinstance(known, Settled) else None
+
+    async def is_over(self, payment: ExactPayment) -> bool:
+        """See `Facilitator.is_over`."""
+        return await self._on_chain.is_over(payment)
 
     # --- whom to ask ------------------------------------------------------------------------------------------
 

@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 CLAIM_S = 120
 SETTLE_TIMEOUT_S = 90
 """Far beyond what a rail waits by itself, because whoever is cut off says no hash; within the claim."""
+STOPPING_S = 1
+"""How long one may still take once the service stops: uvicorn waits a few seconds, and cuts off without an answer."""
 _FINAL = frozenset({State.DONE, State.REFUSED})
 
 
@@ -80,6 +82,8 @@ class PaidCalls:
         self._in_flight_wait_s = in_flight_wait_s
         self._do = Transactions(clock, entropy, daily_cap_usdc=daily_cap_usdc)
         self._turns = turns
+        self._settling: set[asyncio.Timeout] = set()
+        self._is_stopping = False
 
     async def run(self, call: PaidCall, use_case: UseCase) -> Answer:
         """Do the call once, however often it is sent.
@@ -153,6 +157,13 @@ class PaidCalls:
                 return rows.reservation_from(found[0])
         found = await self._db.read(rows.SELECT_BY_ID, {"id": call.identity.nonce_key})
         return rows.reservation_from(found[0]) if found else None
+
+    def stop_waiting(self) -> None:
+        """Let whoever waits for a settlement, now or from now on, soon hear that it is unclear."""
+        self._is_stopping = True
+        end = asyncio.get_running_loop().time() + STOPPING_S
+        for limit in self._settling:
+            limit.reschedule(end)
 
     # --- what is known already --------------------------------------------------------------------------------
 
@@ -242,8 +253,7 @@ class PaidCalls:
         fresh = identity.payment if identity.nonce_key == reservation.id else None
         payment = fresh or reservations.stored_payment(reservation)
         try:
-            async with asyncio.timeout(SETTLE_TIMEOUT_S):
-                outcome = await self._facilitator.settle(payment)
+            outcome = await self._ask_facilitator(payment)
         except (SettlementUnclear, TimeoutError) as error:
             log.warning("settlement of %s is unclear: %s", reservation.id, error)
             raise _pending(error) from error
@@ -272,6 +282,15 @@ class PaidCalls:
                 )
                 await self._db.write(lambda tx: reservations.refuse(tx, reservation, State.REFUSED, refusal))
                 raise refusal
+
+    async def _ask_facilitator(self, payment: exact.ExactPayment) -> Settled | Rejected:
+        """Raises SettlementUnclear, or TimeoutError."""
+        async with asyncio.timeout(STOPPING_S if self._is_stopping else SETTLE_TIMEOUT_S) as limit:
+            self._settling.add(limit)
+            try:
+                return await self._facilitator.settle(payment)
+            finally:
+                self._settling.discard(limit)
 
     async def _release(self, reservation: Reservation) -> None:
         """Let a copy of the request go on at once; without this it could when the claim runs out."""

@@ -127,6 +127,10 @@ class Relayer:
         outcome = await self._on_chain.find(payment)
         return outcome if isinstance(outcome, Settled) else None
 
+    async def is_over(self, payment: ExactPayment) -> bool:
+        """See `Facilitator.is_over`."""
+        return await self._on_chain.is_over(payment)
+
     def _id(self, payment: ExactPayment) -> str:
         return payment.nonce_key(self._terms.chain_id, self._terms.asset)
 
@@ -216,6 +220,7 @@ class Relayer:
             wake.clear()
             try:
                 if await lane.step(self._clock.now_s()):
+                    await self._linger()
                     continue
             except Exception:
                 # What one round could not do, the next tries; the rows are as they were, or as they should be.
@@ -234,7 +239,12 @@ class Relayer:
                 await wake.wait()
         except TimeoutError:
             return
-        await asyncio.sleep(self._policy.linger_s)
+        await self._linger()
+
+    async def _linger(self) -> None:
+        """Let payments that come one after the other share a transaction, unless enough wait to fill one."""
+        if len(self._desk.waiting) < self._policy.batch_max:
+            await asyncio.sleep(self._policy.linger_s)
 
     # --- what the last process left ---------------------------------------------------------------------------
 

@@ -26,7 +26,8 @@ class Item:
 
     `apart`: it shares no transaction. `untried`: the chain cannot be asked in advance. `failures`: how many mined
     transactions had it and did not move it.
-    `transaction`: the newest one of ours that has it.
+    `transaction`: the newest one of ours that has it. `rests_until`: when to look at it again (unix seconds), where the
+    chain did not say what became of it; `rest_s` is how long that was the last time.
     """
 
     id: str
@@ -35,6 +36,8 @@ class Item:
     apart: bool = False
     untried: bool = False
     failures: int = 0
+    rest_s: int = 0
+    rests_until: int = 0
     transaction: str | None = None
 
     @property

@@ -220,12 +220,13 @@ class Lane:
         """Put what waits into transactions, after trying it out; True when any was sent."""
         room = self._room()
         market = await self._market(head, policy) if room > 0 else None
+        waiting = [item for item in self._desk.waiting if item.rests_until <= now]
         if market is None:
             # Nothing can be sent, but what expires is told so.
-            taken = [item for item in self._desk.waiting if item.payment.valid_before <= head.at]
+            taken = [item for item in waiting if item.payment.valid_before <= head.at]
             taken = taken[: policy.examined_max]
         else:
-            taken = [item for together in plan(self._desk.waiting, policy, room=room) for item in together]
+            taken = [item for together in plan(waiting, policy, room=room) for item in together]
         if not taken and (market is None or not self._free):
             return False
         self._desk.take(taken)
@@ -237,7 +238,7 @@ class Lane:
                 await self._dispatch(self._signer, plans, market, policy, now)
             passed = {item.id for item in passing}
             doomed = [item for item in taken if item.id not in passed]
-            await self._outcomes.decide(await self._trial.judge(doomed, head), now)
+            await self._outcomes.decide(await self._trial.judge(doomed, head, now), now)
         finally:
             self._desk.line_up(item for item in taken if item.transaction is None)
         return bool(plans)

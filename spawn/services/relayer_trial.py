@@ -27,6 +27,10 @@ T = TypeVar("T")
 
 AT_ONCE: Final = 16
 """Questions to the node at a time, about payments that seem doomed."""
+QUIET_S: Final = 30
+"""After so long without a block a chain is one that makes them only when something happens."""
+REST_MAX_S: Final = 60
+"""The longest that a payment rests which the chain says nothing about yet; looking at it is a dozen questions."""
 FAILURES_MAX: Final = 2
 """Mined transactions that a payment may cost us: code that settles when tried and not when mined burns our gas."""
 
@@ -63,8 +67,9 @@ class Trial:
     async def passing(self, items: Sequence[Item], head: Block, now: int) -> list[Item]:
         """Which of these would settle if they were mined now, one after the other. Raises NodeUnavailable."""
         for item in items:
-            # A chain that makes no blocks while nothing happens (a development chain) tells an old time.
-            item.untried = head.at <= item.payment.valid_after < now
+            # A chain that makes no blocks while nothing happens (a development chain) tells an old time. On any other
+            # the next block is waited for: what is sent untried costs us gas, and its payer nothing.
+            item.untried = head.at <= item.payment.valid_after < now and now - head.at >= QUIET_S
         together = [item for item in items if not item.by_code and not item.untried]
         if self._policy.batch_max == 1 or len(together) == 1:
             together = []
@@ -92,25 +97,30 @@ class Trial:
             return False
         return True
 
-    async def judge(self, items: Sequence[Item], head: Block) -> list[tuple[Item, Outcome]]:
+    async def judge(self, items: Sequence[Item], head: Block, now: int) -> list[tuple[Item, Outcome]]:
         """What became of payments that did not pass; those that are not decided yet are left out."""
 
         async def outcome(item: Item) -> Outcome | None:
             try:
-                return await self._outcome(item, head)
+                return await self._outcome(item, head, now)
             except (SettlementUnclear, NodeUnavailable):
+                # Somebody who spent a nonce long ago could have us search for it all day.
+                item.rest_s = min(item.rest_s + 1, REST_MAX_S)
+                item.rests_until = now + item.rest_s
                 return None
 
         outcomes = await _each(items, outcome)
         return [(item, found) for item, found in zip(items, outcomes, strict=True) if found is not None]
 
-    async def _outcome(self, item: Item, head: Block) -> Outcome | None:
+    async def _outcome(self, item: Item, head: Block, now: int) -> Outcome | None:
         payment = item.payment
         found = await self._on_chain.find(payment)
         if found is not None:
             return found
         if payment.valid_before <= head.at:
             return Rejected(reason=Reason.VALID_BEFORE.value, message="The authorization has expired.")
+        if head.at <= payment.valid_after < now:
+            return None  # its block comes next
         if payment.valid_after >= head.at:
             return Rejected(reason=Reason.VALID_AFTER.value, message="The authorization is not valid yet.")
         try:
@@ -132,6 +142,8 @@ class Trial:
             return Rejected(
                 reason=Reason.SIGNATURE.value, message="The code of the paying account does not accept it."
             )
+        # A pause, a blacklist, or terms that are not the token's: payers are told no, and only we could mend it.
+        log.error("incident: the token refuses a payment of %s for no known reason", item.payment.payer)
         return Rejected(
             reason="invalid_transaction_state",  # x402 specification, section 9
             message="The token refuses this transfer. Ask its issuer about the paying account.",

@@ -35,6 +35,9 @@ class InstantChain:
     async def find(self, payment: ExactPayment) -> Settled | None:
         return None
 
+    async def is_over(self, payment: ExactPayment) -> bool:
+        return False
+
 
 def _name_threads() -> None:
     """Python 3.11 keeps a thread's name to itself; the kernel takes 15 characters of it."""

@@ -8,6 +8,7 @@ Run as `python -m tests.e2e.anvil_crashing FD`, it is a nursery of victims (`tes
 """
 
 import asyncio
+import re
 import socket
 import sys
 from collections import deque
@@ -50,6 +51,8 @@ PATIENCE_S: Final = 20.0
 """No step of a life takes seconds of real time; whatever takes this long hangs."""
 TURN_S: Final = 2
 """How much of the service's time passes in one turn, and how far a block is from the next."""
+EVERY: Final = re.compile("")
+"""Every point counts."""
 JOBS: Final = ("operations", "settlements", "suspense")
 """Those that a payment meets."""
 
@@ -61,19 +64,21 @@ class Died(BaseException):
 class Deaths(Points):
     """Points at which a life in this process dies; `killed` is the one at which it did.
 
-    `watch` is told each point before it is passed: what the world does just then.
+    Those named by `only` count. `watch` is told each before it is passed: what the world does just then.
     """
 
-    def __init__(self, watch: Callable[[str], None]) -> None:
+    def __init__(self, only: re.Pattern[str], watch: Callable[[str], None]) -> None:
         super().__init__(None, Path())
         self.killed: str | None = None
+        self._only = only
         self._watch = watch
 
     def pass_by(self, label: str) -> None:
         if self.killed is not None:
             raise Died(self.killed)
         self._watch(label)
-        self.passed.append(label)
+        if self._only.search(label):
+            self.passed.append(label)
         if len(self.passed) == self._die_at:
             self.killed = label
             raise Died(label)
@@ -134,7 +139,11 @@ class CrashingNode:
 
 def anvil_settings(folder: Path, chain: Chain, **changes: Any) -> Settings:
     """Settings of a service that settles on `chain` by itself, with one relayer."""
-    ours: dict[str, Any] = {
+    return settings_in(folder, **(_ours(chain) | changes))
+
+
+def _ours(chain: Chain) -> dict[str, Any]:
+    return {
         "payments": "self",
         "rpc_url": chain.url,
         "x402_pay_to": PAY_TO,
@@ -142,7 +151,6 @@ def anvil_settings(folder: Path, chain: Chain, **changes: Any) -> Settings:
         "suspense_from_block": 0,
         "simulated_speed": SPEED,
     }
-    return settings_in(folder, **(ours | changes))
 
 
 async def open_on_anvil(settings: Settings, clock: VirtualClock, points: Points) -> Parts:
@@ -201,13 +209,13 @@ class Life:
                 await self._service.operator.idle()
 
     async def end(self) -> None:
-        """Bury it: what still runs is cut off where it stands, and the files are closed."""
+        """Bury it: the files are closed, and what still runs is cut off where it stands."""
+        await self.http.aclose()
+        await self.parts.close()
         rest = asyncio.all_tasks() - self._older - {asyncio.current_task()}
         for task in rest:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
-        await self.http.aclose()
-        await self.parts.close()
 
 
 class Weather:
@@ -246,13 +254,14 @@ class Call:
 
 @dataclass
 class Trial:
-    """One world, the calls made in it, and the lives it takes. `deaths` are the points at which these end, first to last."""
+    """One world, the calls made in it, and the lives it takes: `deaths` are the points at which these end, in order."""
 
     chain: Chain
     weather: Weather
     folder: Path
     clock: VirtualClock
     deaths: Sequence[int]
+    only: re.Pattern[str]
 
     def __post_init__(self) -> None:
         self.folder.mkdir(exist_ok=True)
@@ -260,7 +269,7 @@ class Trial:
         self.killed: list[str] = []
         self._planned = deque(self.deaths)
         self._life: Life | None = None
-        self._points = Deaths(self._watch)
+        self._points = Deaths(self.only, self._watch)
         migrated_copy(parse_database_url(self.settings.database_url))
 
     def _watch(self, label: str) -> None:
@@ -277,7 +286,7 @@ class Trial:
 
     async def start(self) -> None:
         """The first life; its points are counted from `arm` on."""
-        self._points = Deaths(self._watch)
+        self._points = Deaths(self.only, self._watch)
         self._life = await Life.begin(self.settings, self.clock, self._points)
 
     def arm(self) -> None:
@@ -301,7 +310,7 @@ class Trial:
         await self.close()
         while self._life is None:
             self.clock.advance(1)
-            self._points = Deaths(self._watch)
+            self._points = Deaths(self.only, self._watch)
             self._points.arm(self._planned.popleft() if self._planned else None)
             try:
                 self._life = await Life.begin(self.settings, self.clock, self._points)
@@ -367,6 +376,17 @@ _SELECT_CREDITS: Final = (
 
 
 def check_at_rest(settings: Settings, chain: Chain, *, moved: Iterable[str]) -> None:
+    """`check_books`, and each relayer has used each of its nonces, by itself, and booked what that burnt."""
+    check_books(settings, chain, moved=moved)
+    with snapshot(parse_database_url(settings.database_url)) as tx:
+        burnt_wei = [
+            wei for key in settings.relayer_keys_list for wei in _check_nonces(tx, chain, address_of(key))
+        ]
+        booked = balance_of(tx, COST_GAS).balance
+    assert booked == sum(gas_cost_usdc(wei, settings.eth_price_usdc) for wei in burnt_wei)
+
+
+def check_books(settings: Settings, chain: Chain, *, moved: Iterable[str]) -> None:
     """What the chain shows and what the books say are the same, and nothing of ours is left on its way.
 
     `moved`: in which transactions money reached us, one for each transfer.
@@ -374,18 +394,13 @@ def check_at_rest(settings: Settings, chain: Chain, *, moved: Iterable[str]) -> 
     arrived = chain.transfers(settings.pay_to)
     assert sorted(one.transaction for one in arrived) == sorted(moved)
     assert chain.pending() == [], "a transaction waits that nobody knows of"
+    held = chain.balance(settings.pay_to)
     with snapshot(parse_database_url(settings.database_url)) as tx:
         credits = [(row["reference"], row["amount"]) for row in tx.all(_SELECT_CREDITS, {"ext": EXT_USDC})]
-        assert credits == sorted((one.transaction, one.amount) for one in arrived)
         assert tx.all(_SELECT_UNFINISHED, {}) == []
-        held = chain.balance(settings.pay_to)
         assert balance_of(tx, EXT_USDC).balance == held, "the treasury and the books differ"
         assert verify(tx, chain_balance_usdc=held) == []
-        burnt_wei = [_check_nonces(tx, chain, address_of(key)) for key in settings.relayer_keys_list]
-        booked = balance_of(tx, COST_GAS).balance
-        assert booked == sum(
-            gas_cost_usdc(wei, settings.eth_price_usdc) for some in burnt_wei for wei in some
-        )
+    assert credits == sorted((one.transaction, one.amount) for one in arrived)
 
 
 def _check_nonces(tx: Tx, chain: Chain, account: Address) -> list[int]:
@@ -400,6 +415,13 @@ def _check_nonces(tx: Tx, chain: Chain, account: Address) -> list[int]:
 
 
 # --- a life of its own ------------------------------------------------------------------------------------------
+
+
+def prepare_victim(folder: Path, chain: Chain) -> None:
+    """A folder for a victim on `chain`: an empty database, and where the chain is."""
+    folder.mkdir()
+    (folder / OVERRIDES).write_bytes(msgspec.json.encode(_ours(chain)))
+    migrated_copy(parse_database_url(anvil_settings(folder, chain).database_url))
 
 
 async def victim_parts(order: Order, clock: VirtualClock, points: Points) -> tuple[Settings, Parts]:

@@ -97,6 +97,9 @@ class CrashingFacilitator:
     async def find(self, payment: ExactPayment) -> Settled | None:
         return await self._points.around("facilitator.find", lambda: self._inner.find(payment))
 
+    async def is_over(self, payment: ExactPayment) -> bool:
+        return await self._inner.is_over(payment)
+
 
 class CrashingProvider:
     """Dies before the cloud is asked, or when it has obeyed and we have not heard."""

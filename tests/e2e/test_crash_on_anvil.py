@@ -4,10 +4,11 @@ The chain is anvil. Whatever happens, afterwards it shows one transfer for each 
 the books one credit for each transfer, no nonce of the relayer's is missing, and the client's header gets its answer.
 """
 
-import itertools
+import contextlib
 import json
+import re
 from base64 import b64decode
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,14 +17,27 @@ from typing import Any, Final
 
 import httpx
 import pytest
+from signing import SignedRequestAuth
 from spawn_schemas.x402 import Reason
 
 from spawn.payments import exact
 from spawn.payments.exact import ExactPayment
 from spawn.rails import x402_terms
 from tests.anvil import RELAYER_KEYS, Chain, anvil
-from tests.e2e.anvil_crashing import PAY_TO, Call, Died, Trial, Weather, check_at_rest
-from tests.harness import ORDER, START_S, VirtualClock
+from tests.e2e.anvil_crashing import (
+    EVERY,
+    PAY_TO,
+    TURN_S,
+    Call,
+    Died,
+    Trial,
+    Weather,
+    anvil_settings,
+    check_at_rest,
+    prepare_victim,
+)
+from tests.e2e.lives import House, Nursery, open_house, open_nursery
+from tests.harness import CHAIN_ID, ORDER, START_S, VirtualClock
 from tests.wallets import Wallet
 
 POINTS_MAX: Final = 400
@@ -42,6 +56,7 @@ CREATE: Final = Call(method="POST", path="/v1/servers", body=ORDER | {"deposit":
 @pytest.fixture(scope="module")
 def chain() -> Iterator[Chain]:
     with anvil(at=START_S) as chain:
+        chain.mine(5)  # something to reorganise
         for wallet in map(Wallet.numbered, (1, 2)):
             chain.fund(wallet.address, 100_000_000)
         yield chain
@@ -105,23 +120,20 @@ class Rewriting(Slow):
     settings = MappingProxyType({"confirmations": 3})
 
     def __init__(self) -> None:
-        self.turns = 10
-        self.first = b""
+        self.first: str | None = None
+        self.raw = b""
 
     def turn(self, chain: Chain, now: int) -> None:
         waiting = chain.pending()
-        if waiting and not self.first:
-            self.first = bytes.fromhex(chain.ask("eth_getRawTransactionByHash", waiting[0])[2:])
-        if self.turns and waiting:
-            self.turns -= 1
-            return
+        if self.first is None and waiting:
+            self.first, self.raw = waiting[0], _raw(chain, waiting[0])
+        if waiting == [self.first]:
+            return  # no block until there is another version
         super().turn(chain, now)
-        newer = chain.transfers(PAY_TO)
-        if self.turns == 0 and newer:
-            self.turns = -1
-            chain.reorg(1, self.first)
-            (older,) = chain.transfers(PAY_TO)
-            assert older.transaction != newer[0].transaction
+        if self.raw and chain.transfers(PAY_TO):
+            chain.reorg(1, self.raw)
+            self.raw = b""
+            assert [one.transaction for one in chain.transfers(PAY_TO)] == [self.first]
 
 
 class Reordering(Slow):
@@ -135,15 +147,18 @@ class Reordering(Slow):
         self.is_due = True
 
     def turn(self, chain: Chain, now: int) -> None:
-        waiting = chain.pending()
-        raw = [bytes.fromhex(chain.ask("eth_getRawTransactionByHash", one)[2:]) for one in waiting]
+        raw = {one: _raw(chain, one) for one in chain.pending()}
         super().turn(chain, now)
         before = [one.transaction for one in chain.transfers(PAY_TO)]
-        if self.is_due and len(before) == len(waiting) == 2:
+        if self.is_due and len(raw) == 2:
             self.is_due = False
-            order = raw if before[0] == waiting[1] else raw[::-1]
-            chain.reorg(1, *order)
+            others = [["0x" + raw[one].hex(), place] for place, one in enumerate(reversed(before))]
+            chain.ask("anvil_reorg", 2, others)  # a block each
             assert [one.transaction for one in chain.transfers(PAY_TO)] == before[::-1]
+
+
+def _raw(chain: Chain, transaction: str) -> bytes:
+    return bytes.fromhex(chain.ask("eth_getRawTransactionByHash", transaction)[2:])
 
 
 class Meddling(Weather):
@@ -201,7 +216,7 @@ class Clients:
             waits = [int(one.headers["Retry-After"]) for one in answers if one.status_code == 503]
             if not waits:
                 return answers
-            await trial.outlive(lambda: trial.turn(max(waits)))
+            await trial.outlive(lambda: trial.turn(max(waits)))  # noqa: B023 - awaited in this round
         raise AssertionError("no final answer")
 
     async def settle_down(self) -> None:
@@ -211,8 +226,8 @@ class Clients:
             if not trial.is_busy():
                 break
             await trial.outlive(trial.turn)
-        for _ in range(3):
-            await trial.outlive(lambda: trial.turn(LONG_TURN_S))
+        for seconds in (TURN_S, TURN_S, LONG_TURN_S):
+            await trial.outlive(lambda: trial.turn(seconds))  # noqa: B023 - awaited in this round
         trial.spare()
 
     async def check_paid(self, answers: list[httpx.Response]) -> None:
@@ -229,6 +244,22 @@ class Clients:
             assert again.headers["Idempotent-Replayed"] == "true"
             assert (again.status_code, _open(again)) == (answer.status_code, _open(answer))
         check_at_rest(self.trial.settings, self.trial.chain, moved=moved.values())
+
+    async def come_back(self) -> bool:
+        """Be away until the payment has surely expired, then call again; answers whether it was taken."""
+        trial = self.trial
+        await trial.restart()
+        for _ in range(EXPIRY_TURNS):
+            await trial.outlive(lambda: trial.turn(LONG_TURN_S))
+        moved = [one.transaction for one in trial.chain.transfers(PAY_TO)]
+        check_at_rest(trial.settings, trial.chain, moved=moved)
+        answers = await self.insist()
+        if moved:
+            await self.check_paid(answers)
+        else:
+            assert [answer.status_code for answer in answers] == [402]
+            check_at_rest(trial.settings, trial.chain, moved=[])
+        return bool(moved)
 
     async def check_cancelled(self, answers: list[httpx.Response]) -> None:
         """The call was refused because its payment was taken back, and nothing moved."""
@@ -253,11 +284,16 @@ def _open(answer: httpx.Response) -> dict[str, Any]:
 
 @asynccontextmanager
 async def trial_of(
-    chain: Chain, weather: Weather, folder: Path, call: Call, *deaths: int
+    chain: Chain,
+    weather: Weather,
+    folder: Path,
+    call: Call,
+    *deaths: int,
+    only: re.Pattern[str] = EVERY,
 ) -> AsyncIterator[Clients]:
-    """A new world on the same chain, which is afterwards as it was."""
+    """A new world on the same chain, which is afterwards as it was; of the points, those named by `only` count."""
     mark = chain.snapshot()
-    trial = Trial(chain, weather, folder, VirtualClock(START_S), deaths)
+    trial = Trial(chain, weather, folder, VirtualClock(START_S), deaths, only)
     try:
         await trial.start()
         count = 2 if isinstance(weather, Reordering) else 1
@@ -286,18 +322,217 @@ async def _paid(trial: Trial, call: Call, wallet: Wallet) -> Call:
     return replace(call, payment=payment)
 
 
-WEATHERS: Final = (Weather, Slow, Dropping, Delaying, Reorganising, Rewriting, Reordering)
+WEATHERS: Final = (Slow, Dropping, Delaying, Reorganising, Rewriting, Reordering)
+DECISIVE: Final = re.compile("write of|node.send|provider.(create|poll)")
+"""Points at which something is written down or done; a death between two questions finds the world as it was."""
+
+
+async def each_point(
+    run: Callable[[int], Awaitable[list[str]]], capsys: pytest.CaptureFixture[str], what: str
+) -> list[str]:
+    """Die at the first point, the second, and so on, until there is none left to die at; answers where."""
+    killed: list[str] = []
+    for point in range(1, POINTS_MAX):
+        died = await run(point)
+        if not died:
+            with capsys.disabled():
+                print(f"\n  {what}: {len(killed)} died", end=" ")
+            assert {"before node.send", "after node.send"} <= set(killed)
+            return killed
+        killed += died
+    raise AssertionError("it never ends")
+
+
+@pytest.mark.parametrize("call", [DEPOSIT, CREATE], ids=["deposit", "create"])
+async def test_a_client_who_repeats_its_header_has_paid_once(
+    chain: Chain, tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def run(point: int) -> list[str]:
+        async with trial_of(chain, Weather(), tmp_path / str(point), call, point) as clients:
+            await clients.check_paid(await clients.insist())
+            return clients.trial.killed
+
+    killed = await each_point(run, capsys, call.path)
+    assert {f"{side} write of Outcomes.mined" for side in ("before", "after")} <= set(killed)
+
+
+@pytest.mark.parametrize("call", [DEPOSIT, CREATE], ids=["deposit", "create"])
+async def test_a_client_who_stays_away_loses_nothing(
+    chain: Chain, tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was written down before the death is brought to the chain and credited; what was not, never moves."""
+    outcomes: set[bool] = set()
+
+    async def run(point: int) -> list[str]:
+        async with trial_of(chain, Weather(), tmp_path / str(point), call, point, only=DECISIVE) as clients:
+            with contextlib.suppress(Died):
+                await clients.trial.ask(*clients.calls)
+                return []
+            outcomes.add(await clients.come_back())
+            return clients.trial.killed
+
+    await each_point(run, capsys, f"{call.path}, client away")
+    assert outcomes == {True, False}
 
 
 @pytest.mark.parametrize("weather", WEATHERS)
-async def test_a_client_who_repeats_its_header_has_paid_once(
-    chain: Chain, tmp_path: Path, weather: type[Weather]
+async def test_whatever_the_chain_does_with_our_transactions(
+    chain: Chain, tmp_path: Path, weather: type[Weather], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    killed: list[str] = []
-    for point in range(1, POINTS_MAX):
-        async with trial_of(chain, weather(), tmp_path / str(point), DEPOSIT, point) as clients:
+    async def run(point: int) -> list[str]:
+        async with trial_of(
+            chain, weather(), tmp_path / str(point), DEPOSIT, point, only=DECISIVE
+        ) as clients:
             await clients.check_paid(await clients.insist())
-            if not clients.trial.killed:
-                break
-            killed += clients.trial.killed
-    print(weather.__name__, len(killed), killed)
+            return clients.trial.killed
+
+    await each_point(run, capsys, weather.__name__.lower())
+
+
+@pytest.mark.parametrize("when", ["before", "between", "same block"])
+async def test_a_stranger_who_is_first_changes_nothing_but_the_transaction(
+    chain: Chain, tmp_path: Path, when: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def run(point: int) -> list[str]:
+        weather = Meddling(when, submit)
+        async with trial_of(chain, weather, tmp_path / str(point), DEPOSIT, point, only=DECISIVE) as clients:
+            answers = await clients.insist()
+            await clients.check_paid(answers)
+            assert [_receipt(answer)["transaction"] for answer in answers] == [weather.transaction]
+            return clients.trial.killed
+
+    if when == "before":
+        assert await run(POINTS_MAX) == []  # nothing of ours is sent
+    else:
+        await each_point(run, capsys, f"stranger {when}")
+
+
+@pytest.mark.parametrize("when", ["before", "between", "same block"])
+async def test_a_cancelled_authorization_is_told_from_a_used_one(
+    chain: Chain, tmp_path: Path, when: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def run(point: int) -> list[str]:
+        weather = Meddling(when, cancel)
+        async with trial_of(chain, weather, tmp_path / str(point), DEPOSIT, point, only=DECISIVE) as clients:
+            await clients.check_cancelled(await clients.insist())
+            return clients.trial.killed
+
+    if when == "before":
+        assert await run(POINTS_MAX) == []  # nothing of ours is sent
+    else:
+        await each_point(run, capsys, f"cancelled {when}")
+
+
+async def test_a_service_that_dies_again_while_it_recovers_recovers(
+    chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def run(point: int) -> list[str]:
+        deaths = (point, 1 + point % SECOND_DEATHS)
+        async with trial_of(
+            chain, Dropping(), tmp_path / str(point), DEPOSIT, *deaths, only=DECISIVE
+        ) as clients:
+            await clients.check_paid(await clients.insist())
+            return clients.trial.killed
+
+    await each_point(run, capsys, "and then another")
+
+
+async def test_what_strangers_carry_to_the_chain_is_credited_once_too(chain: Chain, tmp_path: Path) -> None:
+    """A payment that we refused becomes its payer's balance; one that we never saw waits for its payer."""
+    poor, quiet = Wallet.numbered(3), Wallet.numbered(2)
+    async with trial_of(chain, Weather(), tmp_path / "world", DEPOSIT) as clients:
+        trial = clients.trial
+        refused = await _paid(trial, DEPOSIT, poor)
+        (answer,) = await trial.ask(refused)
+        assert answer.status_code == 402
+        assert answer.json()["error"]["details"]["reason"] == Reason.INSUFFICIENT_FUNDS.value
+        unseen = await _paid(trial, DEPOSIT, quiet)
+
+        chain.fund(poor.address, 5_000_000)
+        carried = [
+            chain.submit(exact.identify(exact.decode_payment(call.payment or ""), x402_terms(trial.settings)))
+            for call in (refused, unseen)
+        ]
+        await clients.settle_down()
+        check_at_rest(trial.settings, chain, moved=carried)
+        assert await _balance(trial, poor) == "5.00"
+        assert await _balance(trial, quiet) == "0.00"
+        claimed = await _signed(trial, quiet, "POST", "/v1/suspense/claim")
+        assert (claimed["claimed"], claimed["balance"]) == ("5.00", "5.00")
+        check_at_rest(trial.settings, chain, moved=carried)
+
+
+async def _balance(trial: Trial, wallet: Wallet) -> str:
+    balance: str = (await _signed(trial, wallet, "GET", "/v1/balance"))["balance"]
+    return balance
+
+
+async def _signed(trial: Trial, wallet: Wallet, method: str, path: str) -> dict[str, Any]:
+    auth = SignedRequestAuth(wallet.account, CHAIN_ID, clock=trial.clock.now_s)
+    answer = await trial.life.http.request(method, path, auth=auth)
+    assert answer.is_success, answer.text
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+# --- processes --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    with open_nursery("tests.e2e.anvil_crashing") as nursery:
+        yield nursery
+
+
+@contextlib.contextmanager
+def house_on(chain: Chain, nursery: Nursery, folder: Path, *deaths: int) -> Iterator[House]:
+    """A process of its own, which serves HTTP and whose relayer runs by itself."""
+    mark = chain.snapshot()
+    prepare_victim(folder, chain)
+    try:
+        with open_house(nursery, folder, START_S, deaths) as house:
+            yield house
+    finally:
+        chain.drop_all()
+        chain.revert(mark)
+
+
+def test_a_process_that_is_killed_is_followed_by_one_that_goes_on(
+    chain: Chain, nursery: Nursery, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wallet = Wallet.numbered(1)
+
+    def run(point: int) -> list[str]:
+        with house_on(chain, nursery, tmp_path / str(point), point) as house:
+            challenge = house.request(DEPOSIT.method, DEPOSIT.path, json=DEPOSIT.body)
+            header = wallet.payment(challenge.headers["PAYMENT-REQUIRED"], now=house.now_s, nonce=point)
+            house.arm()
+            answer = _insist(house, header)
+            house.pass_time(LONG_TURN_S)
+            moved = _receipt(answer)["transaction"]
+            check_at_rest(anvil_settings(house.folder, chain), chain, moved=[moved])
+            return house.killed
+
+    killed: list[str] = []
+    for point in range(1, POINTS_MAX, 2):
+        died = run(point)
+        killed += died
+        if not died:
+            break
+    assert {"write of Lane._dispatch", "node.send"} <= {one.split(" ", 1)[1] for one in killed}
+    with capsys.disabled():
+        print(f"\n  every other point: {len(killed)} killed", end=" ")
+
+
+def _insist(house: House, header: str) -> httpx.Response:
+    """Repeat the call until it has been answered for good."""
+    headers = {"PAYMENT-SIGNATURE": header}
+    for _ in range(ATTEMPTS_MAX):
+        answer = house.outlive(
+            lambda: house.request(DEPOSIT.method, DEPOSIT.path, json=DEPOSIT.body, headers=headers)
+        )
+        if answer.status_code != 503:
+            assert answer.is_success, answer.text
+            return answer
+        house.pass_time(int(answer.headers["Retry-After"]))
+    raise AssertionError("no final answer")

@@ -1,5 +1,6 @@
 """The service starts while its chain, or whoever settles for it, is down; and works once they are up, by itself."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
@@ -9,7 +10,7 @@ import pytest_asyncio
 from x402.http.utils import decode_payment_required_header
 from x402.mechanisms.evm.signers import EthAccountSigner
 
-from tests.anvil import RELAYER_KEYS
+from tests.anvil import RELAYER_KEYS, Chain
 from tests.interop.anvil_service import by_facilitators, by_ourselves, spawn_serve, started_chain
 from tests.interop.clients import TIMEOUT_S
 from tests.interop.self_hosted import self_hosted
@@ -21,6 +22,7 @@ from tests.wallets import Wallet
 BEGINNING: Final = Mark(chain=0, ledger=0)
 IMPATIENT: Final = {"SPAWN_SETTLE_WAIT_S": "1", "SPAWN_RPC_TIMEOUT_S": "2"}
 AMOUNT: Final = 500_000
+LOOKS: Final = 200
 NOBODY: Final = "http://127.0.0.1:9"
 """Where nobody listens (the discard port)."""
 
@@ -115,3 +117,32 @@ async def test_facilitators_are_asked_once_node_and_one_of_them_are_up(
             with self_hosted(rpc_url=chain.url, network=TERMS.network, key=RELAYER_KEYS[0], port=port):
                 await paid_once(service, wallet, await call.send_until_answered(header))
             service.check_books()
+
+
+async def test_a_call_that_waits_when_the_service_stops_is_told_so_and_goes_on_after_the_next_start(
+    http: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    wallet = Wallet.numbered(530)
+    with started_chain() as chain:
+        chain.fund(wallet.address, AMOUNT)
+        chain.set_automine(False)
+        with spawn_serve(tmp_path, chain, by_ourselves(chain)) as service:
+            call = deposit(service, http)
+            header = await call.pay(EthAccountSigner(wallet.account))
+            waiting = asyncio.create_task(call.send(header))
+            (sent,) = await sent_to(chain)
+        stopped = await waiting
+        later(stopped, "settlement_pending")
+        assert stopped.json()["error"]["details"] == {"transaction": sent}
+        chain.mine()
+        with spawn_serve(tmp_path, chain, by_ourselves(chain)) as service:
+            await paid_once(service, wallet, await deposit(service, http).send_until_answered(header))
+
+
+async def sent_to(chain: Chain) -> list[str]:
+    """What waits to be mined, once something does."""
+    for _ in range(LOOKS):
+        if pending := chain.pending():
+            return pending
+        await asyncio.sleep(0.05)
+    raise AssertionError("nothing was sent")

@@ -45,7 +45,17 @@ def test_results_are_read_in_the_order_of_the_calls(items: list[tuple[bool, byte
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\x01", bytes(32), b"\xff" * 64, encode(["(bool,bytes)[]"], [[(True, b"x")]])[:-32]]
+    "data",
+    [
+        b"",
+        b"\x01",
+        bytes(32),
+        b"\xff" * 64,
+        encode(["(bool,bytes)[]"], [[(True, b"x")]])[:-32],
+        encode(["(uint256,bytes)[]"], [[(2, b"x")]]),
+        encode(["(bool,uint256,uint256)[]"], [[(True, 32, 0)]]),
+        encode(["uint256", "uint256"], [32, 2**255]),
+    ],
 )
 def test_what_is_no_answer_of_aggregate3_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="aggregate3"):

@@ -29,10 +29,12 @@ class Oracle:
     def __init__(self) -> None:
         self.url = ""
         self.asked: list[Any] = []
+        self.connections: set[Any] = set()
         self.answer: Callable[[Any], web.Response] = lambda _: web.Response(status=500)
 
     async def handle(self, request: web.Request) -> web.Response:
         question = await request.json()
+        self.connections.add(request.transport)
         self.asked.append(question)
         return self.answer(question)
 
@@ -300,3 +302,11 @@ async def test_who_stops_waiting_for_an_answer_keeps_nobody_else_from_one(
         await asyncio.gather(*questions, return_exceptions=True)
     async with asyncio.timeout(10):
         assert await node.chain_id() == 1
+
+
+async def test_a_connection_is_used_again(oracle: Oracle, node: Web3Node) -> None:
+    """To a node elsewhere, making one takes longer than the question."""
+    oracle.says(result="0x1")
+    for _ in range(3):
+        await node.chain_id()
+    assert len(oracle.connections) == 1
