@@ -45,7 +45,7 @@ from spawn.payments.challenge import Challenges
 from spawn.payments.exact import Terms
 from spawn.payments.sessions import Sessions
 from spawn.payments.sign_in import RelyingParty, relying_party
-from spawn.rails import Rail, needs_file, open_rail, x402_terms
+from spawn.rails import Rail, needs_file, open_rail, require_same_chain, x402_terms
 from spawn.secret_key import read_secret_key
 from spawn.services.create_server import Shop
 from spawn.services.economics import price_list
@@ -155,6 +155,7 @@ async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Se
     """Wire the service. With `ticking` the jobs run by themselves while the app is up."""
     secret_key = read_secret_key(settings)
     vault, sessions = Vault(secret_key, parts.entropy), Sessions(secret_key)
+    await require_same_chain(parts.db, parts.rail)
     await parts.db.write(lambda tx: vault.prove(tx, parts.clock.now_s()))
     limits = Limits(settings, parts.clock)
     signals = Signals()
@@ -190,7 +191,7 @@ async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Se
     app = Front(
         cast("App", framework),
         ROUTES,
-        Callers(our_terms, party, sessions, parts.clock, parts.entropy, parts.rail.wallets),
+        Callers(our_terms, party, sessions, parts.clock, parts.entropy, parts.rail.wallets, paid_calls.knows),
         services,
         limits,
         Proxies(settings.trusted_networks),

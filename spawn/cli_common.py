@@ -34,8 +34,8 @@ def require_devnet(settings: Settings) -> None:
     path = Path(settings.devnet_path)
     if not path.exists():
         raise InvalidSetting(
-            f"there is no development chain at {path.resolve()}: start `spawn dev` first (for anvil: `--chain anvil`), and run this in the "
-            "folder, or set SPAWN_DEVNET_PATH."
+            f"there is no development chain at {path.resolve()}: start `spawn dev` first, and run this in the same "
+            "folder, or set SPAWN_DEVNET_PATH; on anvil, add `--chain anvil`."
         )
 
 

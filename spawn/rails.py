@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from spawn_schemas.ids import Entropy, parse_address
 
@@ -28,20 +28,26 @@ from spawn.payments.holdings import Holdings, TokenHoldings
 from spawn.payments.onchain import OnChain
 from spawn.payments.standings import Standing
 from spawn.settings import Settings
+from spawn.store.arrivals import KEEP_WATCH, SELECT_WATCH
 from spawn.store.database import Database, StoreError
 
 if TYPE_CHECKING:
     from spawn.services.relayer import Relayer
 
 
+CHAIN: Final = "chain"
+"""Under which name `watch` keeps the chain that a database is about."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rail:
-    """Who settles, and what else its chain tells us.
+    """Who settles, and what else its chain tells us. `chain` names it: one database is about one chain for ever.
 
     `wallets` asks about payers with code, where a chain has code. `relayer` has to be started, where the facilitator
     is one of ours. `standings` tells how the facilitators of others fare.
     """
 
+    chain: str
     facilitator: Facilitator
     arrivals: Arrivals
     holdings: Holdings
@@ -77,7 +83,22 @@ def open_rail(
 
 def devnet_rail(chain: DevChain) -> Rail:
     """The embedded chain is all of a rail."""
-    return Rail(facilitator=chain, arrivals=chain, holdings=chain)
+    return Rail(chain="play money", facilitator=chain, arrivals=chain, holdings=chain)
+
+
+async def require_same_chain(db: Database, rail: Rail) -> None:
+    """Raise StoreError where the database is about another chain: its balances are not worth the same there."""
+
+    known = await db.read(SELECT_WATCH, {"name": CHAIN})
+    if not known:
+        await db.write(lambda tx: tx.execute(KEEP_WATCH, {"name": CHAIN, "cursor": rail.chain}))
+        known = await db.read(SELECT_WATCH, {"name": CHAIN})
+    about = known[0]["cursor"]
+    if about != rail.chain:
+        raise StoreError(
+            f"the books of this database are about {about}, and the settings name {rail.chain}: set SPAWN_DATABASE_URL "
+            "to another database, or the settings back (SPAWN_PAYMENTS, SPAWN_X402_NETWORK, SPAWN_X402_ASSET)."
+        )
 
 
 def open_devnet(settings: Settings, clock: Clock) -> DevChain:
@@ -140,6 +161,7 @@ def self_rail(settings: Settings, db: Database, clock: Clock, node: Node) -> Rai
     on_chain = OnChain(node, our_terms, confirmations=settings.confirmations)
     relayer = Relayer(db, node, on_chain, our_terms, policy, settings.relayer_keys_list, clock)
     return Rail(
+        chain=_named(our_terms),
         facilitator=relayer,
         arrivals=_arrivals(settings, node),
         holdings=TokenHoldings(node, our_terms.asset),
@@ -172,6 +194,7 @@ def _remote(settings: Settings, clock: Clock, entropy: Entropy, node: Node, open
         wait_s=settings.settle_wait_s,
     )
     return Rail(
+        chain=_named(our_terms),
         facilitator=remote,
         arrivals=_arrivals(settings, node),
         holdings=TokenHoldings(node, our_terms.asset),
@@ -184,6 +207,10 @@ def _arrivals(settings: Settings, node: Node) -> ChainArrivals:
     return ChainArrivals(
         node,
         x402_terms(settings),
-        confirmations=settings.confirmations,
+        confirmations=max(settings.confirmations, settings.suspense_depth),
         from_block=settings.suspense_from_block,
     )
+
+
+def _named(our_terms: Terms) -> str:
+    return f"{our_terms.asset} on {our_terms.network}"

@@ -83,6 +83,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cdp_key_secret: str = ""
     suspense_from_block: int = -1
     suspense_every_s: int = 30
+    suspense_depth: int = 32
     treasury_every_s: int = 86_400
     eth_price: str = "3000.00"
     eur_price: str = "1.08"
@@ -312,6 +313,7 @@ def _chain_checks(settings: Settings) -> tuple[_Check, ...]:
             settings.suspense_from_block >= -1,
             "a block number, or -1 for from now on",
         ),
+        ("SPAWN_SUSPENSE_DEPTH", 1 <= settings.suspense_depth <= 10_000, "1 to 10000 blocks"),
         ("SPAWN_SUSPENSE_EVERY_S", 1 <= settings.suspense_every_s <= 86_400, "1 to 86400 seconds"),
         ("SPAWN_TREASURY_EVERY_S", 1 <= settings.treasury_every_s <= 86_400, "1 to 86400 seconds"),
         ("SPAWN_X402_NETWORK", is_caip2(settings.x402_network), "a CAIP-2 name such as eip155:84532"),

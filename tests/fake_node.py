@@ -151,7 +151,13 @@ class FakeNode:
         return self.codes.get(account, b"")
 
     async def call(
-        self, to: Address, data: bytes, *, sender: Address | None = None, gas: int | None = None
+        self,
+        to: Address,
+        data: bytes,
+        *,
+        sender: Address | None = None,
+        gas: int | None = None,
+        block: int | None = None,
     ) -> bytes:
         await self._answer("call")
         if to not in self.codes:
@@ -159,9 +165,13 @@ class FakeNode:
         payer = address_in(data[4:36])
         if gas is not None and to == self._terms.asset and gas < self.gas_needed.get(payer, 0):
             raise CallReverted
-        kept, self._state = self._state, deepcopy(self._state)
+        number = self._head.number if block is None else block
+        if number > self._head.number:
+            raise NodeUnavailable("header not found")
+        after = self._state if number == self._head.number else self._chain[number + 1].before
+        kept, self._state = self._state, deepcopy(after)
         try:
-            answer, _ = self._execute(to, data, self._head.at, mined=False)
+            answer, _ = self._execute(to, data, self._chain[number].block.at, mined=False)
         except _Reverted as error:
             raise CallReverted from error
         finally:

@@ -6,6 +6,7 @@ payment that its payer's own key did not sign, after everything else about it wa
 """
 
 import hashlib
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from spawn_schemas.errors import Code, SpawnError
@@ -39,14 +40,19 @@ class Callers:
         clock: Clock,
         entropy: Entropy,
         wallets: ContractWallets | None,
+        knows: Callable[[Identity], Awaitable[bool]],
     ) -> None:
-        """Without `wallets` there is no chain to ask, and every payer has a key of its own."""
+        """Without `wallets` there is no chain to ask, and every payer has a key of its own.
+
+        `knows` tells whether a payment was taken before: then its code stood by it, whatever it says by now.
+        """
         self._terms = terms
         self._party = party
         self._sessions = sessions
         self._clock = clock
         self._entropy = entropy
         self._wallets = wallets
+        self._knows = knows
 
     def identify(self, arrival: Arrival) -> None:
         """Fill in who calls. Raises SpawnError for a proof that is malformed or false.
@@ -73,13 +79,15 @@ class Callers:
         if self._wallets is None or not isinstance(arrival.invalid, NotByOwnKey):
             return
         payment = arrival.invalid.payment
-        try:
-            await self._wallets.verify(payment)
-        except PaymentInvalid as invalid:
-            arrival.invalid = invalid
-            return
+        identity = self._paid(payment, arrival)
+        if not await self._knows(identity):
+            try:
+                await self._wallets.verify(payment)
+            except PaymentInvalid as invalid:
+                arrival.invalid = invalid
+                return
         arrival.invalid = None
-        arrival.identity = self._paid(payment, arrival)
+        arrival.identity = identity
 
     def _payment(self, arrival: Arrival, v2: str | None, v1: str | None) -> None:
         if v2 is not None and v1 is not None:

@@ -112,9 +112,18 @@ class Node(Protocol):
         ...
 
     async def call(
-        self, to: Address, data: bytes, *, sender: Address | None = None, gas: int | None = None
+        self,
+        to: Address,
+        data: bytes,
+        *,
+        sender: Address | None = None,
+        gas: int | None = None,
+        block: int | None = None,
     ) -> bytes:
-        """What the contract would answer now, changing nothing. Raises CallReverted.
+        """What the contract would answer now, or after that block, changing nothing. Raises CallReverted.
+
+        Questions that are to fit together name their block: behind one address there may be many nodes, and one that
+        does not have the block yet answers NodeUnavailable instead of something older.
 
         So does a contract that halts otherwise, or needs more than `gas`; without it, more than the node allows.
         """

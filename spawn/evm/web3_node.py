@@ -177,14 +177,20 @@ class Web3Node:
         return await self._bytes("eth_getCode", account, "latest")
 
     async def call(
-        self, to: Address, data: bytes, *, sender: Address | None = None, gas: int | None = None
+        self,
+        to: Address,
+        data: bytes,
+        *,
+        sender: Address | None = None,
+        gas: int | None = None,
+        block: int | None = None,
     ) -> bytes:
         """See `Node.call`."""
         message = {"to": to, "data": _hex(data)}
         message |= {} if sender is None else {"from": sender}
         message |= {} if gas is None else {"gas": hex(gas)}
         try:
-            return await self._bytes("eth_call", message, "latest")
+            return await self._bytes("eth_call", message, "latest" if block is None else hex(block))
         except _NodeRefused as error:
             if error.failure.code != _REVERTED and not _HALTED.search(error.failure.message):
                 raise

@@ -51,10 +51,16 @@ class ChosenChain:
         return await (await self._known()).code(account)
 
     async def call(
-        self, to: Address, data: bytes, *, sender: Address | None = None, gas: int | None = None
+        self,
+        to: Address,
+        data: bytes,
+        *,
+        sender: Address | None = None,
+        gas: int | None = None,
+        block: int | None = None,
     ) -> bytes:
         """See `Node.call`."""
-        return await (await self._known()).call(to, data, sender=sender, gas=gas)
+        return await (await self._known()).call(to, data, sender=sender, gas=gas, block=block)
 
     async def priority_fee_wei(self) -> int:
         """See `Node.priority_fee_wei`."""

@@ -66,22 +66,21 @@ class OnChain:
             raise _unreachable() from error
         return deep is not None and deep.at >= payment.valid_before
 
-    async def find(self, payment: ExactPayment) -> Settled | Rejected | None:
+    async def find(self, payment: ExactPayment, head: Block | None = None) -> Settled | Rejected | None:
         """What became of the payment's nonce; None while it is unspent.
 
         `Settled`: this payment was made. `Rejected`: the nonce was cancelled, or spent by another authorization.
         Either by a transaction as deep as we ask for; until it is, SettlementUnclear. None is final only if
-        `is_over` was true before this was asked.
+        `is_over` was true before this was asked. As of `head`, or of the newest block.
         """
         try:
-            return await self._find(payment)
+            return await self._find(payment, head or await self._head())
         except NodeUnavailable as error:
             raise _unreachable() from error
 
-    async def _find(self, payment: ExactPayment) -> Settled | Rejected | None:
-        if not await self._is_spent(payment):
+    async def _find(self, payment: ExactPayment, head: Block) -> Settled | Rejected | None:
+        if not await self._is_spent(payment, head):
             return None
-        head = await self._head()
         log = await self._spending_log(payment, head)
         if log is None:
             # Used before anybody showed it to us, or cancelled after its life: no payment either way. Before that
@@ -91,10 +90,12 @@ class OnChain:
             raise SettlementUnclear("The nonce is spent; the node does not show by what yet.")
         return await self._outcome(payment, log, head)
 
-    async def _is_spent(self, payment: ExactPayment) -> bool:
+    async def _is_spent(self, payment: ExactPayment, head: Block) -> bool:
         try:
             state = await self._node.call(
-                self._terms.asset, authorization_state_call(payment.payer, payment.nonce)
+                self._terms.asset,
+                authorization_state_call(payment.payer, payment.nonce),
+                block=head.number,
             )
         except CallReverted:
             state = b""

@@ -110,6 +110,11 @@ class PaidCalls:
             return await self._replay(known, call, use_case)
         return await self._go_on(progress, call.identity, use_case)
 
+    async def knows(self, identity: Identity) -> bool:
+        """Whether this very payment, in these very bytes, was taken for a call before."""
+        found = await self._db.read(rows.SELECT_BY_ID, {"id": identity.nonce_key})
+        return bool(found) and identity.seal is not None and found[0]["seal"] == identity.seal
+
     def _admit(self, call: PaidCall, now: int) -> None:
         """Raise what can be told without looking anything up."""
         if call.identity.payment is not None:

@@ -18,6 +18,7 @@ from spawn_schemas.x402 import Reason
 from spawn.clock import Clock
 from spawn.domain.settlements import RelayPolicy, SettlementState
 from spawn.evm.node import Node
+from spawn.payments.contract_wallets import ContractWallets
 from spawn.payments.exact import ExactPayment, Terms
 from spawn.payments.facilitator import Rejected, Settled, SettlementUnclear
 from spawn.payments.onchain import OnChain
@@ -64,7 +65,14 @@ class Relayer:
         self._clock = clock
         self._node = node
         self._desk = Desk()
-        self._trial = Trial(node, on_chain, terms, policy, self._desk)
+        self._trial = Trial(
+            node,
+            on_chain,
+            terms,
+            policy,
+            self._desk,
+            has_code=ContractWallets(node, terms, clock.now_s).has_code,
+        )
         self._outcomes = Outcomes(
             db,
             node,

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
 from msgspec.structs import replace
+from spawn_schemas.ids import Address
 from spawn_schemas.x402 import Reason
 
 from spawn.domain.settlements import RelayPolicy, gas_limit
@@ -38,12 +39,23 @@ FAILURES_MAX: Final = 2
 class Trial:
     """Asks the chain what would become of payments."""
 
-    def __init__(self, node: Node, on_chain: OnChain, terms: Terms, policy: RelayPolicy, desk: Desk) -> None:
+    def __init__(
+        self,
+        node: Node,
+        on_chain: OnChain,
+        terms: Terms,
+        policy: RelayPolicy,
+        desk: Desk,
+        *,
+        has_code: Callable[[Address], Awaitable[bool]],
+    ) -> None:
+        """`has_code` tells whether code decides for an account. Raises NodeUnavailable."""
         self._node = node
         self._on_chain = on_chain
         self._terms = terms
         self._policy = policy
         self._desk = desk
+        self._has_code = has_code
         self._can_batch: bool | None = None
 
     async def policy(self) -> RelayPolicy:
@@ -70,6 +82,7 @@ class Trial:
             # A chain that makes no blocks while nothing happens (a development chain) tells an old time. On any other
             # the next block is waited for: what is sent untried costs us gas, and its payer nothing.
             item.untried = head.at <= item.payment.valid_after < now and now - head.at >= QUIET_S
+        await self._set_apart([item for item in items if not item.by_code])
         together = [item for item in items if not item.by_code and not item.untried]
         if self._policy.batch_max == 1 or len(together) == 1:
             together = []
@@ -77,22 +90,32 @@ class Trial:
         if together:
             calls = [Call(to=self._terms.asset, data=item.call) for item in together]
             try:
-                tried = results(await self._node.call(self._policy.multicall, aggregate3(calls)))
+                tried = results(
+                    await self._node.call(self._policy.multicall, aggregate3(calls), block=head.number)
+                )
             except CallReverted:
                 together = []  # too much gas for one question
             else:
                 passed |= {item.id for item, result in zip(together, tried, strict=True) if result.succeeded}
         asked = {item.id for item in together}
         alone = [item for item in items if item.id not in asked]
-        settles = await _each(alone, self._would_settle)
+        settles = await _each(alone, lambda item: self._would_settle(item, head))
         passed |= {item.id for item, fine in zip(alone, settles, strict=True) if fine}
         return [item for item in items if item.id in passed and item.failures < FAILURES_MAX]
 
-    async def _would_settle(self, item: Item) -> bool:
+    async def _set_apart(self, items: Sequence[Item]) -> None:
+        """Code that says yes when tried could burn the gas of all its neighbours when mined."""
+        for item, is_code in zip(
+            items, await _each(items, lambda item: self._has_code(item.payment.payer)), strict=True
+        ):
+            item.apart = item.apart or is_code
+
+    async def _would_settle(self, item: Item, head: Block) -> bool:
         if item.untried:
             return True
         try:
-            await self._node.call(self._terms.asset, item.call, gas=gas_limit(1, by_code=item.by_code))
+            gas = gas_limit(1, by_code=item.by_code)
+            await self._node.call(self._terms.asset, item.call, gas=gas, block=head.number)
         except CallReverted:
             return False
         return True
@@ -114,7 +137,7 @@ class Trial:
 
     async def _outcome(self, item: Item, head: Block, now: int) -> Outcome | None:
         payment = item.payment
-        found = await self._on_chain.find(payment)
+        found = await self._on_chain.find(payment, head)
         if found is not None:
             return found
         if payment.valid_before <= head.at:
@@ -128,15 +151,15 @@ class Trial:
         except PaymentInvalid as error:
             if not await self._node.code(payment.payer):
                 return Rejected(reason=Reason.SIGNATURE.value, message=str(error))
-        answer = await self._node.call(self._terms.asset, balance_of_call(payment.payer))
+        answer = await self._node.call(self._terms.asset, balance_of_call(payment.payer), block=head.number)
         if int.from_bytes(answer, "big") < payment.value + self._desk.under_way_usdc(payment.payer):
             return _uncovered(item)
-        return await self._last_resort(item)
+        return await self._last_resort(item, head)
 
-    async def _last_resort(self, item: Item) -> Outcome | None:
+    async def _last_resort(self, item: Item, head: Block) -> Outcome | None:
         """Nothing explains it: its neighbours or its own code may have used up the gas. Alone it has more."""
         item.apart = True
-        if item.failures < FAILURES_MAX and await self._would_settle(item):
+        if item.failures < FAILURES_MAX and await self._would_settle(item, head):
             return None
         if await self._node.code(item.payment.payer):
             return Rejected(

@@ -50,6 +50,7 @@ MARK_CLAIMED: Final = """
 UPDATE arrival SET state = 'claimed', claimed_at = :at WHERE id = :id AND state = 'suspense'
 """
 SELECT_WATCH: Final = "SELECT cursor FROM watch WHERE name = :name"
+KEEP_WATCH: Final = "INSERT INTO watch (name, cursor) VALUES (:name, :cursor) ON CONFLICT (name) DO NOTHING"
 MOVE_WATCH: Final = """
 INSERT INTO watch (name, cursor) VALUES (:name, :cursor)
 ON CONFLICT (name) DO UPDATE SET cursor = excluded.cursor

@@ -110,9 +110,17 @@ class CrashingNode:
         return await self._around("code", lambda: self._inner.code(account))
 
     async def call(
-        self, to: Address, data: bytes, *, sender: Address | None = None, gas: int | None = None
+        self,
+        to: Address,
+        data: bytes,
+        *,
+        sender: Address | None = None,
+        gas: int | None = None,
+        block: int | None = None,
     ) -> bytes:
-        return await self._around("call", lambda: self._inner.call(to, data, sender=sender, gas=gas))
+        return await self._around(
+            "call", lambda: self._inner.call(to, data, sender=sender, gas=gas, block=block)
+        )
 
     async def priority_fee_wei(self) -> int:
         return await self._around("priority_fee_wei", self._inner.priority_fee_wei)

@@ -44,7 +44,7 @@ DEPOSIT: Final = Call(method="POST", path="/v1/balance/deposit", body={"amount":
 
 
 class Held(Weather):
-    """The chain of a drill: a block every two seconds unless `is_still`, which costs `base_fee_wei` per gas if that is set.
+    """A block every two seconds unless `is_still`, which costs `base_fee_wei` per gas if that is set.
 
     No call waits for its settlement, so that the test sees what a client does when one takes long.
     """

@@ -20,10 +20,16 @@ class Token(FakeNode):
     separator: bytes | None = TERMS.domain_separator
 
     async def call(
-        self, to: Address, data: bytes, *, sender: Address | None = None, gas: int | None = None
+        self,
+        to: Address,
+        data: bytes,
+        *,
+        sender: Address | None = None,
+        gas: int | None = None,
+        block: int | None = None,
     ) -> bytes:
         if data != SEPARATOR:
-            return await super().call(to, data, sender=sender, gas=gas)
+            return await super().call(to, data, sender=sender, gas=gas, block=block)
         if self.separator is None:
             raise CallReverted
         return self.separator
