@@ -254,7 +254,7 @@ def _jobs(settings: Settings, parts: Parts, operator: Operator, reconciler: Reco
         Job(
             name="treasury",
             # The last comparison is in a table: a service that restarts every day compares all the same.
-            every_s=min(settings.treasury_every_s, 600),
+            every_s=min(settings.treasury_every_s, 60),
             tick=Treasury(
                 parts.db,
                 parts.rail.holdings,

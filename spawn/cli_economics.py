@@ -150,14 +150,28 @@ def _parts(report: Report) -> Iterator["Table | str"]:
 
 
 def _advice(report: Report) -> Iterator[str]:
-    least, safe = report.least_minimum_usdc, report.safe_minimum_usdc
+    least, safe, current = (
+        report.least_minimum_usdc,
+        report.safe_minimum_usdc,
+        report.settings.minimum_charge_usdc,
+    )
     if least > USDC:
         yield "\nNo minimum charge that stock clients pay makes up for this: settle in batches, or elsewhere."
         return
-    if least > report.settings.minimum_charge_usdc:
-        yield f"\nWith SPAWN_MINIMUM_CHARGE={format_usdc(least)} no lone payment costs more than it brings."
-    if safe is not None and report.settings.minimum_charge_usdc < safe <= USDC:
-        yield f"With {format_usdc(safe)} that is so even if all of it is spent on the server that earns least."
+    advice = []
+    if least > current:
+        advice.append(
+            f"With SPAWN_MINIMUM_CHARGE={format_usdc(least)} no lone payment costs more than it brings."
+        )
+    if safe is not None and current < safe <= USDC:
+        advice.append(
+            f"With {format_usdc(safe)} none does, even if all of it is spent on the server that earns least."
+            if advice
+            else f"With SPAWN_MINIMUM_CHARGE={format_usdc(safe)} no lone payment costs more than it brings, even if "
+            "all of it is spent on the server that earns least."
+        )
+    if advice:
+        yield "\n" + "\n".join(advice)
 
 
 def _about_settling(report: Report) -> str:

@@ -182,7 +182,10 @@ def _as_json(shown: "Treasury", settings: Settings) -> dict[str, Any]:
         "facilitators": [
             {
                 "name": one.name,
+                "set_aside_until": one.open_until,
+                "unsupported": one.unsupported,
                 "settled": one.settled,
+                "refused": one.refused,
                 "disagreed": one.disagreed,
                 "unproven": one.unproven,
                 "failed": one.failed,

@@ -20,7 +20,7 @@ def is_timeout(seconds: float) -> bool:
 
 def is_caip2(text: str) -> bool:
     chain = text.removeprefix("eip155:")
-    return chain != text and chain.isascii() and chain.isdigit()
+    return chain != text and chain.isascii() and chain.isdigit() and int(chain) > 0
 
 
 def is_address(text: str) -> bool:

@@ -359,15 +359,26 @@ def _work_checks(settings: Settings) -> tuple[_Check, ...]:
     )
 
 
+_RAIL_NEEDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "devnet": (),
+    "self": ("rpc_url", "relayer_keys"),
+    "facilitator": ("rpc_url", "facilitators"),
+}
+
+
 def _check_rail(settings: Settings) -> None:
-    """What a way to settle needs besides the defaults."""
-    if settings.payments == "devnet":
-        return
-    needed = ["rpc_url", "relayer_keys" if settings.payments == "self" else "facilitators"]
+    """What a way to settle needs besides the defaults; and keys or facilitators of another, which would lie idle."""
+    needed = _RAIL_NEEDS[settings.payments]
     for name in needed:
         if not getattr(settings, name):
             raise InvalidSetting(f"SPAWN_{name.upper()} is needed with SPAWN_PAYMENTS={settings.payments}.")
-    if settings.pay_to == parse_address(DEVNET_PAY_TO):
+    for name in ("relayer_keys", "facilitators"):
+        if name not in needed and getattr(settings, name):
+            raise InvalidSetting(
+                f"SPAWN_{name.upper()} has no use with SPAWN_PAYMENTS={settings.payments}: take it out, or set "
+                f"SPAWN_PAYMENTS={'self' if name == 'relayer_keys' else 'facilitator'}."
+            )
+    if settings.payments != "devnet" and settings.pay_to == parse_address(DEVNET_PAY_TO):
         raise InvalidSetting("SPAWN_X402_PAY_TO is play money's address, which nobody owns: set your own.")
 
 

@@ -37,7 +37,7 @@ class Settlements:
             try:
                 await self._resolve(reservation, now)
             except SettlementUnclear as error:
-                log.warning("the chain cannot be asked about %s yet: %s", reservation.id, error)
+                log.warning("payment %s is not decided yet: %s", reservation.id, error)
             except Exception:
                 # One payment that cannot be looked at must not keep the others waiting.
                 log.exception("payment %s stays unresolved", reservation.id)

@@ -23,7 +23,7 @@ from spawn_schemas.x402 import Reason
 from spawn.payments import exact
 from spawn.payments.exact import ExactPayment
 from spawn.rails import x402_terms
-from tests.anvil import RELAYER_KEYS, Chain, anvil
+from tests.anvil import Chain, anvil
 from tests.e2e.anvil_crashing import (
     EVERY,
     PAY_TO,
@@ -144,28 +144,38 @@ class Rewriting(Slow):
 
 
 class Reordering(Slow):
-    """Two keys have a payment each; the chain has them one way round, and then the other."""
+    """A stranger submits the authorization as we do. One transaction moves the money and the other fails; then the
+    chain has them the other way round.
+    """
 
-    settings = MappingProxyType(
-        {"confirmations": 3, "relay_alone_from": "0.001", "relayer_keys": ",".join(RELAYER_KEYS[:2])}
-    )
+    settings = MappingProxyType({"confirmations": 3})
 
     def __init__(self) -> None:
+        self.stranger: str | None = None
         self.is_due = True
+
+    def begin(self, chain: Chain, payments: Sequence[ExactPayment]) -> None:
+        super().begin(chain, payments)
+        (self._payment,) = payments
+
+    def at_point(self, chain: Chain, label: str) -> None:
+        if self.stranger is None and label == "before node.send":
+            self.stranger = chain.submit(self._payment)
 
     def turn(self, chain: Chain, now: int) -> None:
         raw = {one: _raw(chain, one) for one in chain.pending()}
         mark = chain.snapshot()
         super().turn(chain, now)
-        before = [one.transaction for one in chain.transfers(PAY_TO)]
         if self.is_due and len(raw) == 2:
             self.is_due = False
+            (first,) = chain.transfers(PAY_TO)
             chain.revert(mark)
             chain.drop_all()
-            for one in reversed(before):
+            for one in sorted(raw, key=lambda one: one == first.transaction):
                 chain.ask("eth_sendRawTransaction", "0x" + raw[one].hex())
-                assert chain.succeeded(one)  # in a block of its own
-            assert [one.transaction for one in chain.transfers(PAY_TO)] == before[::-1]
+                chain.mine()
+            (then,) = chain.transfers(PAY_TO)
+            assert then.transaction != first.transaction
 
 
 def _raw(chain: Chain, transaction: str) -> bytes:
@@ -326,9 +336,7 @@ async def _on(chain: Chain, trial: Trial, call: Call) -> AsyncIterator[Clients]:
     weather = trial.weather
     try:
         await trial.start()
-        count = 2 if isinstance(weather, Reordering) else 1
-        wallets = [Wallet.numbered(number) for number in range(1, count + 1)]
-        calls = [await _paid(trial, call, wallet) for wallet in wallets]
+        calls = [await _paid(trial, call, Wallet.numbered(1))]
         our_terms = x402_terms(trial.settings)
         payments = [exact.identify(exact.decode_payment(one.payment or ""), our_terms) for one in calls]
         weather.begin(chain, payments)

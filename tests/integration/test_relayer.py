@@ -184,6 +184,14 @@ async def test_one_payer_cannot_pay_twice_with_the_same_money(scene: Scene) -> N
     assert len(scene.node.attempts) == 1
 
 
+async def test_another_authorization_of_a_nonce_is_not_the_payment_that_spent_it(scene: Scene) -> None:
+    first, other = await scene.settle(pay(nonce=7), pay(nonce=7, value=2_000))
+    await scene.block()
+    assert await settled(first) == scene.node.attempts[0]
+    assert await rejected(other) == Reason.NONCE_USED
+    assert len(scene.node.attempts) == 1
+
+
 async def test_a_cause_that_was_mended_is_tried_anew(scene: Scene) -> None:
     payment = pay(value=1_000_001)
     (call,) = await scene.settle(payment)

@@ -117,6 +117,18 @@ def test_a_value_that_cannot_be_meant_is_refused_by_name(name: str, value: str) 
     assert message.endswith(".")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "payments"),
+    [
+        ("SPAWN_RELAYER_KEYS", "5e" * 32, "devnet"),
+        ("SPAWN_FACILITATORS", "https://facilitator.test", "devnet"),
+    ],
+)
+def test_what_belongs_to_another_way_to_settle_is_refused(name: str, value: str, payments: str) -> None:
+    with pytest.raises(InvalidSetting, match=rf"{name} has no use with SPAWN_PAYMENTS={payments}"):
+        read_settings({name: value, "SPAWN_PAYMENTS": payments})
+
+
 def test_a_secret_is_never_repeated() -> None:
     with pytest.raises(InvalidSetting) as refused:
         read_settings({"SPAWN_SECRET_KEY": "hunter2"})
