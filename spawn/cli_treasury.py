@@ -52,7 +52,7 @@ async def _look(settings: Settings) -> "Treasury":
         async with open_chain(settings) as (holdings, node):
             gas = None
             if node is not None and settings.payments == "self":
-                relayers = tuple(map(address_of, settings.relayer_keys_list))
+                relayers = tuple(map(address_of, settings.relayer_keys))
                 gas = await treasury.gas_money(node, relayers, cap_wei=settings.relay_fee_cap_wei)
             return await treasury.look(db, holdings, settings.pay_to, SystemClock().now_s(), gas=gas)
     finally:

@@ -166,7 +166,7 @@ def settings_here(environ: Mapping[str, str]) -> dict[str, str]:
     }
     ours = {
         "rpc_url": URL,
-        "relayer_keys": RELAYER_KEY,
+        "relayer_key": RELAYER_KEY,
         "x402_pay_to": PAY_TO,
         "database_url": DATABASE_URL,
     }
@@ -191,7 +191,7 @@ def for_developers(settings: Settings, state: Path) -> Iterator[Anvil]:
             )
     options = ("--block-time", "2", "--mixed-mining", "--state", str(state))
     with running(programs, *options, port=port) as anvil:
-        for key in settings.relayer_keys_list:
+        for key in settings.relayer_keys:
             anvil.give_ether(address_of(key), 10)
         yield anvil
 

@@ -159,7 +159,7 @@ def self_rail(settings: Settings, db: Database, clock: Clock, node: Node) -> Rai
         eth_price_usdc=settings.eth_price_usdc,
     )
     on_chain = OnChain(node, our_terms, confirmations=settings.confirmations)
-    relayer = Relayer(db, node, on_chain, our_terms, policy, settings.relayer_keys_list, clock)
+    relayer = Relayer(db, node, on_chain, our_terms, policy, settings.relayer_keys, clock)
     return Rail(
         chain=_named(our_terms),
         facilitator=relayer,

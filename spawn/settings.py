@@ -71,13 +71,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     rpc_timeout_s: float = 10.0
     confirmations: int = 1
     settle_wait_s: float = 20.0
-    relayer_keys: str = ""
+    relayer_key: str = ""
     relay_multicall: str = MULTICALL3
     relay_batch_max: int = 50
     relay_alone_from: str = "100.00"
     relay_bump_after_s: int = 15
     relay_fee_cap_gwei: float = 5.0
-    facilitators: str = ""
+    x402_facilitator_url: str = ""
     facilitator_timeout_s: float = 15.0
     cdp_key_id: str = ""
     cdp_key_secret: str = ""
@@ -156,13 +156,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return parse_usdc(self.deposit_daily_cap)
 
     @property
-    def relayer_keys_list(self) -> tuple[str, ...]:
-        return _listed(self.relayer_keys)
+    def relayer_keys(self) -> tuple[str, ...]:
+        return _listed(self.relayer_key)
 
     @property
     def facilitator_urls(self) -> tuple[str, ...]:
         """The facilitators in order of preference, without trailing slashes."""
-        return tuple(url.rstrip("/") for url in _listed(self.facilitators))
+        return tuple(url.rstrip("/") for url in _listed(self.x402_facilitator_url))
 
     @property
     def relay_alone_from_usdc(self) -> Usdc:
@@ -284,8 +284,8 @@ def _chain_checks(settings: Settings) -> tuple[_Check, ...]:
         ("SPAWN_CONFIRMATIONS", 1 <= settings.confirmations <= 1000, "1 to 1000 blocks"),
         ("SPAWN_SETTLE_WAIT_S", 0 <= settings.settle_wait_s <= _PATIENCE_S, _SECONDS),
         (
-            "SPAWN_RELAYER_KEYS",
-            _are_keys(settings.relayer_keys_list),
+            "SPAWN_RELAYER_KEY",
+            _are_keys(settings.relayer_keys),
             "a comma list of private keys, 64 hex digits each, none twice",
         ),
         ("SPAWN_RELAY_MULTICALL", is_address(settings.relay_multicall), "an address, 0x and 40 hex digits"),
@@ -298,7 +298,7 @@ def _chain_checks(settings: Settings) -> tuple[_Check, ...]:
             "0.000000001 (1 wei) to 500",
         ),
         (
-            "SPAWN_FACILITATORS",
+            "SPAWN_X402_FACILITATOR_URL",
             all(is_http(url) for url in settings.facilitator_urls),
             "a comma list of http(s) addresses, the preferred one first",
         ),
@@ -361,8 +361,8 @@ def _work_checks(settings: Settings) -> tuple[_Check, ...]:
 
 _RAIL_NEEDS: Final[Mapping[str, tuple[str, ...]]] = {
     "devnet": (),
-    "self": ("rpc_url", "relayer_keys"),
-    "facilitator": ("rpc_url", "facilitators"),
+    "self": ("rpc_url", "relayer_key"),
+    "facilitator": ("rpc_url", "x402_facilitator_url"),
 }
 
 
@@ -372,11 +372,11 @@ def _check_rail(settings: Settings) -> None:
     for name in needed:
         if not getattr(settings, name):
             raise InvalidSetting(f"SPAWN_{name.upper()} is needed with SPAWN_PAYMENTS={settings.payments}.")
-    for name in ("relayer_keys", "facilitators"):
+    for name in ("relayer_key", "x402_facilitator_url"):
         if name not in needed and getattr(settings, name):
             raise InvalidSetting(
                 f"SPAWN_{name.upper()} has no use with SPAWN_PAYMENTS={settings.payments}: take it out, or set "
-                f"SPAWN_PAYMENTS={'self' if name == 'relayer_keys' else 'facilitator'}."
+                f"SPAWN_PAYMENTS={'self' if name == 'relayer_key' else 'facilitator'}."
             )
     if settings.payments != "devnet" and settings.pay_to == parse_address(DEVNET_PAY_TO):
         raise InvalidSetting("SPAWN_X402_PAY_TO is play money's address, which nobody owns: set your own.")

@@ -63,7 +63,7 @@ async def open_relayer(chain: Chain, **changes: Any) -> AsyncIterator[Relayer]:
             database_url=f"sqlite:///{path}",
             payments="self",
             rpc_url=chain.url,
-            relayer_keys=_KEY,
+            relayer_key=_KEY,
             x402_pay_to=PAYEE,
             **changes,
         )

@@ -155,7 +155,7 @@ def _ours(chain: Chain) -> dict[str, Any]:
         "payments": "self",
         "rpc_url": chain.url,
         "x402_pay_to": PAY_TO,
-        "relayer_keys": RELAYER_KEYS[0],
+        "relayer_key": RELAYER_KEYS[0],
         "suspense_from_block": 0,
         "simulated_speed": SPEED,
     }
@@ -388,7 +388,7 @@ def check_at_rest(settings: Settings, chain: Chain, *, moved: Iterable[str]) -> 
     check_books(settings, chain, moved=moved)
     with snapshot(parse_database_url(settings.database_url)) as tx:
         burnt_wei = [
-            wei for key in settings.relayer_keys_list for wei in _check_nonces(tx, chain, address_of(key))
+            wei for key in settings.relayer_keys for wei in _check_nonces(tx, chain, address_of(key))
         ]
         booked = balance_of(tx, COST_GAS).balance
     assert booked == sum(gas_cost_usdc(wei, settings.eth_price_usdc) for wei in burnt_wei)

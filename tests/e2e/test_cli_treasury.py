@@ -90,7 +90,7 @@ def test_looking_creates_nothing(tmp_path: Path) -> None:
 
 def test_an_account_of_nobody_is_not_asked_about(tmp_path: Path) -> None:
     assert spawn(tmp_path, "migrate").returncode == 0
-    ours = {"payments": "self", "rpc_url": "http://127.0.0.1:9", "relayer_keys": "11" * 32}
+    ours = {"payments": "self", "rpc_url": "http://127.0.0.1:9", "relayer_key": "11" * 32}
     refused(spawn(tmp_path, "treasury", **ours), "SPAWN_X402_PAY_TO")
     ours["x402_pay_to"] = Address("0x" + "5a" * 20)
     for command in (("treasury",), ("ledger", "verify")):

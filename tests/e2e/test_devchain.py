@@ -56,7 +56,7 @@ def test_a_service_can_settle_on_it(settings: Settings, tmp_path: Path) -> None:
         assert int(chain.ask("eth_chainId"), 16) == settings.chain_id
         for account in (settings.x402_asset, settings.relay_multicall):
             assert len(chain.ask("eth_getCode", account, "latest")) > 1000
-        (key,) = settings.relayer_keys_list
+        (key,) = settings.relayer_keys
         assert int(chain.ask("eth_getBalance", address_of(key), "latest"), 16) == 10 * 10**18
 
 
@@ -70,9 +70,9 @@ def test_it_is_kept_from_one_run_to_the_next(settings: Settings, tmp_path: Path)
 
 def test_choices_of_the_environment_stay() -> None:
     pay_to = "0x" + "77" * 20
-    chosen = {"SPAWN_X402_PAY_TO": pay_to, "SPAWN_RELAYER_KEYS": "22" * 32}
+    chosen = {"SPAWN_X402_PAY_TO": pay_to, "SPAWN_RELAYER_KEY": "22" * 32}
     settings = read_settings(chosen, **settings_here(chosen))
-    assert (settings.pay_to, settings.relayer_keys) == (pay_to, "22" * 32)
+    assert (settings.pay_to, settings.relayer_key) == (pay_to, "22" * 32)
     assert settings.rpc_url == devchain.URL
 
 

@@ -11,13 +11,13 @@ from tests.payments import PAYEE
 SELF = {
     "payments": "self",
     "rpc_url": "http://127.0.0.1:1",
-    "relayer_keys": "11" * 32,
+    "relayer_key": "11" * 32,
     "x402_pay_to": PAYEE,
 }
 FACILITATOR = {
     "payments": "facilitator",
     "rpc_url": "http://127.0.0.1:1",
-    "facilitators": "https://x402.example",
+    "x402_facilitator_url": "https://x402.example",
     "x402_pay_to": PAYEE,
 }
 

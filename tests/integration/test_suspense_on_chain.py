@@ -114,7 +114,7 @@ def test_the_operators_commands_ask_the_chain_that_settles(tmp_path: Path, chain
     ours = {
         "payments": "self",
         "rpc_url": chain.url,
-        "relayer_keys": relayer,
+        "relayer_key": relayer,
         "x402_pay_to": Account.create().address,
     }
     assert spawn(tmp_path, "migrate").returncode == 0

@@ -136,9 +136,9 @@ def spawn_serve(
 
 def by_ourselves(chain: Chain) -> dict[str, str]:
     """The rail on which we send and pay for the transactions."""
-    return {"SPAWN_PAYMENTS": "self", "SPAWN_RELAYER_KEYS": chain.relayer_keys[0]}
+    return {"SPAWN_PAYMENTS": "self", "SPAWN_RELAYER_KEY": chain.relayer_keys[0]}
 
 
 def by_facilitators(*urls: str) -> dict[str, str]:
     """The rail on which others do."""
-    return {"SPAWN_PAYMENTS": "facilitator", "SPAWN_FACILITATORS": ",".join(urls)}
+    return {"SPAWN_PAYMENTS": "facilitator", "SPAWN_X402_FACILITATOR_URL": ",".join(urls)}

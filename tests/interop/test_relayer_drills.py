@@ -144,7 +144,7 @@ class Drill:
             payments="self",
             rpc_url=self.chain.url,
             x402_pay_to=PAY_TO,
-            relayer_keys=settings.relayer_keys,
+            relayer_key=settings.relayer_key,
         )
 
     def check(self, count: int) -> None:

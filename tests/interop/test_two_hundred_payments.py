@@ -123,7 +123,7 @@ async def test_through_the_service(chain: Chain, tmp_path: Path) -> None:
     settings = {
         "SPAWN_PAYMENTS": "self",
         "SPAWN_RPC_URL": chain.url,
-        "SPAWN_RELAYER_KEYS": RELAYER_KEYS[0],
+        "SPAWN_RELAYER_KEY": RELAYER_KEYS[0],
         "SPAWN_X402_PAY_TO": PAYEE,
     }
     with spawn_dev(tmp_path, settings) as service:

@@ -97,9 +97,9 @@ def test_a_name_like_no_other_is_answered_with_all() -> None:
         ("SPAWN_TRUSTED_PROXIES", "proxy.internal"),
         ("SPAWN_TRUSTED_PROXIES", "10.0.0.0/8;10.1.0.0/16"),
         ("SPAWN_TRUSTED_PROXIES", "10.0.0.1/8"),
-        ("SPAWN_RELAYER_KEYS", "00" * 32),
-        ("SPAWN_RELAYER_KEYS", "ff" * 32),
-        ("SPAWN_RELAYER_KEYS", f"{'ab' * 32},0x{'AB' * 32}"),
+        ("SPAWN_RELAYER_KEY", "00" * 32),
+        ("SPAWN_RELAYER_KEY", "ff" * 32),
+        ("SPAWN_RELAYER_KEY", f"{'ab' * 32},0x{'AB' * 32}"),
         ("SPAWN_RELAY_FEE_CAP_GWEI", "0.0000000001"),
         ("SPAWN_EUR_PRICE", "0"),
         ("SPAWN_TRUSTED_PROXIES", "10.0.0.0/33"),
@@ -120,8 +120,8 @@ def test_a_value_that_cannot_be_meant_is_refused_by_name(name: str, value: str) 
 @pytest.mark.parametrize(
     ("name", "value", "payments"),
     [
-        ("SPAWN_RELAYER_KEYS", "5e" * 32, "devnet"),
-        ("SPAWN_FACILITATORS", "https://facilitator.test", "devnet"),
+        ("SPAWN_RELAYER_KEY", "5e" * 32, "devnet"),
+        ("SPAWN_X402_FACILITATOR_URL", "https://facilitator.test", "devnet"),
     ],
 )
 def test_what_belongs_to_another_way_to_settle_is_refused(name: str, value: str, payments: str) -> None:
