@@ -2,7 +2,7 @@
 
 A point lies on either side of every database write, every question to the node and every order to the cloud.
 Invariant: once a life has died nothing of it has an effect any more: whatever it still reaches for is gone, as after
-SIGKILL. Chain, cloud and database outlive it, and what is true is read from them alone.
+SIGKILL. Chain, cloud and database outlive it.
 
 Run as `python -m tests.e2e.anvil_crashing FD`, it is a nursery of victims (`tests.e2e.victim`) on a real chain.
 """
@@ -12,7 +12,7 @@ import re
 import socket
 import sys
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -20,23 +20,17 @@ from typing import Any, Final, TypeVar, cast
 
 import httpx
 import msgspec
-from spawn_ledger.accounts import COST_GAS, EXT_USDC
-from spawn_ledger.transfers import balance_of
-from spawn_ledger.tx import Tx
-from spawn_ledger.verify import verify
 from spawn_schemas.ids import Address
 
 from spawn.app import Parts, Service, build, open_parts, recover
-from spawn.domain.settlements import gas_cost_usdc
 from spawn.evm.node import Block, Log, Node, Receipt
-from spawn.evm.transactions import address_of
 from spawn.evm.web3_node import Web3Node
 from spawn.payments.exact import ExactPayment
 from spawn.rails import self_rail
 from spawn.settings import Settings
 from spawn.store.migrate import parse_database_url
-from spawn.store.snapshot import snapshot
 from tests.anvil import RELAYER_KEYS, Chain
+from tests.e2e.anvil_books import is_busy, unfinished
 from tests.e2e.crashing import CrashingDatabase, CrashingProvider, Points
 from tests.e2e.victim import ANSWER_S, SPEED, Order, nursery
 from tests.harness import BASE_URL, SeededEntropy, VirtualClock, migrated_copy, settings_in
@@ -44,7 +38,6 @@ from tests.harness import BASE_URL, SeededEntropy, VirtualClock, migrated_copy, 
 T = TypeVar("T")
 
 PAY_TO: Final = Address("0x" + "5a" * 20)
-ETHER: Final = 10**18
 OVERRIDES: Final = "settings.json"
 """The file in a victim's folder with what its settings have besides the usual."""
 PATIENCE_S: Final = 20.0
@@ -157,6 +150,7 @@ def _ours(chain: Chain) -> dict[str, Any]:
         "x402_pay_to": PAY_TO,
         "relayer_key": RELAYER_KEYS[0],
         "suspense_from_block": 0,
+        "suspense_depth": 1,
         "simulated_speed": SPEED,
     }
 
@@ -361,65 +355,11 @@ class Trial:
 
     def unfinished(self) -> list[str]:
         """Payments and transactions that are neither done nor given up."""
-        with snapshot(self.database) as tx:
-            return [row["id"] for row in tx.all(_SELECT_UNFINISHED, {})]
+        return unfinished(self.database)
 
     def is_busy(self) -> bool:
         """Whether anything at all is under way."""
-        with snapshot(self.database) as tx:
-            return bool(self.unfinished() or tx.all(_SELECT_BUSY, {}))
-
-
-_SELECT_UNFINISHED: Final = """
-SELECT id FROM settlement WHERE finished_at IS NULL
-UNION ALL SELECT hash AS id FROM relay WHERE state IN ('signed', 'broadcast')
-"""
-_SELECT_BUSY: Final = """
-SELECT id FROM operation WHERE status = 'running'
-UNION ALL SELECT id FROM reservation WHERE state IN ('reserved', 'settled') AND rail = 'x402'
-"""
-_SELECT_CREDITS: Final = (
-    "SELECT reference, amount FROM transfer WHERE debit = :ext ORDER BY reference, amount"
-)
-
-
-def check_at_rest(settings: Settings, chain: Chain, *, moved: Iterable[str]) -> None:
-    """`check_books`, and each relayer has used each of its nonces, by itself, and booked what that burnt."""
-    check_books(settings, chain, moved=moved)
-    with snapshot(parse_database_url(settings.database_url)) as tx:
-        burnt_wei = [
-            wei for key in settings.relayer_keys for wei in _check_nonces(tx, chain, address_of(key))
-        ]
-        booked = balance_of(tx, COST_GAS).balance
-    assert booked == sum(gas_cost_usdc(wei, settings.eth_price_usdc) for wei in burnt_wei)
-
-
-def check_books(settings: Settings, chain: Chain, *, moved: Iterable[str]) -> None:
-    """What the chain shows and what the books say are the same, and nothing of ours is left on its way.
-
-    `moved`: in which transactions money reached us, one for each transfer.
-    """
-    arrived = chain.transfers(settings.pay_to)
-    assert sorted(one.transaction for one in arrived) == sorted(moved)
-    assert chain.pending() == [], "a transaction waits that nobody knows of"
-    held = chain.balance(settings.pay_to)
-    with snapshot(parse_database_url(settings.database_url)) as tx:
-        credits = [(row["reference"], row["amount"]) for row in tx.all(_SELECT_CREDITS, {"ext": EXT_USDC})]
-        assert tx.all(_SELECT_UNFINISHED, {}) == []
-        assert balance_of(tx, EXT_USDC).balance == held, "the treasury and the books differ"
-        assert verify(tx, chain_balance_usdc=held) == []
-    assert credits == sorted((one.transaction, one.amount) for one in arrived)
-
-
-def _check_nonces(tx: Tx, chain: Chain, account: Address) -> list[int]:
-    """What our transactions burnt, of which there is one at each nonce; answers it in wei, one by one."""
-    signed = tx.all("SELECT * FROM relay WHERE relayer = :account ORDER BY nonce", {"account": account})
-    assert {row["nonce"] for row in signed} == set(range(chain.nonce(account))), "a nonce was left out"
-    mined = [row for row in signed if row["state"] == "confirmed"]
-    assert len(mined) == chain.nonce(account)
-    gas_wei = [row["gas_wei"] for row in mined]
-    assert sum(gas_wei) == 10 * ETHER - chain.ether_wei(account)
-    return gas_wei
+        return is_busy(self.database)
 
 
 # --- a life of its own ------------------------------------------------------------------------------------------

@@ -5,14 +5,11 @@ the books one credit for each transfer, no nonce of the relayer's is missing, an
 """
 
 import contextlib
-import json
 import re
-from base64 import b64decode
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final
 
 import httpx
@@ -23,20 +20,21 @@ from spawn_schemas.x402 import Reason
 from spawn.payments import exact
 from spawn.payments.exact import ExactPayment
 from spawn.rails import x402_terms
-from tests.anvil import Chain, anvil
-from tests.e2e.anvil_crashing import (
-    EVERY,
-    PAY_TO,
-    TURN_S,
-    Call,
-    Died,
-    Trial,
-    Weather,
-    anvil_settings,
-    check_at_rest,
-    prepare_victim,
+from tests.anvil import Chain
+from tests.e2e.anvil_books import check_at_rest, receipt_of
+from tests.e2e.anvil_crashing import EVERY, PAY_TO, TURN_S, Call, Died, Trial, Weather
+from tests.e2e.anvil_weather import (
+    Delaying,
+    Dropping,
+    Meddling,
+    Reordering,
+    Reorganising,
+    Rewriting,
+    Slow,
+    cancel,
+    new_chain,
+    submit,
 )
-from tests.e2e.lives import House, Nursery, open_house, open_nursery
 from tests.harness import CHAIN_ID, ORDER, START_S, VirtualClock
 from tests.wallets import Wallet
 
@@ -57,165 +55,6 @@ CREATE: Final = Call(method="POST", path="/v1/servers", body=ORDER | {"deposit":
 def chain() -> Iterator[Chain]:
     with new_chain() as chain:
         yield chain
-
-
-@contextlib.contextmanager
-def new_chain() -> Iterator[Chain]:
-    """A chain on which customers 1 and 2 have money."""
-    with anvil(at=START_S) as chain:
-        for wallet in map(Wallet.numbered, (1, 2)):
-            chain.fund(wallet.address, 100_000_000)
-        chain.mine(5)  # what is replaced must not be what was given without a transaction
-        yield chain
-
-
-# --- weathers ---------------------------------------------------------------------------------------------------
-
-
-class Slow(Weather):
-    """Transactions wait for the next turn's block."""
-
-    def begin(self, chain: Chain, payments: Sequence[ExactPayment]) -> None:
-        chain.set_automine(False)
-
-
-class Dropping(Slow):
-    """The node forgets what it was given, twice."""
-
-    def __init__(self) -> None:
-        self.drops = 2
-
-    def turn(self, chain: Chain, now: int) -> None:
-        if self.drops and chain.pending():
-            self.drops -= 1
-            chain.drop_all()
-        super().turn(chain, now)
-
-
-class Delaying(Slow):
-    """No block for so long that the relayer offers more, three times."""
-
-    def __init__(self) -> None:
-        self.turns = 28
-
-    def turn(self, chain: Chain, now: int) -> None:
-        if self.turns and chain.pending():
-            self.turns -= 1
-        else:
-            super().turn(chain, now)
-
-
-class Reorganising(Weather):
-    """What had our transaction is replaced by blocks without it, before it was deep enough."""
-
-    settings = MappingProxyType({"confirmations": 3})
-
-    def __init__(self) -> None:
-        self.is_due = True
-
-    def turn(self, chain: Chain, now: int) -> None:
-        super().turn(chain, now)
-        if self.is_due and chain.transfers(PAY_TO):
-            self.is_due = False
-            chain.reorg(2)
-            assert chain.transfers(PAY_TO) == []
-
-
-class Rewriting(Slow):
-    """We offered more and that was mined; then the chain changes its mind, for our first version."""
-
-    settings = MappingProxyType({"confirmations": 3})
-
-    def __init__(self) -> None:
-        self.first: str | None = None
-        self.raw = b""
-
-    def turn(self, chain: Chain, now: int) -> None:
-        waiting = chain.pending()
-        if self.first is None and waiting:
-            self.first, self.raw = waiting[0], _raw(chain, waiting[0])
-        if waiting == [self.first]:
-            return  # no block until there is another version
-        super().turn(chain, now)
-        if self.raw and chain.transfers(PAY_TO):
-            chain.reorg(1, self.raw)
-            self.raw = b""
-            assert [one.transaction for one in chain.transfers(PAY_TO)] == [self.first]
-
-
-class Reordering(Slow):
-    """A stranger submits the authorization as we do. One transaction moves the money and the other fails; then the
-    chain has them the other way round.
-    """
-
-    settings = MappingProxyType({"confirmations": 3})
-
-    def __init__(self) -> None:
-        self.stranger: str | None = None
-        self.is_due = True
-
-    def begin(self, chain: Chain, payments: Sequence[ExactPayment]) -> None:
-        super().begin(chain, payments)
-        (self._payment,) = payments
-
-    def at_point(self, chain: Chain, label: str) -> None:
-        if self.stranger is None and label == "before node.send":
-            self.stranger = chain.submit(self._payment)
-
-    def turn(self, chain: Chain, now: int) -> None:
-        raw = {one: _raw(chain, one) for one in chain.pending()}
-        mark = chain.snapshot()
-        super().turn(chain, now)
-        if self.is_due and len(raw) == 2:
-            self.is_due = False
-            (first,) = chain.transfers(PAY_TO)
-            chain.revert(mark)
-            chain.drop_all()
-            for one in sorted(raw, key=lambda one: one == first.transaction):
-                chain.ask("eth_sendRawTransaction", "0x" + raw[one].hex())
-                chain.mine()
-            (then,) = chain.transfers(PAY_TO)
-            assert then.transaction != first.transaction
-
-
-def _raw(chain: Chain, transaction: str) -> bytes:
-    return bytes.fromhex(chain.ask("eth_getRawTransactionByHash", transaction)[2:])
-
-
-class Meddling(Weather):
-    """Somebody else spends the nonce of our customer's authorization: before we see it, just before our
-    transaction is sent, or in the block that has it.
-    """
-
-    def __init__(self, when: str, spend: Callable[[Chain, ExactPayment], str]) -> None:
-        self.when = when
-        self.transaction: str | None = None
-        self._spend = spend
-
-    def begin(self, chain: Chain, payments: Sequence[ExactPayment]) -> None:
-        (self._payment,) = payments
-        if self.when == "before":
-            self.transaction = self._spend(chain, self._payment)
-
-    def at_point(self, chain: Chain, label: str) -> None:
-        if self.transaction is None and label == "before node.send":
-            chain.set_automine(self.when != "same block")
-            self.transaction = self._spend(chain, self._payment)
-
-    def turn(self, chain: Chain, now: int) -> None:
-        super().turn(chain, now)
-        chain.set_automine(True)
-
-
-def submit(chain: Chain, payment: ExactPayment) -> str:
-    """A stranger brings the authorization to the chain."""
-    return chain.submit(payment)
-
-
-def cancel(chain: Chain, payment: ExactPayment) -> str:
-    """Its payer takes it back."""
-    payer = next(one for one in map(Wallet.numbered, (1, 2)) if one.address == payment.payer)
-    return chain.cancel(payer.account, payment.nonce)
 
 
 # --- trials -----------------------------------------------------------------------------------------------------
@@ -254,7 +93,7 @@ class Clients:
     async def check_paid(self, answers: list[httpx.Response]) -> None:
         """Each call was paid for once and is answered for good."""
         await self.settle_down()
-        receipts = [_receipt(answer) for answer in answers]
+        receipts = [receipt_of(answer) for answer in answers]
         for answer, receipt, payment in zip(answers, receipts, self.payments, strict=True):
             assert answer.is_success, answer.text
             assert (receipt["success"], receipt["amount"]) == (True, str(payment.value))
@@ -288,13 +127,8 @@ class Clients:
         for answer in answers:
             assert answer.status_code == 402, answer.text
             assert answer.json()["error"]["details"]["reason"] == Reason.NONCE_USED.value
-            assert _receipt(answer)["success"] is False
+            assert receipt_of(answer)["success"] is False
         check_at_rest(self.trial.settings, self.trial.chain, moved=[])
-
-
-def _receipt(answer: httpx.Response) -> dict[str, Any]:
-    receipt: dict[str, Any] = json.loads(b64decode(answer.headers["PAYMENT-RESPONSE"]))
-    return receipt
 
 
 def _open(answer: httpx.Response) -> dict[str, Any]:
@@ -433,7 +267,7 @@ async def test_a_stranger_who_is_first_changes_nothing_but_the_transaction(
         async with trial_of(chain, weather, tmp_path / str(point), DEPOSIT, point, only=DECISIVE) as clients:
             answers = await clients.insist()
             await clients.check_paid(answers)
-            assert [_receipt(answer)["transaction"] for answer in answers] == [weather.transaction]
+            assert [receipt_of(answer)["transaction"] for answer in answers] == [weather.transaction]
             return clients.trial.killed
 
     if when == "before":
@@ -508,66 +342,3 @@ async def _signed(trial: Trial, wallet: Wallet, method: str, path: str) -> dict[
     assert answer.is_success, answer.text
     body: dict[str, Any] = answer.json()
     return body
-
-
-# --- processes --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with open_nursery("tests.e2e.anvil_crashing") as nursery:
-        yield nursery
-
-
-@contextlib.contextmanager
-def house_on(chain: Chain, nursery: Nursery, folder: Path, *deaths: int) -> Iterator[House]:
-    """A process of its own, which serves HTTP and whose relayer runs by itself."""
-    mark = chain.snapshot()
-    prepare_victim(folder, chain)
-    try:
-        with open_house(nursery, folder, START_S, deaths) as house:
-            yield house
-    finally:
-        chain.drop_all()
-        chain.revert(mark)
-
-
-def test_a_process_that_is_killed_is_followed_by_one_that_goes_on(
-    chain: Chain, nursery: Nursery, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    wallet = Wallet.numbered(1)
-
-    def run(point: int) -> list[str]:
-        with house_on(chain, nursery, tmp_path / str(point), point) as house:
-            challenge = house.request(DEPOSIT.method, DEPOSIT.path, json=DEPOSIT.body)
-            header = wallet.payment(challenge.headers["PAYMENT-REQUIRED"], now=house.now_s, nonce=point)
-            house.arm()
-            answer = _insist(house, header)
-            house.pass_time(LONG_TURN_S)
-            moved = _receipt(answer)["transaction"]
-            check_at_rest(anvil_settings(house.folder, chain), chain, moved=[moved])
-            return house.killed
-
-    killed: list[str] = []
-    for point in range(1, POINTS_MAX, 2):
-        died = run(point)
-        killed += died
-        if not died:
-            break
-    assert {"write of Lane._dispatch", "node.send"} <= {one.split(" ", 1)[1] for one in killed}
-    with capsys.disabled():
-        print(f"\n  every other point: {len(killed)} killed", end=" ")
-
-
-def _insist(house: House, header: str) -> httpx.Response:
-    """Repeat the call until it has been answered for good."""
-    headers = {"PAYMENT-SIGNATURE": header}
-    for _ in range(ATTEMPTS_MAX):
-        answer = house.outlive(
-            lambda: house.request(DEPOSIT.method, DEPOSIT.path, json=DEPOSIT.body, headers=headers)
-        )
-        if answer.status_code != 503:
-            assert answer.is_success, answer.text
-            return answer
-        house.pass_time(int(answer.headers["Retry-After"]))
-    raise AssertionError("no final answer")

@@ -18,17 +18,8 @@ from spawn_schemas.x402 import Reason
 
 from spawn.evm.transactions import address_of
 from tests.anvil import RELAYER_KEYS, Chain, anvil
-from tests.e2e.anvil_crashing import (
-    ETHER,
-    EVERY,
-    PAY_TO,
-    TURN_S,
-    Call,
-    Trial,
-    Weather,
-    check_at_rest,
-    check_books,
-)
+from tests.e2e.anvil_books import ETHER, check_at_rest, check_books
+from tests.e2e.anvil_crashing import EVERY, PAY_TO, TURN_S, Call, Trial, Weather
 from tests.e2e.test_cli import spawn
 from tests.engines import ROOT
 from tests.harness import START_S, VirtualClock
