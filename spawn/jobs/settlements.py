@@ -33,14 +33,17 @@ class Settlements:
         params = {"now": now, "limit": PER_TICK, "created_at": created_at, "id": id_}
         page = [rows.reservation_from(row) for row in await self._db.read(rows.SELECT_UNSETTLED, params)]
         self._after = (page[-1].created_at, page[-1].id) if len(page) == PER_TICK else (0, "")
+        undecided: dict[str, int] = {}
         for reservation in page:
             try:
                 await self._resolve(reservation, now)
             except SettlementUnclear as error:
-                log.warning("payment %s is not decided yet: %s", reservation.id, error)
+                undecided[str(error)] = undecided.get(str(error), 0) + 1
             except Exception:
                 # One payment that cannot be looked at must not keep the others waiting.
                 log.exception("payment %s stays unresolved", reservation.id)
+        for why, count in undecided.items():
+            log.warning("%d payments are not decided yet: %s", count, why)
 
     async def _resolve(self, reservation: Reservation, now: int) -> None:
         payment = reservations.stored_payment(reservation)

@@ -88,7 +88,7 @@ class Lane:
             await self._push(head, mined, policy, now)
             launched = await self._launch(head, policy, now)
         except NodeUnavailable as error:
-            self._sending.complain("node", f"the node does not answer: {error}")
+            self._sending.complain("node", str(error))
             return False
         self._sending.resolved("node")
         return launched

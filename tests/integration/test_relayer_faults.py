@@ -60,7 +60,7 @@ async def test_a_node_that_is_down_for_an_hour_loses_nothing(
     scene.node.mine()
     calls += await scene.settle(late, patient)
     await scene.wait(3_600, step_s=10)
-    assert caplog.text.count("the node does not answer") == 1
+    assert caplog.text.count("incident: ") == 1
     scene.node.faults.down = False
     scene.node.mine()
     await scene.block(2)
