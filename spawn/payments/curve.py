@@ -7,9 +7,9 @@ so what is accepted here cannot be refused there for its form.
 from functools import lru_cache
 from typing import Final
 
-from coincurve import PublicKey
 from sha3 import keccak_256  # type: ignore[import-untyped]  # a C extension without annotations
 from spawn_schemas.ids import Address
+from spec256k1 import PublicKey
 
 _ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 _N: Final = _ORDER.to_bytes(32, "big")
@@ -47,7 +47,7 @@ def recover(digest: bytes, signature: bytes) -> Address:
     if s == _ZERO or s > _HALF_N:
         raise ValueError("s is zero or in the upper half of the range (EIP-2)")
     try:
-        key = PublicKey.from_signature_and_message(signature[:64] + recovery_id, digest, hasher=None)
+        key = PublicKey.from_signature_and_message(signature[:64] + recovery_id, digest)
     except ValueError as error:
         raise ValueError("the signature belongs to no key") from error
     return Address("0x" + keccak256(key.format(compressed=False)[1:])[12:].hex())

@@ -39,7 +39,7 @@ _WRITER_PRAGMAS: Final = (
     # NORMAL may lose commits that were answered when the power fails.
     "PRAGMA synchronous = FULL",
     # A checkpoint copies each page once, however often it was written since the last.
-    "PRAGMA wal_autocheckpoint = 8000",
+    "PRAGMA wal_autocheckpoint = 32000",
     f"PRAGMA cache_size = -{CACHE_KIB}",
     "PRAGMA journal_mode = WAL",
 )

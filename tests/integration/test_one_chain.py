@@ -15,5 +15,5 @@ async def test_a_database_opens_again_on_its_chain_and_on_no_other(tmp_path: Pat
         ours = devnet_rail(world.chain)
         for _ in range(2):
             await require_same_chain(world.parts.db, ours)
-        with pytest.raises(StoreError, match="about play money.*SPAWN_DATABASE_URL"):
+        with pytest.raises(StoreError, match=r"about play money.*SPAWN_DATABASE_URL"):
             await require_same_chain(world.parts.db, replace(ours, chain="0x1 on eip155:8453"))

@@ -111,7 +111,7 @@ async def test_the_connections_are_set_up(db: SqliteDatabase) -> None:
         "foreign_keys": 1,
         "recursive_triggers": 1,
         "trusted_schema": 0,
-        "wal_autocheckpoint": 8000,
+        "wal_autocheckpoint": 32000,
     }
 
     def settings(tx: Tx) -> dict[str, object]:
