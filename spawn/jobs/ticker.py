@@ -3,6 +3,7 @@
 Invariant: a tick that is missed, late, doubled or cut short changes nothing but the moment at which things happen.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -33,7 +34,7 @@ class Ticker:
     def start(self) -> None:
         for job in self._jobs:
             self._scheduler.add_job(
-                self._run,
+                self.run,
                 "interval",
                 seconds=job.every_s,
                 args=(job,),
@@ -47,9 +48,13 @@ class Ticker:
     def stop(self) -> None:
         self._scheduler.shutdown(wait=False)
 
-    async def _run(self, job: Job) -> None:
+    async def run(self, job: Job) -> None:
+        """One tick of this job. It never raises: what stumbled or was cut short is still due in its table."""
         try:
             await job.tick(self._clock.now_s())
+        except asyncio.CancelledError:
+            # The service stops: the scheduler would log this as a failure. What was due is still due in its table.
+            log.info("job %s was cut short", job.name)
         except Exception:
             # A job that stumbles is called again; its work is still due in its table.
             log.exception("job %s stumbled", job.name)
