@@ -50,13 +50,6 @@ class OnChain:
         self._confirmations = confirmations
         self._stride = blocks_per_question
 
-    async def head_at(self) -> int:
-        """The chain's time, in unix seconds."""
-        try:
-            return (await self._head()).at
-        except NodeUnavailable as error:
-            raise _unreachable() from error
-
     async def is_over(self, payment: ExactPayment) -> bool:
         """Whether a block as deep as we ask for is beyond the authorization's time; see `Facilitator.is_over`."""
         try:

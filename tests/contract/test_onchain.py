@@ -57,8 +57,9 @@ async def refused(world: World, payment: ExactPayment) -> bool:
 async def test_an_unspent_nonce_is_nothing_yet_and_nothing_for_ever(world: World) -> None:
     payment = authorize(PAYER, value=1_000)
     assert await world.onchain.find(payment) is None
+    assert not await world.onchain.is_over(payment)
     world.chain.set_time(payment.valid_before + 1)
-    assert await world.onchain.head_at() == payment.valid_before + 1
+    assert await world.onchain.is_over(payment)
     assert await world.onchain.find(payment) is None
 
 
@@ -242,4 +243,4 @@ async def test_a_chain_that_cannot_be_asked_leaves_it_unclear(world: World) -> N
     with pytest.raises(SettlementUnclear):
         await world.onchain.find(authorize(PAYER, value=1_000))
     with pytest.raises(SettlementUnclear):
-        await world.onchain.head_at()
+        await world.onchain.is_over(authorize(PAYER, value=1_000))

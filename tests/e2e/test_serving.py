@@ -121,6 +121,17 @@ def test_it_runs_on_uvloop_and_httptools_whatever_the_environment_says(tmp_path:
         assert "event loop: uvloop" in service.log.read_text()
 
 
+def test_it_says_at_start_what_a_lone_payment_loses_and_needs_no_node_for_it(tmp_path: Path) -> None:
+    with serving(
+        tmp_path,
+        SPAWN_PAYMENTS="self",
+        SPAWN_RPC_URL="http://127.0.0.1:9",
+        SPAWN_RELAYER_KEY="11" * 32,
+        SPAWN_X402_PAY_TO="0x" + "22" * 20,
+    ) as service:
+        assert "a payment alone costs about 0.001943 USDC to settle" in service.log.read_text()
+
+
 def test_several_workers_are_refused(tmp_path: Path) -> None:
     refused(spawn(tmp_path, "serve", "--workers", "2"), "2 workers", "SQLite", "--workers 1", "PostgreSQL")
     refused(served_with(tmp_path, WEB_CONCURRENCY="3"), "3 workers", "WEB_CONCURRENCY=1")

@@ -21,7 +21,7 @@ from spawn_schemas.money import format_usdc, parse_usdc
 from spawn.payments.devnet import Transfer
 from spawn.settings import read_settings
 from spawn.store.snapshot import snapshot
-from tests.anvil import Chain, anvil
+from tests.anvil import Chain
 from tests.interop.service import RunningService, environment, in_folder, serving
 from tests.wallets import Wallet
 
@@ -98,17 +98,6 @@ def spawn(folder: Path, settings: Mapping[str, str], *arguments: str) -> str:
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     return done.stdout
-
-
-@contextmanager
-def started_chain() -> Iterator[Chain]:
-    """A chain with a block: before it has one, anvil tells contracts that it is 1970.
-
-    Clients of version 1 sign for the ten minutes before now and what follows.
-    """
-    with anvil() as chain:
-        chain.mine()
-        yield chain
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from eth_account import Account
 from spawn_schemas.money import parse_usdc
 
 from spawn import devchain
-from tests.anvil import RELAYER_KEYS, install
+from tests.anvil import RELAYER_KEYS, anvil, install
 from tests.engines import anvil_programs
 from tests.interop.anvil_service import (
     PAY_TO,
@@ -18,7 +18,6 @@ from tests.interop.anvil_service import (
     by_ourselves,
     spawn,
     spawn_serve,
-    started_chain,
 )
 from tests.interop.clients import BUYERS, open_httpx
 from tests.interop.self_hosted import self_hosted
@@ -34,7 +33,7 @@ FUNDS = "20.00"
 @pytest.fixture(scope="module")
 def ourselves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AnvilService]:
     with (
-        started_chain() as chain,
+        anvil() as chain,
         spawn_serve(tmp_path_factory.mktemp("self"), chain, by_ourselves(chain)) as service,
     ):
         yield service
@@ -43,7 +42,7 @@ def ourselves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AnvilService
 @pytest.fixture(scope="module")
 def by_theirs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AnvilService]:
     with (
-        started_chain() as chain,
+        anvil() as chain,
         self_hosted(rpc_url=chain.url, network=TERMS.network, key=RELAYER_KEYS[0]) as theirs,
         spawn_serve(tmp_path_factory.mktemp("facilitator"), chain, by_facilitators(theirs.url)) as service,
     ):

@@ -14,14 +14,13 @@ from spawn_schemas.ids import Address, parse_address
 from x402.http.utils import decode_payment_required_header, decode_payment_response_header
 
 from spawn.evm.transactions import address_of
-from tests.anvil import RELAYER_KEYS
+from tests.anvil import RELAYER_KEYS, anvil
 from tests.interop.anvil_service import (
     PAY_TO,
     AnvilService,
     by_facilitators,
     by_ourselves,
     spawn_serve,
-    started_chain,
 )
 from tests.interop.clients import TIMEOUT_S
 from tests.interop.self_hosted import self_hosted
@@ -48,7 +47,7 @@ class UndeployedSigner(OwnerSigner):
 @pytest.fixture(scope="module")
 def ourselves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AnvilService]:
     folder = tmp_path_factory.mktemp("self")
-    with started_chain() as chain, spawn_serve(folder, chain, by_ourselves(chain)) as service:
+    with anvil() as chain, spawn_serve(folder, chain, by_ourselves(chain)) as service:
         yield service
 
 
@@ -56,7 +55,7 @@ def ourselves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AnvilService
 def by_theirs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AnvilService]:
     folder = tmp_path_factory.mktemp("facilitator")
     with (
-        started_chain() as chain,
+        anvil() as chain,
         self_hosted(rpc_url=chain.url, network=TERMS.network, key=RELAYER_KEYS[1]) as theirs,
         spawn_serve(folder, chain, by_facilitators(theirs.url)) as service,
     ):

@@ -13,13 +13,12 @@ from x402.http.utils import decode_payment_response_header
 from x402.mechanisms.evm.exact.register import register_exact_evm_client
 from x402.mechanisms.evm.signers import EthAccountSigner
 
-from tests.anvil import RELAYER_KEYS
+from tests.anvil import RELAYER_KEYS, anvil
 from tests.interop.anvil_service import (
     AnvilService,
     by_facilitators,
     by_ourselves,
     spawn_serve,
-    started_chain,
 )
 from tests.interop.clients import BUYERS, TIMEOUT_S
 from tests.interop.self_hosted import self_hosted
@@ -42,7 +41,7 @@ WORDS: Final = {1: "unexpected_settle_error", 2: "settlement_pending"}
 @pytest.fixture(scope="module")
 def ourselves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AnvilService]:
     folder = tmp_path_factory.mktemp("self")
-    with started_chain() as chain, spawn_serve(folder, chain, by_ourselves(chain), IMPATIENT) as service:
+    with anvil() as chain, spawn_serve(folder, chain, by_ourselves(chain), IMPATIENT) as service:
         yield service
 
 
@@ -50,7 +49,7 @@ def ourselves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AnvilService
 def by_theirs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AnvilService]:
     folder = tmp_path_factory.mktemp("facilitator")
     with (
-        started_chain() as chain,
+        anvil() as chain,
         self_hosted(rpc_url=chain.url, network=TERMS.network, key=RELAYER_KEYS[0]) as theirs,
         spawn_serve(folder, chain, by_facilitators(theirs.url), IMPATIENT) as service,
     ):
@@ -150,7 +149,7 @@ async def test_a_facilitator_that_does_not_come_back_may_have_sent_it(
     """It waits for its transaction, and tells nobody which: there is no hash to pass on, and nothing else changes."""
     hurried = {"SPAWN_FACILITATOR_TIMEOUT_S": "3", "SPAWN_SETTLE_WAIT_S": "1"}
     with (
-        started_chain() as chain,
+        anvil() as chain,
         self_hosted(rpc_url=chain.url, network=TERMS.network, key=RELAYER_KEYS[0]) as theirs,
         spawn_serve(tmp_path, chain, by_facilitators(theirs.url), hurried) as service,
     ):

@@ -10,8 +10,8 @@ import pytest_asyncio
 from x402.http.utils import decode_payment_required_header
 from x402.mechanisms.evm.signers import EthAccountSigner
 
-from tests.anvil import RELAYER_KEYS, Chain
-from tests.interop.anvil_service import by_facilitators, by_ourselves, spawn_serve, started_chain
+from tests.anvil import RELAYER_KEYS, Chain, anvil
+from tests.interop.anvil_service import by_facilitators, by_ourselves, spawn_serve
 from tests.interop.clients import TIMEOUT_S
 from tests.interop.self_hosted import self_hosted
 from tests.interop.service import Mark, RunningService, free_port
@@ -65,7 +65,7 @@ async def paid_once(service: RunningService, wallet: Wallet, answer: httpx.Respo
 
 async def test_we_settle_once_the_node_is_up(http: httpx.AsyncClient, tmp_path: Path) -> None:
     wallet = Wallet.numbered(500)
-    with started_chain() as chain:
+    with anvil() as chain:
         chain.fund(wallet.address, AMOUNT)
         chain.stop()
         with spawn_serve(tmp_path, chain, by_ourselves(chain), IMPATIENT) as service:
@@ -84,7 +84,7 @@ async def test_a_contract_wallet_is_asked_once_the_node_is_up(
 ) -> None:
     """Without the chain nobody knows whether it signed: it is sent away, and its payment is not taken down."""
     owner = Wallet.numbered(510)
-    with started_chain() as chain:
+    with anvil() as chain:
         wallet = chain.deploy_wallet(owner.address)
         chain.fund(wallet, AMOUNT)
         chain.stop()
@@ -104,7 +104,7 @@ async def test_facilitators_are_asked_once_node_and_one_of_them_are_up(
 ) -> None:
     wallet, port = Wallet.numbered(520), free_port()
     rail = by_facilitators(NOBODY, f"http://127.0.0.1:{port}")
-    with started_chain() as chain:
+    with anvil() as chain:
         chain.fund(wallet.address, AMOUNT)
         chain.stop()
         with spawn_serve(tmp_path, chain, rail, IMPATIENT) as service:
@@ -123,7 +123,7 @@ async def test_a_call_that_waits_when_the_service_stops_is_told_so_and_goes_on_a
     http: httpx.AsyncClient, tmp_path: Path
 ) -> None:
     wallet = Wallet.numbered(530)
-    with started_chain() as chain:
+    with anvil() as chain:
         chain.fund(wallet.address, AMOUNT)
         chain.set_automine(False)
         with spawn_serve(tmp_path, chain, by_ourselves(chain)) as service:
