@@ -47,6 +47,7 @@ from spawn.payments.sessions import Sessions
 from spawn.payments.sign_in import RelyingParty, relying_party
 from spawn.rails import Rail, needs_file, open_rail, require_same_chain, x402_terms
 from spawn.secret_key import read_secret_key
+from spawn.services.billing import Billing
 from spawn.services.create_server import Shop
 from spawn.services.economics import price_list
 from spawn.services.operator import Operator
@@ -159,9 +160,10 @@ async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Se
     await parts.db.write(lambda tx: vault.prove(tx, parts.clock.now_s()))
     limits = Limits(settings, parts.clock)
     signals = Signals()
-    operator = Operator(parts.db, parts.providers, parts.clock, parts.entropy, vault, signals)
-    reconciler = Reconciler(parts.db, parts.providers, parts.clock, parts.entropy)
-    paid_calls = _paid_calls(settings, parts, operator, signals, limits)
+    billing = Billing(parts.entropy, settings.warning_policy)
+    operator = Operator(parts.db, parts.providers, parts.clock, parts.entropy, vault, signals, billing)
+    reconciler = Reconciler(parts.db, parts.providers, parts.clock, billing)
+    paid_calls = _paid_calls(settings, parts, operator, signals, limits, billing)
     our_terms = x402_terms(settings)
     party = relying_party(
         public_url=settings.public_url, authority=settings.authority, chain_id=settings.chain_id
@@ -175,6 +177,8 @@ async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Se
             provider=name,
             entropy=parts.entropy,
             vault=vault,
+            billing=billing,
+            eur_usdc=settings.eur_price_usdc,
         ),
         operator=operator,
         db=parts.db,
@@ -184,8 +188,9 @@ async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Se
         providers=parts.providers,
         schema=head_version(),
         sessions=sessions,
+        billing=billing,
     )
-    jobs = _jobs(settings, parts, operator, reconciler)
+    jobs = _jobs(settings, parts, operator, reconciler, billing)
     ticker = Ticker(tuple(jobs.values()), parts.clock) if ticking else None
     framework = litestar(settings, services, parts, operator, ticker)
     app = Front(
@@ -211,7 +216,12 @@ async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Se
 
 
 def _paid_calls(
-    settings: Settings, parts: Parts, operator: Operator, signals: Signals, limits: Limits
+    settings: Settings,
+    parts: Parts,
+    operator: Operator,
+    signals: Signals,
+    limits: Limits,
+    billing: Billing,
 ) -> PaidCalls:
     return PaidCalls(
         parts.db,
@@ -220,6 +230,7 @@ def _paid_calls(
         signals,
         parts.clock,
         parts.entropy,
+        billing,
         first_answer_s=settings.first_answer_s,
         in_flight_wait_s=settings.in_flight_wait_s,
         daily_cap_usdc=settings.deposit_daily_cap_usdc,
@@ -239,11 +250,13 @@ def _asking(settings: Settings, our_terms: Terms, party: RelyingParty, parts: Pa
     )
 
 
-def _jobs(settings: Settings, parts: Parts, operator: Operator, reconciler: Reconciler) -> dict[str, Job]:
+def _jobs(
+    settings: Settings, parts: Parts, operator: Operator, reconciler: Reconciler, billing: Billing
+) -> dict[str, Job]:
     jobs = (
         Job(name="operations", every_s=settings.tick_s, tick=Operations(parts.db, operator).tick),
         Job(name="settlements", every_s=10, tick=Settlements(parts.db, parts.rail.facilitator).tick),
-        Job(name="burn", every_s=settings.burn_every_s, tick=Burn(parts.db, parts.entropy).tick),
+        Job(name="burn", every_s=settings.burn_every_s, tick=Burn(parts.db, billing).tick),
         Job(name="reconcile", every_s=settings.reconcile_every_s, tick=reconciler.tick),
         Job(name="sweep", every_s=60, tick=Sweep(parts.db).tick),
         Job(

@@ -5,18 +5,29 @@ Invariant: a setting that cannot be meant ends in InvalidSetting, before anythin
 # ruff: noqa: PLC0415 - a command imports what it needs: all of it takes seconds, and `--help` answers at once
 
 import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
+
+import click
 
 from spawn.clock import SystemClock
-from spawn.settings import InvalidSetting, Settings, read_settings
+from spawn.setting_reader import read_settings
+from spawn.settings import InvalidSetting, Settings
 from spawn.store.migrate import parse_database_url
 
 if TYPE_CHECKING:
     from spawn.evm.node import Node
     from spawn.payments.holdings import Holdings
+
+
+class Refusal(click.ClickException):
+    """What was asked for cannot be done; the message says what to do instead."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.secho(f"spawn: {self.message}", err=True, fg="red" if sys.stderr.isatty() else None)
 
 
 def process_settings(**overrides: object) -> Settings:

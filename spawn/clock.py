@@ -20,6 +20,10 @@ class Clock(Protocol):
         """Unix time in milliseconds, UTC."""
         ...
 
+    def elapsed_s(self) -> float:
+        """Seconds since some moment in the past. Nobody sets this clock: it measures, and tells no time."""
+        ...
+
 
 class SystemClock:
     """The machine's clock."""
@@ -29,6 +33,9 @@ class SystemClock:
 
     def now_ms(self) -> int:
         return time.time_ns() // 1_000_000
+
+    def elapsed_s(self) -> float:
+        return time.monotonic()
 
 
 class SystemEntropy:

@@ -69,3 +69,20 @@ def is_listen(text: str) -> bool:
 
 def is_secret(text: str) -> bool:
     return text == "" or (len(text) == 64 and all(c in "0123456789abcdefABCDEF" for c in text))
+
+
+_DURATION: Final = re.compile(r"([0-9]{1,6})([smhd])")
+_UNIT_S: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+def parse_duration(text: str) -> int:
+    """`7d`, `6h`, `90m` or `45s` in seconds. Raises ValueError."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError("a duration is a whole number and s, m, h or d")
+    return int(match[1]) * _UNIT_S[match[2]]
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """The parts of a comma list."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -62,6 +62,11 @@ def _uv() -> str | None:
     return shutil.which("uv", path=Path(sys.executable).parent) or shutil.which("uv")
 
 
+def bean_check() -> str | None:
+    """The path of beancount's checker, which pip puts beside the Python that runs the tests, or None."""
+    return shutil.which("bean-check", path=Path(sys.executable).parent) or shutil.which("bean-check")
+
+
 ENGINES: Final[dict[str, Callable[[], bool]]] = {
     "postgresql": lambda: _postgres_folder() is not None and shutil.which("psql") is not None,
     "docker": _has_docker,
@@ -70,6 +75,8 @@ ENGINES: Final[dict[str, Callable[[], bool]]] = {
     "anvil": _has_npm,
     "atheris": lambda: importlib.util.find_spec("atheris") is not None,
     "uv": lambda: _uv() is not None,
+    "hledger": lambda: shutil.which("hledger") is not None,
+    "beancount": lambda: bean_check() is not None,
 }
 """Every engine a test may need, and how to see that it is here."""
 

@@ -48,6 +48,7 @@ class VirtualClock:
 
     def __init__(self, start_s: int = START_S) -> None:
         self._now_ms = start_s * 1000
+        self._elapsed_ms = 0
 
     def now_s(self) -> int:
         return self._now_ms // 1000
@@ -55,8 +56,16 @@ class VirtualClock:
     def now_ms(self) -> int:
         return self._now_ms
 
+    def elapsed_s(self) -> float:
+        return self._elapsed_ms / 1000
+
     def advance(self, seconds: float) -> None:
         self._now_ms += int(seconds * 1000)
+        self._elapsed_ms += int(seconds * 1000)
+
+    def step(self, seconds: int) -> None:
+        """Set the clock, forwards or backwards, while no time passes."""
+        self._now_ms += seconds * 1000
 
 
 class SeededEntropy:
@@ -164,6 +173,18 @@ class World:
         for _ in range(0, seconds, step_s):
             self.clock.advance(step_s)
             await self.tick()
+
+    async def burn_until(self, at: int) -> None:
+        """Let time pass up to the second `at`, the burn job ticking whenever something is due, as it does in life."""
+        while (due_at := await self._next_due()) is not None and due_at <= at:
+            self.clock.advance(max(1, due_at - self.clock.now_s()))
+            await self.tick("burn")
+        self.clock.advance(max(0, at - self.clock.now_s()))
+
+    async def _next_due(self) -> int | None:
+        (row,) = await self.rows("SELECT MIN(due_at) AS at FROM server")
+        due_at: int | None = row["at"]
+        return due_at
 
     async def tick(self, *names: str) -> None:
         """Let each job (or these) do what is due now, to its end."""

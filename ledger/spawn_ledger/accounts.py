@@ -19,13 +19,17 @@ REV_COMPUTE: Final = AccountId("rev:compute")
 SUSPENSE: Final = AccountId("suspense")
 """USDC that arrived without saying whose it is, until its sender claims it."""
 COST_PROVIDER: Final = AccountId("cost:provider")
-"""What providers charge us."""
+"""What providers charge us for the seconds that a server's wallet paid for: the other side of `rev:compute`."""
+OWED_PROVIDER: Final = AccountId("owed:provider")
+"""What we owe providers for machines, by our own meters, until an invoice of theirs is paid."""
 COST_GAS: Final = AccountId("cost:gas")
 """What bringing payments to the chain costs us, at the price of ether when it was spent."""
 EXT_GAS: Final = AccountId("ext:gas")
 """The ether that paid for gas. It was never a customer's, so that its balance is what has left, below zero."""
 EXP_OVERRUN: Final = AccountId("exp:overrun")
 """What a machine costs between the end of its money and its real end: ours to bear, never the wallet's."""
+EXP_GOODWILL: Final = AccountId("exp:goodwill")
+"""What an operator gave to wallets, for a reason that is written down beside it."""
 
 _WALLET: Final = "wallet:"
 _SERVER: Final = "srv:"

@@ -2,8 +2,8 @@
 
 A server burns its own reserve first, then, if it renews, the wallet's available money, which all renewing
 servers share. A second that the wallet cannot pay for all of them who need it, it pays for none: those end at
-the second before, T, and the others, whose reserves last longer, go on and may use what is left. Less than a
-second's price stays where it lies.
+the second before, T, and the others, whose reserves last longer or who have used up what a month costs at most, go on
+and may use what is left. Less than a second's price stays where it lies.
 
 Invariants: no charge exceeds what pays for it; a server is charged to its last fully paid second, however
 late it is settled; settling in steps charges what settling once does; `runways` names the second at which
@@ -22,6 +22,8 @@ from spawn_ledger.accrual import DAY, Meter, accrue, charge_until, paid_until
 
 HORIZON_S: Final = 3_650 * DAY
 """How far ahead an end is looked for, about ten years."""
+
+_FOLLOWED: Final = 3
 
 
 class Funding(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,8 +72,8 @@ class _Sharer(msgspec.Struct, frozen=True, kw_only=True):
 
 def settle(fundings: Sequence[Funding], available_usdc: Usdc, now: int) -> Settlement:
     """Charge every server to `now`, or to its last fully paid second (DESIGN section 4)."""
-    ends = _ends(fundings, available_usdc, now)
-    charges = tuple(_charge(funding, ends[funding.server_id], now) for funding in fundings)
+    ends_at = ends(fundings, available_usdc, now)
+    charges = tuple(_charge(funding, ends_at[funding.server_id], now) for funding in fundings)
     return Settlement(
         charges=charges,
         available_left=Usdc(available_usdc - sum(charge.from_wallet for charge in charges)),
@@ -84,14 +86,38 @@ def runways(fundings: Sequence[Funding], available_usdc: Usdc, now: int) -> dict
     It may be before `now`, for servers that are not settled yet.
     """
     horizon = now + HORIZON_S
-    ends = _ends(fundings, available_usdc, horizon)
-    return {server_id: end if end < horizon else None for server_id, end in ends.items()}
+    found = ends(fundings, available_usdc, horizon)
+    return {server_id: end if end < horizon else None for server_id, end in found.items()}
+
+
+def ends(fundings: Sequence[Funding], available_usdc: Usdc, until: int) -> dict[ServerId, int]:
+    """The last fully paid second of each server, exact below `until`, else `until` or later."""
+    if len(fundings) == 1:
+        # The wallet has nobody else to pay for: its money and the server's are one.
+        (alone,) = fundings
+        own_usdc = Usdc(alone.reserve_usdc + (available_usdc if alone.auto_renew else 0))
+        return {alone.server_id: paid_until(alone.meter, own_usdc)}
+    found = {f.server_id: paid_until(f.meter, f.reserve_usdc) for f in fundings}
+    sharers = sorted(
+        (_Sharer(funding=f, reserve_ends_at=found[f.server_id]) for f in fundings if f.auto_renew),
+        key=_reserve_ends_at,
+    )
+    left_usdc: int = available_usdc
+    end = min(until, sharers[0].reserve_ends_at) if sharers else until
+    while (end := _last_covered(sharers, left_usdc, end, until)) < until:
+        drawing = bisect_right(sharers, end, key=_reserve_ends_at)
+        ended = [sharer for sharer in sharers[:drawing] if sharer.needs_next(end)]
+        found.update((sharer.funding.server_id, end) for sharer in ended)
+        left_usdc -= sum(sharer.shortfall_usdc(end) for sharer in ended)
+        sharers = [s for s in sharers[:drawing] if not s.needs_next(end)] + sharers[drawing:]
+    found.update((s.funding.server_id, max(until, s.reserve_ends_at)) for s in sharers)
+    return found
 
 
 def next_due(fundings: Sequence[Funding], available_usdc: Usdc, now: int) -> dict[ServerId, int]:
     """When the burn job must look at each server again: just after its end, and at least daily."""
-    ends = _ends(fundings, available_usdc, now + DAY)
-    return {server_id: min(end + 1, now + DAY) for server_id, end in ends.items()}
+    found = ends(fundings, available_usdc, now + DAY)
+    return {server_id: min(end + 1, now + DAY) for server_id, end in found.items()}
 
 
 def _charge(funding: Funding, end: int, now: int) -> Charge:
@@ -106,68 +132,43 @@ def _charge(funding: Funding, end: int, now: int) -> Charge:
     )
 
 
-def _ends(fundings: Sequence[Funding], available_usdc: Usdc, until: int) -> dict[ServerId, int]:
-    """The last fully paid second of each server, exact below `until`, else `until` or later."""
-    if len(fundings) == 1:
-        # The wallet has nobody else to pay for: its money and the server's are one.
-        (alone,) = fundings
-        own_usdc = Usdc(alone.reserve_usdc + (available_usdc if alone.auto_renew else 0))
-        return {alone.server_id: paid_until(alone.meter, own_usdc)}
-    ends = {f.server_id: paid_until(f.meter, f.reserve_usdc) for f in fundings}
-    sharers = sorted(
-        (_Sharer(funding=f, reserve_ends_at=ends[f.server_id]) for f in fundings if f.auto_renew),
-        key=_reserve_ends_at,
-    )
-    left_usdc: int = available_usdc
-    end = min(until, sharers[0].reserve_ends_at) if sharers else until
-    while (end := _last_covered(sharers, left_usdc, end, until)) < until:
-        drawing = bisect_right(sharers, end, key=_reserve_ends_at)
-        ended = [sharer for sharer in sharers[:drawing] if sharer.needs_next(end)]
-        ends.update((sharer.funding.server_id, end) for sharer in ended)
-        left_usdc -= sum(sharer.shortfall_usdc(end) for sharer in ended)
-        sharers = [s for s in sharers[:drawing] if not s.needs_next(end)] + sharers[drawing:]
-    ends.update((s.funding.server_id, max(until, s.reserve_ends_at)) for s in sharers)
-    return ends
-
-
 def _last_covered(sharers: Sequence[_Sharer], available_usdc: int, since: int, until: int) -> int:
     """The largest second, at most `until`, whose shortfall is covered, knowing that `since` is.
 
-    The shortfall only grows with time: mostly all of it is covered. Else the answer lies between bounds that exact
-    fractions give, seconds apart, because rounding down hides less than a micro-USDC per server.
+    The shortfall only grows with time: mostly all of it is covered. Else the money is followed as if no second were
+    free, and again with what free seconds saved; that mostly ends seconds before the answer, and a search in growing
+    steps does the rest.
     """
     if _shortfall_usdc(sharers, until) <= available_usdc:
         return until
-    low, high = _bounds(sharers, available_usdc, since, until)
-    candidates = range(low, high + 1)
+    low = since
+    for _ in range(_FOLLOWED):
+        low = _followed(sharers, available_usdc - _shortfall_usdc(sharers, low), low, until)
+    step_s = 1
+    while _shortfall_usdc(sharers, min(low + step_s, until)) <= available_usdc:
+        low, step_s = low + step_s, 2 * step_s
+    candidates = range(low, min(low + step_s, until))
     covered = bisect_right(candidates, available_usdc, key=lambda second: _shortfall_usdc(sharers, second))
     return candidates[covered - 1]
 
 
-def _bounds(sharers: Sequence[_Sharer], available_usdc: int, since: int, until: int) -> tuple[int, int]:
-    """A second that is covered and one, not before it, after which none is. `sharers` are in order of their ends.
+def _followed(sharers: Sequence[_Sharer], left_usdc: int, since: int, until: int) -> int:
+    """A second, from `since` on, that is covered when `left_usdc` are left at `since`.
 
-    Up to the next end the servers that draw are the same, and what they have used, in 86 400ths of a micro-USDC, is
-    `rate · second + offset`.
+    `sharers` are in order of their reserves' ends, at which each begins to draw. Rounding down may have hidden up to a
+    micro-USDC per server at `since`.
     """
-    low, high = since, until
-    rate = offset = affordable = 0
-    for count, sharer in enumerate(sharers, 1):
-        meter = sharer.funding.meter
-        rate += meter.daily_usdc
-        offset += meter.remainder - meter.daily_usdc * meter.charged_until
-        affordable += sharer.funding.reserve_usdc
-        next_end = sharers[count].reserve_ends_at if count < len(sharers) else until
-        if rate == 0:
-            continue
-        exact_end = (DAY * (available_usdc + affordable) - offset) // rate
-        # Before its own end a server leaves something over, which is not the wallet's to count on.
-        if min(exact_end, next_end) > sharer.reserve_ends_at:
-            low = max(low, min(exact_end, next_end, until))
-        high = min(high, (DAY * (available_usdc + affordable + count) - offset) // rate)
-        if high < next_end:
-            break
-    return low, max(low, high)
+    left = DAY * (left_usdc - len(sharers))
+    second, rate = since, 0
+    for sharer in sharers:
+        joins_at = min(sharer.reserve_ends_at, until)
+        if joins_at > second:
+            if left < rate * (joins_at - second):
+                break
+            left -= rate * (joins_at - second)
+            second = joins_at
+        rate += sharer.funding.meter.daily_usdc
+    return min(second + left // rate, until) if left > 0 and rate > 0 else second
 
 
 def _shortfall_usdc(sharers: Sequence[_Sharer], second: int) -> int:

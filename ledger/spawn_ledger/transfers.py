@@ -38,6 +38,12 @@ class Code(StrEnum):
     """It was its sender's, and is in the sender's wallet."""
     GAS = "gas"
     """A transaction of ours was mined."""
+    COST = "cost"
+    """A provider ran a server while its wallet paid for it."""
+    OVERRUN = "overrun"
+    """A provider ran a server after its money had ended."""
+    GOODWILL = "goodwill"
+    """An operator gave money to a wallet."""
 
 
 class HoldState(StrEnum):

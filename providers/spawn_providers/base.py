@@ -72,10 +72,17 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Instance(msgspec.Struct, frozen=True, kw_only=True):
-    """A machine as its provider sees it. `key` is None for one we did not label."""
+    """A machine as its provider sees it. `key` is None for one we did not label.
+
+    `owner` and `hostname` are those of the `Spec` it was ordered with, kept with the machine: what is left of a rental
+    if our books lose it. `created_at` is when it was ordered, in unix seconds. None where the provider does not say.
+    """
 
     ref: str
     key: ServerId | None
+    owner: Address | None
+    hostname: str | None
+    created_at: int | None
     status: InstanceStatus
     provider_type: str
     image: str

@@ -29,15 +29,22 @@ class Currency(StrEnum):
 
 
 class Wholesale(msgspec.Struct, frozen=True, kw_only=True):
-    """What the provider charges us for 24 h, in millionths of its currency, net of tax."""
+    """What the provider charges us for 24 h, in millionths of its currency, net of tax.
+
+    `monthly_micro` is the most it charges for a UTC month, None where that has no limit; `step_s` is what it counts a
+    machine's life in: each second, or each started hour.
+    """
 
     currency: Currency
     daily_micro: int
+    monthly_micro: int | None = None
+    step_s: int = 1
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
     """One server type as sold in one location. `daily_usdc` is the burn per 24 h, in micro-USDC.
 
+    `monthly_usdc` is the most that a UTC month costs, None where that has no limit.
     `wholesale` is None where the provider does not say what it charges us.
     """
 
@@ -50,6 +57,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     disk_gb: int
     daily_usdc: Usdc
     deposit_usdc: Usdc
+    monthly_usdc: Usdc | None = None
     wholesale: Wholesale | None = None
 
 
@@ -68,13 +76,19 @@ class Catalog(msgspec.Struct, frozen=True, kw_only=True):
 
 _Row = tuple[str, str, str, int, int, int, int, int, int | None]
 _MONTH_DAYS: Final = 30
+_HOUR: Final = 3_600
 
 
 def _monthly(price_micro_eur: int | None) -> Wholesale | None:
-    """A thirtieth of what a month costs, rounded up."""
+    """A thirtieth of what a month costs at most, rounded up, by the started hour."""
     if price_micro_eur is None:
         return None
-    return Wholesale(currency=Currency.EUR, daily_micro=-(-price_micro_eur // _MONTH_DAYS))
+    return Wholesale(
+        currency=Currency.EUR,
+        daily_micro=-(-price_micro_eur // _MONTH_DAYS),
+        monthly_micro=price_micro_eur,
+        step_s=_HOUR,
+    )
 
 
 def _offers(locations: tuple[str, ...], rows: tuple[_Row, ...]) -> tuple[Offer, ...]:
@@ -89,6 +103,7 @@ def _offers(locations: tuple[str, ...], rows: tuple[_Row, ...]) -> tuple[Offer, 
             disk_gb=disk_gb,
             daily_usdc=Usdc(daily),
             deposit_usdc=Usdc(deposit),
+            monthly_usdc=Usdc(_MONTH_DAYS * daily),
             wholesale=_monthly(monthly),
         )
         for location in locations

@@ -9,6 +9,8 @@ import asyncio
 
 from spawn_providers.base import Change, InstanceStatus, OpStatus, RefusedCode, Verb
 from spawn_providers.conformance_steps import (
+    HOSTNAME,
+    OWNER,
     PUBLIC_KEY,
     Subject,
     act_and_succeed,
@@ -52,6 +54,22 @@ class ProviderConformance:
             "the machine is not what the catalog offered",
         )
         require(machine.ipv4 is not None or machine.ipv6 is not None, "a running machine has no address")
+
+    async def test_a_machine_tells_whose_it_is(self, subject: Subject) -> None:
+        first = await running_machine(subject)
+        await subject.pass_time(120)
+        later = await running_machine(subject)
+        for machine in (first, later):
+            require(machine.owner == OWNER, "a machine does not carry the owner it was ordered for")
+            require(machine.hostname == HOSTNAME, "a machine does not carry the hostname it was ordered with")
+        same = await subject.provider.get(first.ref)
+        require(
+            same is not None and same.created_at == first.created_at, "a machine's beginning moved with time"
+        )
+        if first.created_at is None or later.created_at is None:
+            require(first.created_at is later.created_at, "a provider says when its machines began, or does not")
+        else:
+            require(first.created_at + 120 <= later.created_at, "a later machine did not begin later")
 
     async def test_create_twice_makes_one_machine(self, subject: Subject) -> None:
         key, spec = subject.new_key(), await ordinary_spec(subject)

@@ -24,6 +24,7 @@ from spawn_providers.base import (
 from spawn_providers.catalog import Catalog, Offer
 
 OWNER: Final = Address("0x" + "5a" * 20)
+HOSTNAME: Final = "conformance"
 PUBLIC_KEY: Final = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB8syhikrJebbj01GDnQch9mbTXf5n19aFTo4aHN2x8k spawn"
 
 _STEP_S: Final = 5
@@ -74,7 +75,7 @@ def spec_for(
     provider_type: str, location: str, image: str, *, keys: tuple[str, ...] = (PUBLIC_KEY,), **extra: Any
 ) -> Spec:
     return Spec(
-        hostname="conformance",
+        hostname=HOSTNAME,
         provider_type=provider_type,
         image=image,
         location=location,

@@ -33,12 +33,12 @@ from spawn_providers.base import (
 from spawn_providers.simulated_faults import Breakdown, DeafGuest, Flaw
 from spawn_providers.simulated_rules import Course, Moment
 
-# `name` and `owner` are labels for whoever looks into the file, as a cloud's console shows them.
+# `name`, `owner` and `hostname` are labels, as a cloud's console shows them.
 # A step's `status` is null when the machine is gone from that moment on.
 _SCHEMA: Final = (
     """CREATE TABLE IF NOT EXISTS instance (
         number INTEGER PRIMARY KEY, ref TEXT NOT NULL UNIQUE, key TEXT UNIQUE, name TEXT NOT NULL, owner TEXT,
-        location TEXT NOT NULL, ipv6_only INTEGER NOT NULL
+        location TEXT NOT NULL, ipv6_only INTEGER NOT NULL, hostname TEXT
     ) STRICT""",
     """CREATE TABLE IF NOT EXISTS step (
         seq INTEGER PRIMARY KEY, ref TEXT NOT NULL REFERENCES instance (ref), at_ms INTEGER NOT NULL,
@@ -52,9 +52,13 @@ _SCHEMA: Final = (
     ) STRICT""",
     "CREATE INDEX IF NOT EXISTS op_by_ref ON op (ref, finishes_ms)",
 )
+# A world outlives the version that made it.
+_HAS_HOSTNAME: Final = "SELECT 1 FROM pragma_table_info('instance') WHERE name = 'hostname'"
+_ADD_HOSTNAME: Final = "ALTER TABLE instance ADD COLUMN hostname TEXT"
 
 _PRESENT: Final = """
-    SELECT i.number, i.ref, i.key, i.location, i.ipv6_only,
+    SELECT i.number, i.ref, i.key, i.owner, i.hostname, i.location, i.ipv6_only,
+           (SELECT MIN(at_ms) FROM step WHERE ref = i.ref) AS created_ms,
            s.status, s.provider_type, s.image, s.disk_gb, s.addressed
     FROM instance i JOIN step s ON s.seq = (
         SELECT seq FROM step WHERE ref = i.ref AND at_ms <= :now_ms ORDER BY at_ms DESC, seq DESC LIMIT 1
@@ -68,8 +72,8 @@ _HEADED: Final = "SELECT * FROM step WHERE ref = :ref ORDER BY at_ms DESC, seq D
 _HISTORY: Final = "SELECT at_ms, status FROM step WHERE ref = :ref AND at_ms <= :now_ms ORDER BY at_ms, seq"
 _NEXT_NUMBER: Final = "SELECT COALESCE(MAX(number), 0) + 1 AS number FROM instance"
 _ADD_INSTANCE: Final = """
-    INSERT INTO instance (number, ref, key, name, owner, location, ipv6_only)
-    VALUES (:number, :ref, :key, :name, :owner, :location, :ipv6_only)"""
+    INSERT INTO instance (number, ref, key, name, owner, hostname, location, ipv6_only)
+    VALUES (:number, :ref, :key, :name, :owner, :hostname, :location, :ipv6_only)"""
 _CUT_FUTURE: Final = "DELETE FROM step WHERE ref = :ref AND at_ms > :now_ms"
 _ADD_STEP: Final = """
     INSERT INTO step (ref, at_ms, status, provider_type, image, disk_gb, addressed)
@@ -116,6 +120,8 @@ class World:
         with self._change():
             for statement in _SCHEMA:
                 self._db.execute(statement)
+            if self._db.execute(_HAS_HOSTNAME).fetchone() is None:
+                self._db.execute(_ADD_HOSTNAME)
 
     def close(self) -> None:
         self._db.close()
@@ -275,10 +281,15 @@ class World:
     def _add_instance(self, key: ServerId | None, spec: Spec) -> str:
         number = int(self._get(_NEXT_NUMBER)["number"])
         ref = str(_FIRST_REF + number)
-        label = {"key": None, "owner": None, "name": spec.hostname}
+        label = {"key": None, "owner": None, "hostname": None, "name": spec.hostname}
         if key is not None:
             # An underscore is not allowed in a host name (RFC 1123), hence in a real cloud's server name.
-            label = {"key": key, "owner": spec.owner, "name": "sp-" + key.removeprefix("srv_")}
+            label = {
+                "key": key,
+                "owner": spec.owner,
+                "hostname": spec.hostname,
+                "name": "sp-" + key.removeprefix("srv_"),
+            }
         self._db.execute(
             _ADD_INSTANCE,
             {
@@ -343,6 +354,9 @@ def _instance(row: sqlite3.Row) -> Instance:
     return Instance(
         ref=row["ref"],
         key=row["key"],
+        owner=row["owner"],
+        hostname=row["hostname"],
+        created_at=row["created_ms"] // 1000,
         status=InstanceStatus(row["status"]),
         provider_type=row["provider_type"],
         image=row["image"],

@@ -311,6 +311,8 @@ class SessionOpened(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OfferView(msgspec.Struct, frozen=True, kw_only=True):
+    """One server type in one location. Of a calendar month (UTC) at most `monthly_burn_max` is charged, if not null."""
+
     type: str
     location: str
     provider_type: str
@@ -319,6 +321,7 @@ class OfferView(msgspec.Struct, frozen=True, kw_only=True):
     memory_gb: int
     disk_gb: int
     daily_burn: UsdcText
+    monthly_burn_max: UsdcText | None
     deposit: UsdcText
     minimum_deposit: UsdcText
 

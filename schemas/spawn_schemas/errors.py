@@ -17,6 +17,7 @@ class Code(str, Enum):
     SETTLEMENT_PENDING = "settlement_pending"
     INVALID_SIGNATURE = "invalid_signature"
     FORBIDDEN = "forbidden"
+    SUSPENDED = "suspended"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     CONFLICT = "conflict"

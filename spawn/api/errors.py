@@ -27,6 +27,7 @@ STATUS: Final[dict[Code, int]] = {
     Code.SETTLEMENT_PENDING: 503,
     Code.INVALID_SIGNATURE: 401,
     Code.FORBIDDEN: 403,
+    Code.SUSPENDED: 403,
     Code.NOT_FOUND: 404,
     Code.METHOD_NOT_ALLOWED: 405,
     Code.CONFLICT: 409,

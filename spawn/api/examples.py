@@ -164,6 +164,7 @@ RESPONSES: Final[dict[str, Any]] = {
                 memory_gb=4,
                 disk_gb=40,
                 daily_burn="0.15",
+                monthly_burn_max="4.50",
                 deposit="5.00",
                 minimum_deposit="0.15",
             ),

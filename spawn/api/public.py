@@ -36,6 +36,7 @@ async def show_catalog(request: Http, services: NamedDependency[Services]) -> ap
                 memory_gb=offer.memory_gb,
                 disk_gb=offer.disk_gb,
                 daily_burn=format_usdc(offer.daily_usdc),
+                monthly_burn_max=None if offer.monthly_usdc is None else format_usdc(offer.monthly_usdc),
                 deposit=format_usdc(offer.deposit_usdc),
                 minimum_deposit=format_usdc(offer.daily_usdc),
             )

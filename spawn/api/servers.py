@@ -81,7 +81,7 @@ async def update_server(
     data: JSONBody[api.UpdateServer | None] = None,
 ) -> Response[api.ServerShown]:
     return await services.gate.run_with_body(
-        arrival, data, lambda body: servers.UpdateServer(ServerId(server_id), body, services.shop.entropy)
+        arrival, data, lambda body: servers.UpdateServer(ServerId(server_id), body, services.billing)
     )
 
 
@@ -94,7 +94,7 @@ async def destroy_server(
     arrival: NamedDependency[Arrival], server_id: FromPath[str], services: NamedDependency[Services]
 ) -> Response[api.ServerDestroyed]:
     return await services.gate.run(
-        arrival, lambda: servers.DestroyServer(ServerId(server_id), services.shop.entropy)
+        arrival, lambda: servers.DestroyServer(ServerId(server_id), services.billing, services.shop.entropy)
     )
 
 
@@ -110,7 +110,7 @@ async def fund_server(
     data: JSONBody[api.FundServer | None] = None,
 ) -> Response[api.ServerFunded]:
     return await services.gate.run_with_body(
-        arrival, data, lambda body: servers.FundServer(ServerId(server_id), body, services.shop.entropy)
+        arrival, data, lambda body: servers.FundServer(ServerId(server_id), body, services.billing)
     )
 
 

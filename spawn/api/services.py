@@ -9,6 +9,7 @@ from spawn.api.gate import Gate
 from spawn.clock import Clock
 from spawn.payments.exact import Terms
 from spawn.payments.sessions import Sessions
+from spawn.services.billing import Billing
 from spawn.services.create_server import Shop
 from spawn.services.operator import Operator
 from spawn.settings import Settings
@@ -27,3 +28,4 @@ class Services:
     providers: Mapping[str, Provider]
     schema: str
     sessions: Sessions
+    billing: Billing

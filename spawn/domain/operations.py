@@ -13,6 +13,7 @@ from spawn_providers.catalog import Offer
 from spawn_schemas.ids import ActionId, Address, ServerId
 from spawn_schemas.money import Usdc
 
+from spawn.domain.pins import Pin
 from spawn.domain.servers import Command, Server, Status
 
 
@@ -66,7 +67,7 @@ class Resized(msgspec.Struct, frozen=True, kw_only=True):
     provider_type: str
     cores: int
     memory_gb: int
-    daily_usdc: Usdc
+    pin: Pin
     reserve_delta_usdc: Usdc
 
 
@@ -142,7 +143,9 @@ def rebuild_plan(image: str, public_keys: tuple[str, ...]) -> Plan:
     return Plan(steps=(Act(verb=Verb.REBUILD, change=change, until=InstanceStatus.RUNNING),), image=image)
 
 
-def resize_plan(server: Server, offer: Offer, *, upgrade_disk: bool, reserve_delta_usdc: Usdc) -> Plan:
+def resize_plan(
+    server: Server, offer: Offer, pin: Pin, *, upgrade_disk: bool, reserve_delta_usdc: Usdc
+) -> Plan:
     """Stop if running, resize, and put the server back into the state it was found in."""
     was_running = server.status is Status.RUNNING
     resize = Act(
@@ -162,7 +165,7 @@ def resize_plan(server: Server, offer: Offer, *, upgrade_disk: bool, reserve_del
             provider_type=offer.provider_type,
             cores=offer.cores,
             memory_gb=offer.memory_gb,
-            daily_usdc=offer.daily_usdc,
+            pin=pin,
             reserve_delta_usdc=reserve_delta_usdc,
         ),
         always_from=len(steps) - 1,

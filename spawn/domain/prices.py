@@ -1,11 +1,12 @@
 """What a machine costs us and what it must be sold for.
 
-Invariant: a floor only ever raises a price, and a deposit lasts as long as before.
+Invariant: a floor only ever raises a price; a deposit lasts as long as before, and as much of a month costs.
 """
 
 from typing import Final
 
 import msgspec
+from spawn_ledger.accrual import capped_s
 from spawn_providers.catalog import Catalog, Currency, Offer, Wholesale
 from spawn_schemas.money import USDC, Usdc
 
@@ -15,13 +16,36 @@ _DEPOSIT_STEP: Final = 10_000
 """Raised deposits are whole cents."""
 
 
+class Cost(msgspec.Struct, frozen=True, kw_only=True):
+    """What a machine costs us, as pinned with its price: at most `capped_s` seconds of each UTC month cost anything.
+
+    `step_s` is what its life is counted in, each step rounded up.
+    """
+
+    daily_usdc: Usdc
+    capped_s: int
+    step_s: int
+
+
+def cost_of(wholesale: Wholesale, *, eur_usdc: Usdc) -> Cost:
+    """What a machine costs us at this exchange rate, `eur_usdc` being the price of one euro."""
+    daily_usdc, monthly_usdc = cost_usdc(wholesale, eur_usdc=eur_usdc), None
+    if wholesale.monthly_micro is not None:
+        monthly_usdc = _exchanged(wholesale.monthly_micro, wholesale.currency, eur_usdc)
+    return Cost(daily_usdc=daily_usdc, capped_s=capped_s(monthly_usdc, daily_usdc), step_s=wholesale.step_s)
+
+
 def cost_usdc(wholesale: Wholesale, *, eur_usdc: Usdc) -> Usdc:
     """What 24 h cost us, rounded up; `eur_usdc` is the price of one euro. A dollar counts as one USDC."""
-    match wholesale.currency:
+    return _exchanged(wholesale.daily_micro, wholesale.currency, eur_usdc)
+
+
+def _exchanged(micro: int, currency: Currency, eur_usdc: Usdc) -> Usdc:
+    match currency:
         case Currency.EUR:
-            return Usdc(rounded_up(wholesale.daily_micro * eur_usdc, USDC))
+            return Usdc(rounded_up(micro * eur_usdc, USDC))
         case Currency.USD:
-            return Usdc(wholesale.daily_micro)
+            return Usdc(micro)
 
 
 def floor_usdc(wholesale: Wholesale, *, eur_usdc: Usdc, percent: int) -> Usdc:
@@ -43,9 +67,24 @@ def _floored(offer: Offer, eur_usdc: Usdc, percent: int) -> Offer:
     floor = floor_usdc(offer.wholesale, eur_usdc=eur_usdc, percent=percent)
     if offer.daily_usdc >= floor:
         return offer
-    deposit = floor if offer.daily_usdc == 0 else rounded_up(offer.deposit_usdc * floor, offer.daily_usdc)
+    return repriced(offer, floor)
+
+
+def repriced(offer: Offer, daily_usdc: Usdc) -> Offer:
+    """The offer at another price, with a deposit that lasts as long and as much of a month that costs.
+
+    What was free has neither: its deposit becomes that of a day, and its months have no limit.
+    """
+    deposit_usdc, monthly_usdc = int(daily_usdc), None
+    if offer.daily_usdc > 0:
+        deposit_usdc = rounded_up(offer.deposit_usdc * daily_usdc, offer.daily_usdc)
+        if offer.monthly_usdc is not None:
+            monthly_usdc = Usdc(rounded_up(offer.monthly_usdc * daily_usdc, offer.daily_usdc))
     return msgspec.structs.replace(
-        offer, daily_usdc=floor, deposit_usdc=Usdc(rounded_up(deposit, _DEPOSIT_STEP) * _DEPOSIT_STEP)
+        offer,
+        daily_usdc=daily_usdc,
+        deposit_usdc=Usdc(rounded_up(deposit_usdc, _DEPOSIT_STEP) * _DEPOSIT_STEP),
+        monthly_usdc=monthly_usdc,
     )
 
 

@@ -87,13 +87,35 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     charged_usdc: Usdc
     minimum_usdc: Usdc
     due_at: int | None
+    capped_s: int
+    month_s: int
+    metered_from: int | None
+    priced_at: int
+    reprice_at: int | None
+    reprice_usdc: Usdc | None
+    cost_daily_usdc: Usdc | None
+    cost_capped_s: int
+    cost_step_s: int
+    cost_remainder: int
+    cost_until: int | None
+    cost_usdc: Usdc
+    epoch: int
+    warned_s: int | None
+    last_warned_at: int | None
+    exhausted_at: int | None
 
     @property
     def meter(self) -> Meter | None:
         """The burn's state, or None while the server costs nothing."""
         if self.charged_until is None:
             return None
-        return Meter(daily_usdc=self.daily_usdc, remainder=self.remainder, charged_until=self.charged_until)
+        return Meter(
+            daily_usdc=self.daily_usdc,
+            remainder=self.remainder,
+            charged_until=self.charged_until,
+            capped_s=self.capped_s,
+            month_s=self.month_s,
+        )
 
 
 _STATUS_OF: Final = {
@@ -144,6 +166,16 @@ def check_allowed(server: Server, command: Command) -> None:
         details={"status": server.status.value},
         next=_NEXT.get(server.status, f"GET /v1/servers/{server.id}?wait=30 waits until it has settled."),
     )
+
+
+def check_funded(server: Server) -> None:
+    """Raise `insufficient_deposit` for a server that only waits for its end, or for money."""
+    if server.exhausted_at is not None:
+        raise SpawnError(
+            Code.INSUFFICIENT_DEPOSIT,
+            f"The money of {server.id} has ended.",
+            next=f"POST /v1/servers/{server.id}/deposit, or pay into the balance that it renews from.",
+        )
 
 
 def check_resize(server: Server, offer: Offer) -> None:

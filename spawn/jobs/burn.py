@@ -2,9 +2,9 @@
 
 import logging
 
-from spawn_schemas.ids import Address, Entropy
+from spawn_schemas.ids import Address
 
-from spawn.services import endings
+from spawn.services.billing import Billing
 from spawn.store import servers
 from spawn.store.database import Database
 
@@ -16,9 +16,9 @@ WALLETS_PER_TICK = 500
 class Burn:
     """Each wallet is settled in a transaction of its own, so that no tick holds the writer for long."""
 
-    def __init__(self, db: Database, entropy: Entropy) -> None:
+    def __init__(self, db: Database, billing: Billing) -> None:
         self._db = db
-        self._entropy = entropy
+        self._billing = billing
 
     async def tick(self, now: int) -> None:
         due = await self._db.read(servers.SELECT_DUE_WALLETS, {"now": now, "limit": WALLETS_PER_TICK})
@@ -30,4 +30,4 @@ class Burn:
                 log.exception("the burn of %s stumbled", row["wallet"])
 
     async def _settle(self, wallet: Address, now: int) -> None:
-        await self._db.write(lambda tx: endings.settle_wallet(tx, wallet, now, self._entropy))
+        await self._db.write(lambda tx: self._billing.settle(tx, wallet, now))

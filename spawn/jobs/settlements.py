@@ -9,6 +9,7 @@ from typing import Final
 
 from spawn.payments.facilitator import Facilitator, SettlementUnclear
 from spawn.services import reservations
+from spawn.services.paid_calls import CLAIM_S
 from spawn.store import reservations as rows
 from spawn.store.database import Database
 from spawn.store.reservations import Reservation
@@ -30,7 +31,13 @@ class Settlements:
 
     async def tick(self, now: int) -> None:
         created_at, id_ = self._after
-        params = {"now": now, "limit": PER_TICK, "created_at": created_at, "id": id_}
+        params = {
+            "now": now,
+            "claimed_until": now + CLAIM_S,
+            "limit": PER_TICK,
+            "created_at": created_at,
+            "id": id_,
+        }
         page = [rows.reservation_from(row) for row in await self._db.read(rows.SELECT_UNSETTLED, params)]
         self._after = (page[-1].created_at, page[-1].id) if len(page) == PER_TICK else (0, "")
         undecided: dict[str, int] = {}
@@ -53,4 +60,4 @@ class Settlements:
         if settled is not None:
             await self._db.write(lambda tx: reservations.credit_found(tx, reservation, settled, now))
         elif is_over:
-            await self._db.write(lambda tx: reservations.expire(tx, reservation))
+            await self._db.write(lambda tx: reservations.expire(tx, reservation, now))

@@ -7,13 +7,13 @@ same transaction.
 import msgspec
 from msgspec.structs import replace
 from spawn_ledger.tx import Tx
-from spawn_schemas.ids import Entropy
 from spawn_schemas.money import Usdc
 
 from spawn.clock import Clock
 from spawn.payments.facilitator import Settled
-from spawn.services import endings, funds, reservations, standing
+from spawn.services import funds, reservations, standing
 from spawn.services.balance import check_daily_cap
+from spawn.services.billing import Billing
 from spawn.services.calls import Acted, Context, Identity, PaidCall, UseCase
 from spawn.services.purse import Purse, require_fee
 from spawn.services.standing import Left
@@ -37,9 +37,9 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 class Transactions:
     """The steps of a call, each to be run in a transaction of its own."""
 
-    def __init__(self, clock: Clock, entropy: Entropy, *, daily_cap_usdc: Usdc) -> None:
+    def __init__(self, clock: Clock, billing: Billing, *, daily_cap_usdc: Usdc) -> None:
         self._clock = clock
-        self._entropy = entropy
+        self._billing = billing
         self._daily_cap_usdc = daily_cap_usdc
 
     def begin(self, tx: Tx, call: PaidCall, reservation: Reservation, use_case: UseCase) -> Progress:
@@ -88,7 +88,7 @@ class Transactions:
         before = standing.of(tx, wallet, now)
         ended = {}
         if before.pressing:
-            ended = endings.settle_wallet(tx, wallet, now, self._entropy)
+            ended = self._billing.settle(tx, wallet, now, sparing=use_case.saves)
             before = standing.of(tx, wallet, now)
         if current.rail is Rail.SIGNED and not use_case.fee_from_refund:
             require_fee(before.available_usdc, current.fee)
@@ -107,7 +107,7 @@ class Transactions:
         )
         acted = use_case.act(tx, context)
         if before.pressing:
-            funds.reschedule(tx, wallet, now)
+            self._billing.reschedule(tx, wallet, now)
         after = _after(current, acted)
         reservations.record(tx, stored, after)
         if acted.operation is not None:

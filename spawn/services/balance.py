@@ -14,6 +14,7 @@ from spawn_schemas.money import Usdc, format_usdc
 
 from spawn.services import standing, views
 from spawn.services.calls import Acted, Context, Read, UseCase
+from spawn.services.moments import moment
 from spawn.store.reservations import Reservation
 
 PAID_IN_SINCE: Final = """
@@ -52,7 +53,7 @@ class ListTransactions(Read):
                             amount=format_usdc(line.amount),
                             internal=line.kind is Kind.INTERNAL,
                             reference=line.reference,
-                            at=views.moment(line.at),
+                            at=moment(line.at),
                         )
                         for line in page
                     ),

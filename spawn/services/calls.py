@@ -117,10 +117,12 @@ class UseCase(ABC):
 
     `only_reads`: it changes nothing that is anybody's, so that a proof which does not bind the request will do.
     `fee_from_refund`: the call frees money, and its fee may come out of that.
+    `saves`: the server that it gives money to, and that must not be ended for want of it in the same moment.
     """
 
     only_reads: ClassVar[bool] = False
     fee_from_refund: ClassVar[bool] = False
+    saves: ServerId | None = None
 
     async def wait(self, db: Database, wallet: Address, now: int) -> None:  # noqa: B027 - most calls wait for nothing
         """Wait for something, if the caller asked to, before anything is reserved. Raises SpawnError."""

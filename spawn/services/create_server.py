@@ -13,14 +13,18 @@ from spawn_providers.base import Spec
 from spawn_providers.catalog import Catalog, Offer
 from spawn_schemas import api
 from spawn_schemas.errors import Code, SpawnError
+from spawn_schemas.events import EventType
 from spawn_schemas.ids import Address, Entropy, SshKeyId, new_action_id, new_server_id
 from spawn_schemas.money import Usdc, format_usdc
 
 from spawn.domain import charges
 from spawn.domain.operations import Operation, create_plan, new_operation
+from spawn.domain.pins import Pin, pin_of
 from spawn.domain.servers import Command, Server, Status
 from spawn.services import funds, standing, views
+from spawn.services.billing import Billing
 from spawn.services.calls import Acted, Completed, Context, UseCase
+from spawn.services.changes import tell
 from spawn.services.ownership import owned_key
 from spawn.services.purse import Purse
 from spawn.store import operations, secrets, servers, ssh_keys
@@ -45,6 +49,12 @@ class Shop(msgspec.Struct, frozen=True, kw_only=True):
     provider: str
     entropy: Entropy
     vault: Vault
+    billing: Billing
+    eur_usdc: Usdc
+
+    def pin(self, offer: Offer) -> Pin:
+        """What the offer costs from now on, its owner and us."""
+        return pin_of(offer, eur_usdc=self.eur_usdc)
 
 
 class CreateServer(UseCase):
@@ -76,13 +86,16 @@ class CreateServer(UseCase):
         self._check_name_and_count(tx, wallet)
         self._owned_keys(tx, wallet)
         purse.require(self._deposit, next=_FUND)
+        purse.refuse_to_starve(self._shop.billing, self._deposit)
 
     def act(self, tx: Tx, context: Context) -> Acted:
         wallet, now = context.wallet, context.now
         self._check_name_and_count(tx, wallet)
         keys = self._owned_keys(tx, wallet)
+        standing.refuse_to_starve(context.standing, self._shop.billing, self._deposit)
         server = self._new_server(wallet, now)
         servers.insert_server(tx, server)
+        tell(tx, EventType.SERVER_CREATED, server, now)
         operation = new_operation(
             new_action_id(self._shop.entropy),
             server,
@@ -144,6 +157,7 @@ class CreateServer(UseCase):
 
     def _new_server(self, wallet: Address, now: int) -> Server:
         wanted, offer = self._wanted, self._offer
+        pin = self._shop.pin(offer)
         return Server(
             id=new_server_id(self._shop.entropy),
             wallet=wallet,
@@ -168,12 +182,28 @@ class CreateServer(UseCase):
             created_at=now,
             ended_at=None,
             missing_since=None,
-            daily_usdc=offer.daily_usdc,
+            daily_usdc=pin.daily_usdc,
             remainder=0,
             charged_until=None,
             charged_usdc=Usdc(0),
             minimum_usdc=Usdc(0),
             due_at=None,
+            capped_s=pin.capped_s,
+            month_s=0,
+            metered_from=None,
+            priced_at=now,
+            reprice_at=None,
+            reprice_usdc=None,
+            cost_daily_usdc=pin.cost_daily_usdc,
+            cost_capped_s=pin.cost_capped_s,
+            cost_step_s=pin.cost_step_s,
+            cost_remainder=0,
+            cost_until=None,
+            cost_usdc=Usdc(0),
+            epoch=0,
+            warned_s=None,
+            last_warned_at=None,
+            exhausted_at=None,
         )
 
 

@@ -5,7 +5,7 @@ Invariant: the refund is fixed in the transaction that decides the end, whatever
 
 from msgspec.structs import replace
 from spawn_ledger.tx import Tx
-from spawn_schemas.ids import ActionId, Address, Entropy, ServerId, new_action_id
+from spawn_schemas.ids import ActionId
 from spawn_schemas.money import Usdc
 
 from spawn.domain.operations import (
@@ -17,32 +17,11 @@ from spawn.domain.operations import (
     new_operation,
 )
 from spawn.domain.servers import Command, Reason, Server, Status
-from spawn.services import funds
-from spawn.store import operations, secrets, servers
+from spawn.services import funds, meters
+from spawn.services.changes import save, tell_ended
+from spawn.store import operations, secrets
 
 SUPERSEDED = "superseded"
-
-
-def settle_wallet(
-    tx: Tx, wallet: Address, now: int, entropy: Entropy
-) -> dict[ServerId, tuple[Operation, Usdc]]:
-    """Charge the wallet's servers up to now and end those whose money is gone.
-
-    Answers, for each that ended, the operation that destroys it and what came back.
-    """
-    ended: dict[ServerId, tuple[Operation, Usdc]] = {}
-    for server, exhausted_at in funds.settle(tx, wallet, now):
-        ended[server.id] = begin(
-            tx,
-            servers.get_server(tx, server.id),
-            reason=Reason.DEPOSIT_EXHAUSTED,
-            action_id=new_action_id(entropy),
-            billing_ends_at=exhausted_at,
-            now=now,
-        )
-    if ended:
-        funds.reschedule(tx, wallet, now)
-    return ended
 
 
 def begin(
@@ -53,8 +32,8 @@ def begin(
     The server is settled to `billing_ends_at` already. A deposit that was only held comes back as well.
     """
     not_before, released = _supersede(tx, server, action_id, now)
-    closed, refund = funds.close(tx, server, billing_ends_at)
-    servers.update_server(tx, closed, replace(closed, status=Status.DESTROYING, reason=reason))
+    closed, refund = meters.close(tx, server, billing_ends_at)
+    save(tx, server, replace(closed, status=Status.DESTROYING, reason=reason), now)
     operation = new_operation(action_id, server, Command.DESTROY, destroy_plan(not_before=not_before), now)
     operations.insert_operation(tx, operation)
     return operation, Usdc(released + refund)
@@ -77,6 +56,7 @@ def _supersede(tx: Tx, server: Server, by: ActionId, now: int) -> tuple[int, Usd
         finished_at=now,
     )
     operations.end_operation(tx, ended)
+    tell_ended(tx, ended, now)
     on_its_way = isinstance(running.current, Create) and running.phase is Phase.SENT
     return (max(running.claim_until, now) if on_its_way else 0), released
 
@@ -87,9 +67,15 @@ def vanish(tx: Tx, server: Server, missed_at: int, now: int) -> None:
     The server is settled to `missed_at` at least.
     """
     _supersede(tx, server, ActionId("the provider's loss"), now)
-    closed, _ = funds.close(tx, funds.unburn(tx, server, missed_at, now), now)
+    closed, _ = meters.close(tx, meters.unburnt(tx, server, missed_at, now), now)
     lost = replace(
-        closed, status=Status.DESTROYED, reason=Reason.VANISHED, ended_at=now, ipv4=None, ipv6=None
+        closed,
+        status=Status.DESTROYED,
+        reason=Reason.VANISHED,
+        ended_at=now,
+        ipv4=None,
+        ipv6=None,
+        cost_until=None,
     )
-    servers.update_server(tx, closed, lost)
+    save(tx, server, lost, now)
     tx.execute(secrets.DELETE_ALL_SEALED, {"owner": server.id})

@@ -21,6 +21,7 @@ from spawn.domain.operations import (
     Phase,
 )
 from spawn.domain.servers import FINAL, Status
+from spawn.services.billing import Billing
 from spawn.services.outcomes import Outcomes
 from spawn.services.provider_calls import (
     Accepted,
@@ -53,6 +54,7 @@ class Operator:
         entropy: Entropy,
         vault: Vault,
         signals: Signals,
+        billing: Billing,
     ) -> None:
         self._db = db
         self._providers = providers
@@ -60,7 +62,7 @@ class Operator:
         self._entropy = entropy
         self._vault = vault
         self._signals = signals
-        self._outcomes = Outcomes(entropy, vault)
+        self._outcomes = Outcomes(entropy, vault, billing)
         self._tasks: dict[ActionId, asyncio.Task[None]] = {}
 
     def kick(self, action_id: ActionId) -> None:

@@ -12,6 +12,7 @@ from spawn_ledger.transfers import transfer_id
 from spawn_ledger.tx import Tx
 from spawn_providers.base import Instance, Verb
 from spawn_schemas.errors import Code
+from spawn_schemas.events import EventType
 from spawn_schemas.ids import Entropy, new_action_id
 from spawn_schemas.money import Usdc
 
@@ -27,7 +28,9 @@ from spawn.domain.operations import (
     new_operation,
 )
 from spawn.domain.servers import Command, Reason, Server, Status, status_of
-from spawn.services import endings, funds
+from spawn.services import funds, meters
+from spawn.services.billing import Billing
+from spawn.services.changes import save, tell, tell_ended
 from spawn.services.provider_calls import (
     Accepted,
     Failed,
@@ -55,9 +58,10 @@ FIRST_ATTEMPTS = 3
 class Outcomes:
     """Writes down what became of a step."""
 
-    def __init__(self, entropy: Entropy, vault: Vault) -> None:
+    def __init__(self, entropy: Entropy, vault: Vault, billing: Billing) -> None:
         self._entropy = entropy
         self._vault = vault
+        self._billing = billing
 
     def record(self, tx: Tx, work: Work, token: str, outcome: Outcome, now: int) -> Operation | None:
         """Write down what the call came to, with its money. None when the claim was lost meanwhile."""
@@ -70,7 +74,7 @@ class Outcomes:
             case Accepted():
                 after = self._accept(tx, was, server, outcome, now)
             case Waiting(instance=instance):
-                _show(tx, server, instance)
+                _show(tx, server, instance, now)
                 after = replace(was, next_at=now + POLL_S)
             case StepDone(instance=instance):
                 after = self._step_done(tx, was, server, instance, now)
@@ -93,13 +97,13 @@ class Outcomes:
             case Create():
                 funds.post_holds(tx, operation.id, TransferCode.DEPOSIT, now)
                 ordered = replace(server, provider_ref=yes.ref)
-                servers.update_server(tx, server, ordered)
-                funds.start_meter(tx, ordered, now)
+                save(tx, server, ordered, now)
+                self._billing.start(tx, ordered, now)
                 self._vault.erase_one(tx, server.id, secrets.USER_DATA)
             case Act(verb=verb):
                 status = _STATUS_WHILE.get(verb)
-                if status is not None and status is not server.status:
-                    servers.update_server(tx, server, replace(server, status=status))
+                if status is not None:
+                    save(tx, server, replace(server, status=status), now)
             case Delete():
                 pass
             case unreachable:
@@ -121,7 +125,7 @@ class Outcomes:
     def _step_done(
         self, tx: Tx, operation: Operation, server: Server, instance: Instance | None, now: int
     ) -> Operation:
-        server = _show(tx, server, instance)
+        server = _show(tx, server, instance, now)
         if operation.plan.resized is not None and _is_resize(operation):
             server = self._apply_resize(tx, operation, server, instance, now)
         funds.post_holds(tx, operation.id, TransferCode.FEE, now)
@@ -142,16 +146,20 @@ class Outcomes:
         if plan.image is not None and operation.error_code is None:
             done = replace(done, image=plan.image)
         if plan.final is not None:
+            done = meters.overrun(tx, done, now)
             done = replace(done, status=plan.final, ended_at=now, ipv4=None, ipv6=None)
             self._vault.erase(tx, server.id)
-        if done != server:
-            servers.update_server(tx, server, done)
-        return replace(
+        save(tx, server, done, now)
+        if plan.image is not None and operation.error_code is None:
+            tell(tx, EventType.SERVER_REBUILT, done, now)
+        finished = replace(
             operation,
             status=OperationStatus.SUCCESS if operation.error_code is None else OperationStatus.ERROR,
             answered=True,
             finished_at=now,
         )
+        tell_ended(tx, finished, now)
+        return finished
 
     def _apply_resize(
         self, tx: Tx, operation: Operation, server: Server, instance: Instance | None, now: int
@@ -160,26 +168,23 @@ class Outcomes:
         resized = operation.plan.resized
         if resized is None:
             raise RuntimeError(f"{operation.id} resizes to nothing")
-        endings.settle_wallet(tx, server.wallet, now, self._entropy)
+        self._billing.settle(tx, server.wallet, now)
         server = servers.get_server(tx, server.id)
         if server.charged_until is None:
             return server
         funds.post_holds(tx, operation.id, TransferCode.DEPOSIT, now)
         back = Usdc(min(max(0, -resized.reserve_delta_usdc), funds.reserve_usdc(tx, server.id)))
         funds.withdraw(tx, server, back, id=transfer_id("resize", operation.id), at=now)
-        return funds.change_rate(
-            tx,
-            replace(
-                server,
-                type=resized.type,
-                provider_type=resized.provider_type,
-                cores=resized.cores,
-                memory_gb=resized.memory_gb,
-                disk_gb=server.disk_gb if instance is None else instance.disk_gb,
-            ),
-            resized.daily_usdc,
-            now,
+        larger = replace(
+            server,
+            type=resized.type,
+            provider_type=resized.provider_type,
+            cores=resized.cores,
+            memory_gb=resized.memory_gb,
+            disk_gb=server.disk_gb if instance is None else instance.disk_gb,
         )
+        tell(tx, EventType.SERVER_RESIZED, larger, now)
+        return self._billing.repin(tx, server, larger, resized.pin, now)
 
     def _try_later(
         self, tx: Tx, operation: Operation, server: Server, later: TryLater, now: int
@@ -208,7 +213,7 @@ class Outcomes:
                 wait_s = min(wait_s, LOCKED_RETRY_S)
             log.warning("destroying %s failed, trying again in %s s: %s", server.id, wait_s, no.message)
             return replace(operation, phase=Phase.SENT, handle=None, next_at=now + wait_s)
-        server = _show(tx, server, no.instance)
+        server = _show(tx, server, no.instance, now)
         funds.release_holds(tx, operation.id, now)
         failed = replace(operation, error_code=no.code.value, error_message=no.message)
         always_from = operation.plan.always_from
@@ -220,6 +225,7 @@ class Outcomes:
         ended = replace(
             failed, status=OperationStatus.ERROR, answered=True, claim=None, claim_until=0, finished_at=now
         )
+        tell_ended(tx, ended, now)
         if operation.command is Command.CREATE:
             self._fail_create(tx, ended, server, now)
         return ended
@@ -229,12 +235,10 @@ class Outcomes:
         self._vault.erase(tx, server.id)
         if server.provider_ref is None:
             failed = replace(server, status=Status.FAILED, reason=Reason.PROVIDER_REFUSED, ended_at=now)
-            servers.update_server(tx, server, failed)
+            save(tx, server, failed, now)
             return
-        closed = funds.reverse(tx, server, now)
-        servers.update_server(
-            tx, closed, replace(closed, status=Status.DESTROYING, reason=Reason.PROVIDER_REFUSED)
-        )
+        closed = meters.reverse(tx, server, now)
+        save(tx, server, replace(closed, status=Status.DESTROYING, reason=Reason.PROVIDER_REFUSED), now)
         # The slot of the one running operation must be free before the next one takes it.
         rows.end_operation(tx, ended)
         cleanup = new_operation(
@@ -265,7 +269,7 @@ def _with_poweroff(operation: Operation) -> tuple[Create | Act | Delete, ...]:
     return tuple(steps)
 
 
-def _show(tx: Tx, server: Server, instance: Instance | None) -> Server:
+def _show(tx: Tx, server: Server, instance: Instance | None, now: int) -> Server:
     """Cache what the provider shows, so that reads cost it no call."""
     if instance is None or server.status is Status.DESTROYING:
         return server
@@ -277,6 +281,5 @@ def _show(tx: Tx, server: Server, instance: Instance | None) -> Server:
         disk_gb=instance.disk_gb,
         missing_since=None,
     )
-    if seen != server:
-        servers.update_server(tx, server, seen)
+    save(tx, server, seen, now)
     return seen

@@ -24,6 +24,7 @@ from spawn.payments.exact import PaymentInvalid
 from spawn.payments.facilitator import Facilitator, Rejected, Settled, SettlementUnclear
 from spawn.services import reservations, standing
 from spawn.services.acting import Progress, Transactions
+from spawn.services.billing import Billing
 from spawn.services.calls import Answer, Identity, PaidCall, Proof, UseCase
 from spawn.services.operator import Operator
 from spawn.services.purse import insufficient_deposit
@@ -66,6 +67,7 @@ class PaidCalls:
         signals: Signals,
         clock: Clock,
         entropy: Entropy,
+        billing: Billing,
         *,
         first_answer_s: float,
         in_flight_wait_s: float,
@@ -80,7 +82,7 @@ class PaidCalls:
         self._entropy = entropy
         self._first_answer_s = first_answer_s
         self._in_flight_wait_s = in_flight_wait_s
-        self._do = Transactions(clock, entropy, daily_cap_usdc=daily_cap_usdc)
+        self._do = Transactions(clock, billing, daily_cap_usdc=daily_cap_usdc)
         self._turns = turns
         self._settling: set[asyncio.Timeout] = set()
         self._is_stopping = False

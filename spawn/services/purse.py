@@ -2,10 +2,11 @@
 
 from spawn_ledger.tx import Tx
 from spawn_schemas.errors import Code, SpawnError
-from spawn_schemas.ids import Address
+from spawn_schemas.ids import Address, ServerId
 from spawn_schemas.money import Usdc, format_usdc
 
 from spawn.services import standing
+from spawn.services.billing import Billing
 
 
 class Purse:
@@ -33,6 +34,20 @@ class Purse:
             require_fee(have, self._fee_usdc)
         if have - self._fee_usdc < amount:
             raise insufficient_deposit(Usdc(amount + self._fee_usdc), have, next=next)
+
+    def refuse_to_starve(
+        self,
+        billing: Billing,
+        amount: Usdc,
+        server_id: ServerId | None = None,
+        daily_usdc: Usdc | None = None,
+        *,
+        renews: bool = True,
+    ) -> None:
+        """Raise `insufficient_deposit` where spending this much would end a server unwarned: see `standing`."""
+        paid = self._payment_usdc or Usdc(0)
+        has = standing.of(self._tx, self._wallet, self._now, added=Usdc(paid - self._fee_usdc))
+        standing.refuse_to_starve(has, billing, amount, server_id, daily_usdc, renews=renews)
 
 
 def require_fee(available: Usdc, fee: Usdc) -> None:

@@ -12,11 +12,13 @@ import msgspec
 from msgspec.structs import replace
 from spawn_ledger.tx import Tx
 from spawn_providers.base import Instance, Provider, ProviderError
-from spawn_schemas.ids import Entropy, ServerId
+from spawn_schemas.ids import ServerId
 
 from spawn.clock import Clock
 from spawn.domain.servers import FINAL, Server, Status, status_of
 from spawn.services import endings
+from spawn.services.billing import Billing
+from spawn.services.changes import save
 from spawn.store import operations, servers
 from spawn.store.database import Database
 
@@ -55,12 +57,12 @@ class Reconciler:
     """Runs by itself every minute, or once by `spawn reconcile`."""
 
     def __init__(
-        self, db: Database, providers: Mapping[str, Provider], clock: Clock, entropy: Entropy
+        self, db: Database, providers: Mapping[str, Provider], clock: Clock, billing: Billing
     ) -> None:
         self._db = db
         self._providers = providers
         self._clock = clock
-        self._entropy = entropy
+        self._billing = billing
 
     async def tick(self, now: int) -> None:
         """The job: one pass, logged when it had to act."""
@@ -152,7 +154,9 @@ class Reconciler:
 
     async def _refresh(self, server: Server, instance: Instance, began: int, report: Report) -> None:
         """Bring the cached state up to date, unless an operation did or is about to."""
-        refreshed = await self._db.write(lambda tx: _show(tx, server.id, instance, began))
+        refreshed = await self._db.write(
+            lambda tx: _show(tx, server.id, instance, began, self._clock.now_s())
+        )
         report.refreshed += int(refreshed)
         if server.provider_type != instance.provider_type and refreshed:
             report.drifted += 1
@@ -180,16 +184,16 @@ class Reconciler:
         since = None if there else server.missing_since or now
         if since != server.missing_since:
             noted = replace(server, missing_since=since)
-            servers.update_server(tx, server, noted)
+            save(tx, server, noted, now)
             server = noted
         if since is None or now - since < GRACE_S:
             return False
-        endings.settle_wallet(tx, server.wallet, since, self._entropy)
+        self._billing.settle(tx, server.wallet, since)
         endings.vanish(tx, servers.get_server(tx, server_id), since, now)
         return True
 
 
-def _show(tx: Tx, server_id: ServerId, instance: Instance, began: int) -> bool:
+def _show(tx: Tx, server_id: ServerId, instance: Instance, began: int, now: int) -> bool:
     """Cache what the inventory showed, unless it is older than what we know. True when something differed."""
     server = servers.get_server(tx, server_id)
     if server.status in FINAL | {Status.DESTROYING}:
@@ -203,6 +207,5 @@ def _show(tx: Tx, server_id: ServerId, instance: Instance, began: int) -> bool:
         ipv6=instance.ipv6,
         missing_since=None,
     )
-    if seen != server:
-        servers.update_server(tx, server, seen)
+    save(tx, server, seen, now)
     return seen != server or server.provider_type != instance.provider_type

@@ -10,12 +10,15 @@ import msgspec
 from msgspec.structs import replace
 from spawn_ledger.tx import Tx
 from spawn_schemas.errors import Code, SpawnError
+from spawn_schemas.events import EventType, PaymentData
+from spawn_schemas.money import format_usdc
 
 from spawn.domain.operations import Operation, OperationStatus
 from spawn.payments.exact import ExactPayment
 from spawn.payments.facilitator import Settled
 from spawn.services import endings, funds
 from spawn.services.calls import Answer, Completed, Refusal, StoredBody, UseCase, refusal_of
+from spawn.services.events import emit
 from spawn.services.standing import Left
 from spawn.store import reservations as rows
 from spawn.store.operations import get_operation
@@ -195,7 +198,7 @@ def credit_found(tx: Tx, reservation: Reservation, settled: Settled, now: int) -
         credit(tx, reservation, settled, now)
 
 
-def expire(tx: Tx, reservation: Reservation) -> None:
+def expire(tx: Tx, reservation: Reservation, now: int) -> None:
     """Give up on a payment that the chain did not take while it was valid."""
     current = tx.one(rows.SELECT_BY_ID, {"id": reservation.id})
     if current is not None and rows.reservation_from(current) == reservation:
@@ -206,3 +209,6 @@ def expire(tx: Tx, reservation: Reservation) -> None:
             next="Nothing was charged. Repeat the request with a new payment.",
         )
         refuse(tx, reservation, State.REFUSED, refusal)
+        # Its caller may be gone: whoever still waits for it hears that it never will settle.
+        data = PaymentData(amount=format_usdc(reservation.amount), transaction=None, reason=refusal.message)
+        emit(tx, reservation.wallet, EventType.PAYMENT_REFUSED, data, resource=reservation.reference, at=now)

@@ -10,14 +10,15 @@ import msgspec
 from msgspec.structs import replace
 from spawn_ledger.accrual import reserve_for_same_runway
 from spawn_ledger.tx import Tx
+from spawn_providers.catalog import Offer
 from spawn_schemas import api
 from spawn_schemas.ids import Address, ServerId, SshKeyId, new_action_id
 from spawn_schemas.money import Usdc, format_usdc
 
 from spawn.domain import operations as plans
 from spawn.domain.operations import Operation, OperationStatus, Plan, new_operation
-from spawn.domain.servers import Command, Server, Status, check_allowed, check_resize
-from spawn.services import endings, funds, standing, views
+from spawn.domain.servers import Command, Server, Status, check_allowed, check_funded, check_resize
+from spawn.services import funds, standing, views
 from spawn.services.calls import Acted, Completed, Context, UseCase
 from spawn.services.create_server import Shop, find_image, find_offer
 from spawn.services.ownership import get_idle
@@ -81,21 +82,32 @@ class Resize(UseCase):
         """Raises not_found, forbidden, conflict or insufficient_deposit."""
         server = get_idle(tx, self._server_id, wallet, now)
         reserve = standing.of(tx, wallet, now).reserves_usdc.get(server.id, Usdc(0))
-        purse.require(Usdc(max(0, self._delta(server, reserve))))
+        delta = self._delta(server, reserve)
+        purse.require(Usdc(max(0, delta)))
+        purse.refuse_to_starve(self._shop.billing, delta, server.id, self._offer(server).daily_usdc)
+
+    def _offer(self, server: Server) -> Offer:
+        return find_offer(self._shop.catalog, self._wanted.type, server.location)
 
     def _delta(self, server: Server, reserve: Usdc) -> Usdc:
         check_allowed(server, Command.RESIZE)
-        offer = find_offer(self._shop.catalog, self._wanted.type, server.location)
+        check_funded(server)
+        offer = self._offer(server)
         check_resize(server, offer)
         return Usdc(reserve_for_same_runway(reserve, server.daily_usdc, offer.daily_usdc) - reserve)
 
     def act(self, tx: Tx, context: Context) -> Acted:
-        endings.settle_wallet(tx, context.wallet, context.now, self._shop.entropy)
+        self._shop.billing.settle(tx, context.wallet, context.now)
         server = get_idle(tx, self._server_id, context.wallet, context.now)
         delta = self._delta(server, funds.reserve_usdc(tx, server.id))
-        offer = find_offer(self._shop.catalog, self._wanted.type, server.location)
+        offer = self._offer(server)
+        standing.refuse_to_starve(context.standing, self._shop.billing, delta, server.id, offer.daily_usdc)
         plan = plans.resize_plan(
-            server, offer, upgrade_disk=self._wanted.upgrade_disk, reserve_delta_usdc=delta
+            server,
+            offer,
+            self._shop.pin(offer),
+            upgrade_disk=self._wanted.upgrade_disk,
+            reserve_delta_usdc=delta,
         )
         operation = new_operation(
             new_action_id(self._shop.entropy), server, Command.RESIZE, plan, context.now
@@ -104,7 +116,7 @@ class Resize(UseCase):
         funds.hold_fee(tx, context.wallet, context.fee_usdc, operation.id, context.now)
         if delta > 0:
             funds.hold_deposit(tx, server, delta, operation.id, context.now)
-        funds.reschedule(tx, context.wallet, context.now)
+        self._shop.billing.reschedule(tx, context.wallet, context.now)
         answer = api.ServerResized(
             action=views.action_summary(operation),
             new_type=offer.type,

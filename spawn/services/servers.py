@@ -12,6 +12,7 @@ from spawn_ledger.transfers import transfer_id
 from spawn_ledger.tx import Row, Tx
 from spawn_schemas import api
 from spawn_schemas.errors import Code, SpawnError
+from spawn_schemas.events import EventType
 from spawn_schemas.ids import Address, Entropy, ServerId, new_action_id
 from spawn_schemas.money import Usdc, format_usdc
 
@@ -19,7 +20,9 @@ from spawn.domain import charges
 from spawn.domain.operations import Operation
 from spawn.domain.servers import FINAL, Reason, Server, Status
 from spawn.services import endings, funds, standing, views
+from spawn.services.billing import Billing
 from spawn.services.calls import Acted, Completed, Context, Read, UseCase
+from spawn.services.changes import save, tell
 from spawn.services.create_server import name_taken
 from spawn.services.operator import Operator
 from spawn.services.ownership import TOMBSTONE_S, busy, get_owned, read_owned
@@ -109,29 +112,36 @@ class ShowServer(Read):
 class UpdateServer(UseCase):
     """`PATCH /v1/servers/{id}`: name and auto_renew."""
 
-    def __init__(self, server_id: ServerId, wanted: api.UpdateServer, entropy: Entropy) -> None:
+    def __init__(self, server_id: ServerId, wanted: api.UpdateServer, billing: Billing) -> None:
         if wanted.name is None and wanted.auto_renew is None:
             raise SpawnError(
                 Code.INVALID_REQUEST, "There is nothing to change.", next="Send a name, auto_renew, or both."
             )
         self._server_id = server_id
         self._wanted = wanted
-        self._entropy = entropy
+        self._billing = billing
+        self.saves = server_id if wanted.auto_renew else None
 
     def check(self, tx: Tx, wallet: Address, purse: Purse, now: int) -> None:
-        """Raises not_found, forbidden or conflict."""
+        """Raises not_found, forbidden, conflict or insufficient_deposit."""
         self._check_live_and_name(tx, wallet, now)
+        if self._wanted.auto_renew is False:
+            purse.refuse_to_starve(self._billing, Usdc(0), self._server_id, renews=False)
 
     def act(self, tx: Tx, context: Context) -> Acted:
         self._check_live_and_name(tx, context.wallet, context.now)
         # Whether the wallet pays for the server changes only from here on: settle what is behind us first.
-        endings.settle_wallet(tx, context.wallet, context.now, self._entropy)
+        self._billing.settle(tx, context.wallet, context.now, sparing=self.saves)
         server = get_owned(tx, self._server_id, context.wallet, context.now)
+        if self._wanted.auto_renew is False:
+            standing.refuse_to_starve(context.standing, self._billing, Usdc(0), server.id, renews=False)
         name = server.name if self._wanted.name is None else self._wanted.name
         auto_renew = server.auto_renew if self._wanted.auto_renew is None else self._wanted.auto_renew
-        servers.update_server(tx, server, replace(server, name=name, auto_renew=auto_renew))
+        changed = replace(server, name=name, auto_renew=auto_renew)
+        save(tx, server, changed, context.now)
+        tell(tx, EventType.SERVER_UPDATED, changed, context.now)
         funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reference, context.now)
-        funds.reschedule(tx, context.wallet, context.now)
+        self._billing.reschedule(tx, context.wallet, context.now)
         view = _view(tx, self._server_id, standing.of(tx, context.wallet, context.now))
         return Acted(answer=views.encode(api.ServerShown(server=view)))
 
@@ -148,10 +158,11 @@ class UpdateServer(UseCase):
 class FundServer(UseCase):
     """`POST /v1/servers/{id}/deposit`: move money from the balance into the server's reserve."""
 
-    def __init__(self, server_id: ServerId, wanted: api.FundServer, entropy: Entropy) -> None:
+    def __init__(self, server_id: ServerId, wanted: api.FundServer, billing: Billing) -> None:
         self._server_id = server_id
         self._amount = charges.amount(wanted.amount)
-        self._entropy = entropy
+        self._billing = billing
+        self.saves = server_id
         if self._amount == 0:
             raise SpawnError(
                 Code.INVALID_REQUEST, "The amount must be more than zero.", next="Write it like 5.00."
@@ -161,14 +172,16 @@ class FundServer(UseCase):
         """Raises not_found, forbidden, conflict or insufficient_deposit."""
         _check_live(get_owned(tx, self._server_id, wallet, now))
         purse.require(self._amount)
+        purse.refuse_to_starve(self._billing, self._amount, self._server_id)
 
     def act(self, tx: Tx, context: Context) -> Acted:
-        endings.settle_wallet(tx, context.wallet, context.now, self._entropy)
+        self._billing.settle(tx, context.wallet, context.now, sparing=self._server_id)
         server = get_owned(tx, self._server_id, context.wallet, context.now)
         _check_live(server)
+        standing.refuse_to_starve(context.standing, self._billing, self._amount, server.id)
         funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reference, context.now)
         funds.deposit(tx, server, self._amount, id=transfer_id("deposit", context.reference), at=context.now)
-        funds.reschedule(tx, context.wallet, context.now)
+        self._billing.funded(tx, server, context.now)
         now_standing = standing.of(tx, context.wallet, context.now)
         view = _view(tx, server.id, now_standing)
         return Acted(
@@ -183,8 +196,9 @@ class DestroyServer(UseCase):
 
     fee_from_refund = True
 
-    def __init__(self, server_id: ServerId, entropy: Entropy) -> None:
+    def __init__(self, server_id: ServerId, billing: Billing, entropy: Entropy) -> None:
         self._server_id = server_id
+        self._billing = billing
         self._entropy = entropy
 
     def check(self, tx: Tx, wallet: Address, purse: Purse, now: int) -> None:
@@ -201,7 +215,7 @@ class DestroyServer(UseCase):
         operation, refund = context.ended.get(server.id) or self._end(tx, server, context)
         fee = Usdc(min(context.fee_usdc, funds.available_usdc(tx, context.wallet)))
         funds.charge_fee(tx, context.wallet, fee, context.reference, context.now)
-        funds.reschedule(tx, context.wallet, context.now)
+        self._billing.reschedule(tx, context.wallet, context.now)
         paid_from_refund = Usdc(0) if context.payment_usdc > 0 else fee
         return Acted(
             answer=views.encode(
@@ -217,7 +231,7 @@ class DestroyServer(UseCase):
 
     def _end(self, tx: Tx, server: Server, context: Context) -> tuple[Operation, Usdc]:
         _check_live(server)
-        ended = endings.settle_wallet(tx, context.wallet, context.now, self._entropy)
+        ended = self._billing.settle(tx, context.wallet, context.now)
         return ended.get(server.id) or endings.begin(
             tx,
             servers.get_server(tx, server.id),

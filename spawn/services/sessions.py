@@ -10,6 +10,7 @@ from spawn_schemas.ids import Entropy
 from spawn.payments.sessions import ID_BYTES, SESSION_S, Sessions
 from spawn.services import views
 from spawn.services.calls import Acted, Context, UseCase
+from spawn.services.moments import moment
 
 
 class OpenSession(UseCase):
@@ -32,7 +33,7 @@ def _answer(context: Context, token: str | None) -> bytes:
             session=api.SessionView(
                 token=token,
                 wallet=context.wallet,
-                expires_at=views.moment(context.now + SESSION_S),
+                expires_at=moment(context.now + SESSION_S),
                 expires_in=SESSION_S,
             )
         )

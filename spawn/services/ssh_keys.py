@@ -3,11 +3,13 @@
 from spawn_ledger.tx import Tx
 from spawn_schemas import api
 from spawn_schemas.errors import Code, SpawnError
+from spawn_schemas.events import EventType, SshKeyData
 from spawn_schemas.ids import Address, Entropy, SshKeyId, new_ssh_key_id
 
 from spawn.domain.ssh_keys import SshPublicKey, parse_public_key
 from spawn.services import funds, views
 from spawn.services.calls import Acted, Context, Read, UseCase
+from spawn.services.events import emit
 from spawn.services.ownership import owned_key
 from spawn.services.purse import Purse
 from spawn.store import ssh_keys
@@ -48,6 +50,7 @@ class RegisterSshKey(UseCase):
             params = {"wallet": context.wallet, "fingerprint": key.fingerprint}
             known = tx.one(ssh_keys.SELECT_BY_FINGERPRINT, params)
             raise _registered("" if known is None else known["id"])
+        _tell(tx, EventType.SSH_KEY_ADDED, key, context.now)
         funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reference, context.now)
         return Acted(answer=views.encode(api.SshKeyShown(ssh_key=views.ssh_key_view(key))))
 
@@ -72,10 +75,16 @@ class DeleteSshKey(UseCase):
         owned_key(ssh_keys.find_key(tx, self._key_id), self._key_id, wallet)
 
     def act(self, tx: Tx, context: Context) -> Acted:
-        owned_key(ssh_keys.find_key(tx, self._key_id), self._key_id, context.wallet)
+        key = owned_key(ssh_keys.find_key(tx, self._key_id), self._key_id, context.wallet)
         tx.execute(ssh_keys.DELETE_KEY, {"id": self._key_id, "wallet": context.wallet})
+        _tell(tx, EventType.SSH_KEY_REMOVED, key, context.now)
         funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reference, context.now)
         return Acted(answer=views.encode(api.Deleted(status="deleted")))
+
+
+def _tell(tx: Tx, type: EventType, key: ssh_keys.SshKey, now: int) -> None:
+    data = SshKeyData(ssh_key=key.id, name=key.name, fingerprint=key.fingerprint)
+    emit(tx, key.wallet, type, data, resource=key.id, at=now)
 
 
 def _parse(text: str) -> SshPublicKey:

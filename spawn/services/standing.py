@@ -14,12 +14,14 @@ from spawn_ledger.tx import Row, Tx
 from spawn_schemas.ids import Address, ServerId
 from spawn_schemas.money import Usdc
 
+from spawn.services.billing import Billing, Funded
 from spawn.store.database import Database
 
 # All that a list of servers shows is read with it: nearly every call reads one, and a second look costs a fifth of it.
 SELECT_STANDING: Final = """
 SELECT wallet.balance AS wallet_balance, wallet.held AS wallet_held, reserve.balance AS reserve,
-  server.daily_usdc, server.remainder, server.charged_until, server.auto_renew, server.due_at,
+  server.daily_usdc, server.remainder, server.charged_until, server.capped_s, server.month_s,
+  server.auto_renew, server.due_at,
   server.id, server.wallet, server.name, server.type, server.image, server.location, server.provider,
   server.provider_ref, server.status, server.ipv4, server.ipv6, server.created_at
 FROM account AS wallet
@@ -93,6 +95,41 @@ def of(tx: Tx, wallet: Address, now: int, *, added: Usdc = _NOTHING) -> Standing
     return _standing(tx.all(SELECT_STANDING, _params(wallet)), now, added)
 
 
+def refuse_to_starve(
+    standing: Standing,
+    billing: Billing,
+    amount: Usdc,
+    server_id: ServerId | None = None,
+    daily_usdc: Usdc | None = None,
+    *,
+    renews: bool = True,
+) -> None:
+    """Raise `insufficient_deposit` where an owner's own move would end one of its servers unwarned.
+
+    `amount` leaves the available balance, for a new server's reserve or that of `server_id`, which then burns
+    `daily_usdc` and lives from the balance only if it `renews`.
+    """
+    if not standing.fundings:
+        return
+
+    def moved(funding: runway.Funding) -> runway.Funding:
+        if funding.server_id != server_id:
+            return funding
+        return replace(
+            funding,
+            reserve_usdc=Usdc(funding.reserve_usdc + amount),
+            meter=replace(funding.meter, daily_usdc=daily_usdc or funding.meter.daily_usdc),
+            auto_renew=funding.auto_renew and renews,
+        )
+
+    left = Usdc(max(0, standing.unsettled_usdc - amount))
+    billing.refuse_to_starve(
+        Funded(fundings=standing.fundings, available_usdc=standing.unsettled_usdc),
+        Funded(fundings=tuple(map(moved, standing.fundings)), available_usdc=left),
+        standing.at,
+    )
+
+
 def _params(wallet: Address) -> dict[str, str]:
     return {"wallet": wallet, "account": wallet_account(wallet)}
 
@@ -137,7 +174,11 @@ def _presses(row: Row, now: int) -> bool:
 
 def _funding(row: Row) -> runway.Funding:
     meter = Meter(
-        daily_usdc=Usdc(row["daily_usdc"]), remainder=row["remainder"], charged_until=row["charged_until"]
+        daily_usdc=Usdc(row["daily_usdc"]),
+        remainder=row["remainder"],
+        charged_until=row["charged_until"],
+        capped_s=row["capped_s"],
+        month_s=row["month_s"],
     )
     return runway.Funding(
         server_id=ServerId(row["id"]),

@@ -11,12 +11,15 @@ from spawn_ledger.accounts import EXT_USDC, SUSPENSE
 from spawn_ledger.transfers import Code, Transfer, TransferIdReused, post, transfer_id
 from spawn_ledger.tx import Tx
 from spawn_schemas import suspense as wire
+from spawn_schemas.events import EventType, PaymentData
 from spawn_schemas.ids import Address
 from spawn_schemas.money import Usdc, format_usdc
 
 from spawn.payments.arrivals import Arrived
 from spawn.services import funds, standing, views
 from spawn.services.calls import Acted, Context, Read, UseCase
+from spawn.services.events import emit
+from spawn.services.moments import moment
 from spawn.store import arrivals as rows
 from spawn.store import reservations
 from spawn.store.arrivals import Arrival, State
@@ -77,6 +80,7 @@ def _suspend(tx: Tx, arrived: Arrived, now: int) -> bool:
                 claimed_at=None,
             ),
         )
+        _tell(tx, EventType.SUSPENSE_RECEIVED, arrived.sender, arrived.amount, arrived.transaction, now)
     return is_new
 
 
@@ -93,7 +97,7 @@ class ListSuspense(Read):
                         wire.ArrivalView(
                             transaction=arrival.transaction_hash,
                             amount=format_usdc(arrival.amount),
-                            at=views.moment(arrival.at),
+                            at=moment(arrival.at),
                         )
                         for arrival in waiting
                     ),
@@ -108,12 +112,21 @@ class ClaimSuspense(UseCase):
 
     def act(self, tx: Tx, context: Context) -> Acted:
         waiting = _waiting(tx, context.wallet)
-        claimed = [arrival.amount for arrival in waiting if funds.claim(tx, arrival, context.now)]
+        taken = [arrival for arrival in waiting if funds.claim(tx, arrival, context.now)]
+        for arrival in taken:
+            _tell(
+                tx,
+                EventType.SUSPENSE_CLAIMED,
+                context.wallet,
+                arrival.amount,
+                arrival.transaction_hash,
+                context.now,
+            )
         view = views.balance_view(standing.of(tx, context.wallet, context.now))
         return Acted(
             answer=views.encode(
                 wire.SuspenseClaimed(
-                    claimed=format_usdc(Usdc(sum(claimed))),
+                    claimed=format_usdc(Usdc(sum(arrival.amount for arrival in taken))),
                     left=format_usdc(_total(tx, context.wallet)),
                     balance=view.balance,
                     reserved=view.reserved,
@@ -121,6 +134,11 @@ class ClaimSuspense(UseCase):
                 )
             )
         )
+
+
+def _tell(tx: Tx, type: EventType, sender: Address, amount: Usdc, transaction: str, now: int) -> None:
+    data = PaymentData(amount=format_usdc(amount), transaction=transaction, reason=None)
+    emit(tx, sender, type, data, resource=transaction, at=now)
 
 
 def _waiting(tx: Tx, sender: Address) -> list[Arrival]:

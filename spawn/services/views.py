@@ -1,8 +1,5 @@
 """Rows and domain values as the wire shows them."""
 
-from datetime import UTC, datetime
-from functools import lru_cache
-
 import msgspec
 from spawn_ledger.tx import Row
 from spawn_schemas import api
@@ -10,16 +7,11 @@ from spawn_schemas.money import Usdc, format_usdc
 
 from spawn.domain.operations import Operation
 from spawn.domain.servers import Server
+from spawn.services.moments import moment
 from spawn.services.standing import Standing
 from spawn.store.ssh_keys import SshKey
 
 encode = msgspec.json.encode
-
-
-@lru_cache(maxsize=4096)
-def moment(at: int) -> str:
-    """Unix seconds as ISO 8601 UTC."""
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def hetzner_id(provider: str, ref: str | None) -> int | None:

@@ -44,6 +44,19 @@ SELECT_DUE: Final = """
 SELECT id FROM operation
 WHERE status = 'running' AND next_at <= :now AND claim_until <= :now ORDER BY next_at, id LIMIT :limit
 """
+# Times further ahead than anyone sets them were written before the clock was set back.
+SELECT_AHEAD: Final = """
+SELECT id FROM operation
+WHERE status = 'running' AND (next_at > :latest OR claim_until > :claimed_until) LIMIT 1
+"""
+BRING_BACK: Final = """
+UPDATE operation SET
+  next_at = CASE WHEN next_at > :latest THEN :now ELSE next_at END,
+  claim_until = CASE WHEN claim_until > :claimed_until THEN :claimed_until ELSE claim_until END
+WHERE id IN (
+  SELECT id FROM operation
+  WHERE status = 'running' AND (next_at > :latest OR claim_until > :claimed_until) LIMIT :limit)
+"""
 RELEASE_CLAIMS: Final = "UPDATE operation SET claim = NULL, claim_until = 0 WHERE status = 'running'"
 
 

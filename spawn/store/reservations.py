@@ -100,9 +100,10 @@ INSERT INTO idempotency (wallet, key, reservation_id, keep_until)
 VALUES (:wallet, :key, :reservation_id, :keep_until) ON CONFLICT (wallet, key) DO NOTHING
 """
 DELETE_KEY: Final = "DELETE FROM idempotency WHERE reservation_id = :reservation_id"
+# A claim further ahead than any is made was made before the clock was set back.
 SELECT_UNSETTLED: Final = """
 SELECT * FROM reservation
-WHERE state = 'reserved' AND claim_until <= :now
+WHERE state = 'reserved' AND (claim_until <= :now OR claim_until > :claimed_until)
   AND (created_at > :created_at OR (created_at = :created_at AND id > :id))
 ORDER BY created_at, id LIMIT :limit
 """

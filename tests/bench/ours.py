@@ -19,7 +19,8 @@ from spawn import server
 from spawn.app import Parts, open_parts
 from spawn.payments.exact import ExactPayment
 from spawn.payments.facilitator import Settled
-from spawn.settings import Settings, read_settings
+from spawn.setting_reader import read_settings
+from spawn.settings import Settings
 from spawn.store.database import Database
 from spawn.store.migrate import migrate
 

@@ -14,7 +14,7 @@ from spawn_schemas.money import Usdc
 
 from spawn.clock import SystemClock
 from spawn.rails import open_devnet
-from spawn.settings import read_settings
+from spawn.setting_reader import read_settings
 from spawn.store.snapshot import snapshot
 from tests.bench.peer import PATH
 from tests.bench.processes import Process

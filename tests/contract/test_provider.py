@@ -5,7 +5,18 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from spawn_providers.base import Capabilities, Change, Op, OpState, Refused, RefusedCode, Spec, Verb
+from msgspec.structs import replace
+from spawn_providers.base import (
+    Capabilities,
+    Change,
+    Instance,
+    Op,
+    OpState,
+    Refused,
+    RefusedCode,
+    Spec,
+    Verb,
+)
 from spawn_providers.conformance import ProviderConformance
 from spawn_providers.conformance_steps import ConformanceFailed, Subject
 from spawn_providers.simulated import SimulatedProvider
@@ -113,9 +124,27 @@ class Lazy(SimulatedProvider):
         return await super().act(ref, Verb.START, change)
 
 
+class Anonymous(SimulatedProvider):
+    """Does not keep whom a machine is for."""
+
+    async def get(self, ref: str) -> Instance | None:
+        machine = await super().get(ref)
+        return None if machine is None else replace(machine, owner=None)
+
+
+class EverNew(SimulatedProvider):
+    """Says of each machine that it began at one moment, whenever that was."""
+
+    async def get(self, ref: str) -> Instance | None:
+        machine = await super().get(ref)
+        return None if machine is None else replace(machine, created_at=1_790_000_000)
+
+
 @pytest.mark.parametrize(
     ("broken", "caught_by"),
     [
+        (Anonymous, ProviderConformance.test_a_machine_tells_whose_it_is),
+        (EverNew, ProviderConformance.test_a_machine_tells_whose_it_is),
         (Duplicating, ProviderConformance.test_create_twice_makes_one_machine),
         (Duplicating, ProviderConformance.test_create_at_once_makes_one_machine),
         (Disordered, ProviderConformance.test_poll_keeps_the_order_and_knows_what_it_does_not_know),

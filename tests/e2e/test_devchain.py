@@ -18,7 +18,8 @@ from spawn import devchain
 from spawn.clock import SystemClock
 from spawn.devchain import DevChainUnavailable, for_developers, installed, running, settings_here
 from spawn.evm.transactions import address_of
-from spawn.settings import Settings, read_settings
+from spawn.setting_reader import read_settings
+from spawn.settings import Settings
 from tests.anvil import anvil, install
 from tests.e2e.test_cli import SOMEBODY, free_address, refused, spawn, wait_until_up
 from tests.engines import anvil_programs

@@ -16,7 +16,7 @@ import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from spawn.server import configured
-from spawn.settings import read_settings
+from spawn.setting_reader import read_settings
 from tests.e2e.test_cli import free_address, misunderstood, refused, spawn, wait_until_up
 
 GROWTH_MAX_KIB: Final = 4096
@@ -25,7 +25,7 @@ GROWTH_MAX_KIB: Final = 4096
 SERVE: Final = """
 import asyncio, sys, spawn.cli, spawn.server
 from spawn.app import build, open_parts
-from spawn.settings import read_settings
+from spawn.setting_reader import read_settings
 
 async def serve():
     settings = read_settings({})

@@ -18,7 +18,7 @@ SELF_RAIL = """
 import contextlib
 from spawn.clock import SystemClock, SystemEntropy
 from spawn.rails import open_rail
-from spawn.settings import read_settings
+from spawn.setting_reader import read_settings
 url, key, ours = "http://127.0.0.1:1", "11" * 32, "0x" + "22" * 20
 settings = read_settings({}, payments="self", rpc_url=url, relayer_key=key, x402_pay_to=ours)
 open_rail(settings, None, SystemClock(), SystemEntropy(), contextlib.AsyncExitStack())

@@ -38,7 +38,7 @@ def iso(at: int) -> str:
 
 async def destroyed_at(world: World, server_id: str, second: int) -> None:
     """The burn job leaves the server alone in its last paid second and ends it in the next."""
-    world.clock.advance(second - world.clock.now_s())
+    await world.burn_until(second)
     await world.tick("burn")
     assert (await world.server(server_id)).status == "running"
     world.clock.advance(1)
@@ -158,6 +158,9 @@ async def test_billing_stops_at_the_last_paid_second_however_late_the_job_is(
         crumbs = 400_003 - cost
         assert crumbs > 0
         assert await compute_usdc(world, server_id) == cost
+        # Nobody could be warned in time, so that the owner has from now on what is left after the last warning.
+        await destroyed_at(world, server_id, world.clock.now_s() + 6 * 3600 - 1)
+        assert await compute_usdc(world, server_id) == cost
         assert await world.account(f"srv:{server_id}") == 0
         assert await world.available(wallet.address) == 5_000_000 - CREATE - 400_003 + crumbs
         refunds = await world.rows("SELECT at, amount FROM transfer WHERE code = 'deposit_refund'")
@@ -215,8 +218,7 @@ async def test_a_top_up_before_the_end_prolongs_it(tmp_path: Path) -> None:
         wallet = await world.customer("0.17")
         server_id = await rent(world, wallet, deposit="0.15")
         since = await accepted_at(world, server_id)
-        first_end = since + lasts_s(SMALL, 170_000 - CREATE)
-        world.clock.advance(first_end - world.clock.now_s())
+        await world.burn_until(since + lasts_s(SMALL, 170_000 - CREATE))
         topped = await world.pay(wallet, "POST", "/v1/balance/deposit", {"amount": "0.05"})
         assert topped.status_code == 200, topped.text
         await destroyed_at(world, server_id, since + lasts_s(SMALL, 220_000 - CREATE))
@@ -260,13 +262,11 @@ async def test_renewal_can_be_switched_off_and_on_while_it_lives(tmp_path: Path)
         assert await renew(True) == iso(since + lasts_s(SMALL, 1_000_000 - CREATE - 2 * UPDATE))
         world.clock.advance(lasts_s(SMALL, 200_000) + 3600)
         assert (await show(world, wallet, server_id))["status"] == "running"
-        # What the wallet has paid is paid: without renewal nothing is left that pays the next second.
-        switched_at = world.clock.now_s()
-        await renew(False)
-        world.clock.advance(2)
-        await world.tick("burn")
-        assert (await world.server(server_id)).reason == "deposit_exhausted"
-        assert await compute_usdc(world, server_id) == burnt(SMALL, switched_at - since)
+        # Without renewal nothing is left that pays the next second, and nobody would have been warned.
+        refused = await world.sign(wallet, "PATCH", f"/v1/servers/{server_id}", {"auto_renew": False})
+        assert code(refused) == (422, "insufficient_deposit")
+        assert refused.json()["error"]["details"] == {"server": server_id, "runway": 0}
+        assert (await show(world, wallet, server_id))["auto_renew"] is True
         await world.check_books()
 
 
@@ -290,7 +290,7 @@ async def test_two_servers_share_what_the_wallet_has(tmp_path: Path, ticks: tupl
         for after_s in ticks:
             world.clock.advance(starts[0] + after_s - world.clock.now_s())
             await world.tick("burn")
-        world.clock.advance(end + 2 - world.clock.now_s())
+        await world.burn_until(end + 1)
         await world.tick("burn")
         assert await compute_usdc(world, first) == burnt(SMALL, end - starts[0])
         assert await compute_usdc(world, second) == burnt(LARGE, end - starts[1])

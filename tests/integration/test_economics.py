@@ -65,7 +65,9 @@ def test_assumptions_are_those_that_were_given() -> None:
     # 64,760 gas, and (29,960 + 415,100) / 10, at 0.00009 USDC for a thousand
     assert report["settlement"] == {"alone": "0.005829", "batched": "0.004006", "batch": 10}
     small = report["servers"][0]
-    assert small["wholesale"] == {"currency": "EUR", "daily_micro": 109_667}
+    assert small["wholesale"] == {
+        "currency": "EUR", "daily_micro": 109_667, "monthly_micro": 3_290_000, "step_s": 3600
+    }  # fmt: skip
     assert small["margin"] == {"cost": "0.131601", "amount": "0.018399", "percent": "12.2"}
 
 

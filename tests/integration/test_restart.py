@@ -96,6 +96,9 @@ async def test_a_server_whose_money_ended_while_nobody_looked_has_paid_to_its_la
     clock.advance(9 * 86_400)
     async with open_world(tmp_path, clock=clock) as world:
         await world.tick("burn")
+        # Its owner was not warned, because nobody looked: there is time for that, and we bear what it costs.
+        assert (await world.server(server_id)).status == "running"
+        await world.burn_until(clock.now_s() + 6 * 3600)
         await drive(world)
         cost = burnt(SMALL, lasts_s(SMALL, 150_000))
         assert await world.available(wallet.address) == 1_000_000 - CREATE - cost

@@ -98,7 +98,9 @@ async def test_a_deletion_wins_over_money_that_ended_unnoticed(tmp_path: Path) -
         world.clock.advance(2 * 86_400)
         gone = await world.sign(wallet, "DELETE", f"/v1/servers/{server_id}")
         assert gone.status_code == 200, gone.text
-        assert (await world.server(server_id)).reason == "deposit_exhausted"
+        assert (await world.server(server_id)).reason == "requested"
+        paid = await world.rows("SELECT SUM(amount) AS usdc FROM transfer WHERE credit = 'rev:compute'")
+        assert paid[0]["usdc"] == 150_000
         await world.run_for(60)
         assert (await world.server(server_id)).status == "destroyed"
         await world.check_books()

@@ -5,7 +5,8 @@ import logging
 import pytest
 
 from spawn.services.economics import warn_of_loss
-from spawn.settings import Settings, read_settings
+from spawn.setting_reader import read_settings
+from spawn.settings import Settings
 from tests.payments import PAYEE
 
 SELF = {

@@ -19,7 +19,7 @@ from spawn_schemas.ids import Address
 from spawn_schemas.money import format_usdc, parse_usdc
 
 from spawn.payments.devnet import Transfer
-from spawn.settings import read_settings
+from spawn.setting_reader import read_settings
 from spawn.store.snapshot import snapshot
 from tests.anvil import Chain
 from tests.interop.service import RunningService, environment, in_folder, serving

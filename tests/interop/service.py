@@ -26,7 +26,8 @@ from spawn_schemas.money import Usdc, parse_usdc
 from spawn.clock import SystemClock
 from spawn.payments.devnet import Transfer
 from spawn.rails import open_devnet
-from spawn.settings import Settings, read_settings
+from spawn.setting_reader import read_settings
+from spawn.settings import Settings
 from spawn.store.migrate import parse_database_url
 from spawn.store.snapshot import snapshot
 from tests.wallets import Wallet

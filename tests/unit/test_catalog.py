@@ -63,6 +63,10 @@ def test_europe_has_the_specified_types_and_prices(
     assert (offer.provider_type, *size, offer.daily_usdc, offer.deposit_usdc) == specified
 
 
+def test_a_month_costs_what_thirty_days_do() -> None:
+    assert all(offer.monthly_usdc == 30 * offer.daily_usdc for offer in DEFAULT_CATALOG.offers)
+
+
 @pytest.mark.parametrize("location", UNITED_STATES)
 def test_the_united_states_sell_neither_cx_nor_cax_and_never_cheaper(location: str) -> None:
     for type_ in DEFAULT_CATALOG.sold_in(location):

@@ -10,6 +10,7 @@ from spawn_schemas.money import Usdc
 
 from spawn.domain import operations as plans
 from spawn.domain.operations import Act, Create, Delete, OperationStatus, Phase, Plan, new_operation
+from spawn.domain.pins import pin_of
 from spawn.domain.servers import FINAL, Command, Server, Status, check_allowed, check_resize, status_of
 
 NOW = 1_790_000_000
@@ -43,6 +44,22 @@ SERVER = Server(
     charged_usdc=Usdc(0),
     minimum_usdc=Usdc(0),
     due_at=None,
+    capped_s=31 * 86_400,
+    month_s=0,
+    metered_from=None,
+    priced_at=0,
+    reprice_at=None,
+    reprice_usdc=None,
+    cost_daily_usdc=None,
+    cost_capped_s=31 * 86_400,
+    cost_step_s=1,
+    cost_remainder=0,
+    cost_until=None,
+    cost_usdc=Usdc(0),
+    epoch=0,
+    warned_s=None,
+    last_warned_at=None,
+    exhausted_at=None,
 )
 MEDIUM = Offer(
     type="medium",
@@ -110,7 +127,13 @@ def test_what_a_machine_cannot_become_is_a_conflict(offer: Offer, why: str) -> N
 
 def resize(status: Status) -> Plan:
     server = replace(SERVER, status=status)
-    return plans.resize_plan(server, MEDIUM, upgrade_disk=True, reserve_delta_usdc=Usdc(5))
+    return plans.resize_plan(
+        server,
+        MEDIUM,
+        pin_of(MEDIUM, eur_usdc=Usdc(1_080_000)),
+        upgrade_disk=True,
+        reserve_delta_usdc=Usdc(5),
+    )
 
 
 def verbs(plan: Plan) -> list[Verb]:
@@ -122,7 +145,7 @@ def test_a_running_server_is_stopped_resized_and_started_again_whatever_happens(
     assert verbs(plan) == [Verb.SHUTDOWN, Verb.RESIZE, Verb.START]
     assert plan.always_from == 2
     assert plan.resized is not None
-    assert (plan.resized.type, plan.resized.daily_usdc, plan.resized.reserve_delta_usdc) == (
+    assert (plan.resized.type, plan.resized.pin.daily_usdc, plan.resized.reserve_delta_usdc) == (
         "medium",
         220_000,
         5,

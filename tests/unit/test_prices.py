@@ -1,13 +1,17 @@
 """A machine is never sold for less than the floor over what it costs, and a price above it is left alone."""
 
+from fractions import Fraction
+from math import ceil
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from spawn_ledger.accrual import DAY, NO_CAP_S
 from spawn_providers.catalog import DEFAULT_CATALOG, Currency, Offer, Wholesale
 from spawn_schemas.money import Usdc
 
-from spawn.domain.prices import cost_usdc, floor_usdc, floored
+from spawn.domain.prices import Cost, cost_of, cost_usdc, floor_usdc, floored, repriced
 from spawn.settings import Settings
 
 EUR = Usdc(1_080_000)
@@ -53,6 +57,7 @@ def test_a_floor_only_raises_and_a_deposit_lasts_as_long(
         DEFAULT_CATALOG.offers[0],
         daily_usdc=Usdc(daily),
         deposit_usdc=Usdc(daily * days),
+        monthly_usdc=Usdc(daily * 30),
         wholesale=wholesale,
     )
     (sold,) = floored(replace(DEFAULT_CATALOG, offers=(listed,)), eur_usdc=EUR, percent=percent).offers
@@ -63,7 +68,38 @@ def test_a_floor_only_raises_and_a_deposit_lasts_as_long(
     else:
         assert sold.deposit_usdc >= sold.daily_usdc * (days if daily else 1)
         assert sold.deposit_usdc % 10_000 == 0
-    assert replace(sold, daily_usdc=listed.daily_usdc, deposit_usdc=listed.deposit_usdc) == listed
+        assert sold.monthly_usdc == (sold.daily_usdc * 30 if daily else None)
+    unpriced = {"daily_usdc": Usdc(0), "deposit_usdc": Usdc(0), "monthly_usdc": None}
+    assert replace(sold, **unpriced) == replace(listed, **unpriced)
+
+
+@given(daily=st.integers(1, 10**7), monthly=st.integers(0, 10**9), new=st.integers(0, 10**7))
+def test_at_another_price_as_much_of_a_month_costs(daily: int, monthly: int, new: int) -> None:
+    offer = replace(DEFAULT_CATALOG.offers[0], daily_usdc=Usdc(daily), monthly_usdc=Usdc(monthly))
+    found = repriced(offer, Usdc(new)).monthly_usdc
+    assert found is not None
+    assert 0 <= found * daily - monthly * new < daily
+
+
+def test_a_month_without_limit_stays_one() -> None:
+    assert repriced(replace(DEFAULT_CATALOG.offers[0], monthly_usdc=None), Usdc(1)).monthly_usdc is None
+
+
+def test_a_cost_is_pinned_with_the_part_of_a_month_that_costs() -> None:
+    """3.29 EUR a month, at 1.08 each, are 3.5532: a little less than 26 days of 0.1368."""
+    listed = Wholesale(currency=Currency.EUR, daily_micro=126_666, monthly_micro=3_290_000, step_s=3600)
+    cost = cost_of(listed, eur_usdc=EUR)
+    assert cost == Cost(daily_usdc=Usdc(136_800), capped_s=2_244_126, step_s=3600)
+    assert (
+        cost.daily_usdc * cost.capped_s // DAY
+        <= 3_553_200
+        <= cost.daily_usdc * (cost.capped_s + 1) // DAY + 1
+    )
+
+
+def test_a_cost_without_a_limit_is_that_of_every_second() -> None:
+    forever = Wholesale(currency=Currency.USD, daily_micro=5)
+    assert cost_of(forever, eur_usdc=EUR) == Cost(daily_usdc=Usdc(5), capped_s=NO_CAP_S, step_s=1)
 
 
 def test_where_no_cost_is_known_there_is_no_floor() -> None:
@@ -90,7 +126,11 @@ def test_a_raised_price_is_the_same_wherever_the_machine_costs_the_same() -> Non
 
 def test_an_offer_says_what_it_costs_us_or_that_nobody_knows() -> None:
     def months(offer: Offer) -> int | None:
-        return None if offer.wholesale is None else offer.wholesale.daily_micro * 30 // 10_000
+        if offer.wholesale is None or offer.wholesale.monthly_micro is None:
+            return None
+        assert offer.wholesale.daily_micro == ceil(Fraction(offer.wholesale.monthly_micro, 30))
+        assert offer.wholesale.step_s == 3600
+        return offer.wholesale.monthly_micro // 10_000
 
     found = {offer.provider_type: months(offer) for offer in DEFAULT_CATALOG.offers}
     assert found == {

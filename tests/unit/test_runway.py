@@ -6,12 +6,15 @@ from math import floor
 import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spawn_ledger.accrual import DAY, Meter, accrue, paid_until
-from spawn_ledger.runway import HORIZON_S, Charge, Funding, Settlement, next_due, runways, settle
+from spawn_ledger.accrual import DAY, NO_CAP_S, Meter, accrue, capped_s, paid_until
+from spawn_ledger.runway import HORIZON_S, Charge, Funding, Settlement, ends, next_due, runways, settle
 from spawn_schemas.ids import ServerId
 from spawn_schemas.money import Usdc
 
-START = 1_800_000_000
+from tests.unit import months
+
+AUGUST, SEPTEMBER = 1_817_078_400, 1_819_756_800  # 2027
+START = AUGUST - 25
 A, B, C = ServerId("srv_a"), ServerId("srv_b"), ServerId("srv_c")
 
 
@@ -34,7 +37,9 @@ def funding(
 
 @st.composite
 def wallets(draw: st.DrawFn) -> list[Funding]:
+    """Servers a few seconds before a month ends, some of which may cost only seconds of this one and of the next."""
     daily = st.one_of(st.just(0), st.integers(1, DAY), st.integers(DAY, 6 * DAY))
+    caps_s = st.one_of(st.just(NO_CAP_S), st.integers(0, 40))
     return [
         Funding(
             server_id=ServerId(f"srv_{number}"),
@@ -42,6 +47,8 @@ def wallets(draw: st.DrawFn) -> list[Funding]:
                 daily_usdc=Usdc(draw(daily)),
                 remainder=draw(st.integers(0, DAY - 1)),
                 charged_until=START + draw(st.integers(0, 10)),
+                capped_s=draw(caps_s),
+                month_s=draw(st.integers(0, 40)),
             ),
             reserve_usdc=Usdc(draw(st.integers(0, 80))),
             auto_renew=draw(st.booleans()),
@@ -63,18 +70,25 @@ class Simulated:
         self.debt = Fraction(funding.meter.remainder, DAY)
         self.from_reserve = 0
         self.from_wallet = 0
+        self.month_s = funding.meter.month_s
         self.ended_at: int | None = None
+
+    def rate(self) -> Fraction:
+        """What the next second costs: nothing once the month's cap is used up."""
+        meter = self.funding.meter
+        return Fraction(meter.daily_usdc if self.month_s < meter.capped_s else 0, DAY)
 
     def price(self) -> int:
         """Whole micro-USDC that the next second brings due."""
-        return floor(self.debt + Fraction(self.funding.meter.daily_usdc, DAY))
+        return floor(self.debt + self.rate())
 
     def need(self) -> int:
         return max(0, self.price() - self.reserve)
 
-    def live(self) -> None:
+    def live(self, second: int) -> None:
         price, need = self.price(), self.need()
-        self.debt += Fraction(self.funding.meter.daily_usdc, DAY) - price
+        self.debt += self.rate() - price
+        self.month_s = 0 if second + 1 == AUGUST else self.month_s + 1
         self.reserve -= price - need
         self.from_reserve += price - need
         self.from_wallet += need
@@ -92,7 +106,7 @@ def simulate(fundings: list[Funding], available: int, now: int) -> tuple[list[Si
         for server in alive:
             if server.ended_at is None:
                 available -= server.need()
-                server.live()
+                server.live(second)
     return servers, available
 
 
@@ -123,12 +137,68 @@ def test_settling_is_what_paying_every_second_would_be(
                 daily_usdc=s.funding.meter.daily_usdc,
                 remainder=int(s.debt * DAY),
                 charged_until=max(s.funding.meter.charged_until, now if s.ended_at is None else s.ended_at),
+                capped_s=s.funding.meter.capped_s,
+                month_s=s.month_s,
             ),
             exhausted_at=s.ended_at,
         )
         for s in servers
     )
     assert settle(fundings, available, now) == Settlement(charges=expected, available_left=Usdc(left))
+    ended_at = {s.funding.server_id: s.ended_at for s in servers}
+    found = ends(fundings, available, now)
+    assert {server_id: end if end < now else None for server_id, end in found.items()} == ended_at
+    for server_id, end in runways(fundings, available, START).items():
+        assert ended_at[server_id] == (end if end is not None and end < now else None)
+
+
+@st.composite
+def long_lived_wallets(draw: st.DrawFn) -> list[Funding]:
+    """Servers whose money lasts for months, so that some have free days while others still draw on the wallet."""
+    since = START - draw(st.integers(0, 20 * DAY))
+    return [
+        Funding(
+            server_id=ServerId(f"srv_{number}"),
+            meter=Meter(
+                daily_usdc=Usdc(draw(st.sampled_from((1, 7_001, 150_000, 220_000, 1_080_000)))),
+                remainder=draw(st.integers(0, DAY - 1)),
+                charged_until=since,
+                capped_s=draw(st.sampled_from((0, 3 * DAY + 1, 20 * DAY, 28 * DAY, 30 * DAY, NO_CAP_S))),
+                month_s=draw(st.integers(0, since - months.starts_at(since))),
+            ),
+            reserve_usdc=Usdc(draw(st.integers(0, 20_000_000))),
+            auto_renew=draw(st.integers(0, 3)) > 0,
+        )
+        for number in range(draw(st.integers(2, 6)))
+    ]
+
+
+@given(long_lived_wallets(), st.integers(0, 60_000_000).map(Usdc))
+@settings(max_examples=200)
+def test_over_months_the_money_ends_when_the_next_second_cannot_be_paid(
+    fundings: list[Funding], available: Usdc
+) -> None:
+    until = START + 400 * DAY
+    ends_at = ends(fundings, available, until)
+    for end in sorted({end for end in ends_at.values() if end < until}):
+        drawn = {f.server_id: drawn_usdc(f, min(end, ends_at[f.server_id])) for f in fundings}
+        living = [f for f in fundings if ends_at[f.server_id] >= end]
+        wanted = {f.server_id: drawn_usdc(f, end + 1) - drawn[f.server_id] for f in living}
+        left = available - sum(drawn[f.server_id] for f in fundings if f.auto_renew)
+        is_short = sum(wanted[f.server_id] for f in living if f.auto_renew) > left
+        assert left >= 0
+        assert {f.server_id for f in living if ends_at[f.server_id] == end} == {
+            f.server_id for f in living if wanted[f.server_id] > 0 and (is_short or not f.auto_renew)
+        }
+    spent = sum(drawn_usdc(f, min(until, ends_at[f.server_id])) for f in fundings if f.auto_renew)
+    assert spent <= available
+
+
+def drawn_usdc(funding: Funding, second: int) -> int:
+    """What the server has cost by `second` beyond its reserve, month after month."""
+    meter = funding.meter
+    cost = Fraction(meter.daily_usdc * months.billed_s(meter, second) + meter.remainder, DAY)
+    return max(0, floor(cost) - funding.reserve_usdc)
 
 
 @given(wallets(), available_amounts, st.lists(st.integers(0, 20), min_size=1, max_size=6))
@@ -264,3 +334,28 @@ def test_no_end_is_named_beyond_the_horizon() -> None:
     rich = Funding(server_id=A, meter=meter, reserve_usdc=Usdc(150_000 * 3_650), auto_renew=False)
     assert runways([rich], Usdc(0), START) == {A: None}
     assert runways([rich], Usdc(0), START + 1) == {A: START + HORIZON_S}
+
+
+def test_a_server_that_used_up_its_month_lives_on_without_money_until_the_next() -> None:
+    """A and B share 10 micro-USDC from the last day of August on; A's cap was reached, B pays every second."""
+    end_of_august = SEPTEMBER - DAY
+    a, b = (
+        Funding(
+            server_id=server_id,
+            meter=Meter(
+                daily_usdc=Usdc(DAY),
+                remainder=0,
+                charged_until=end_of_august,
+                capped_s=cap_s,
+                month_s=30 * DAY,
+            ),
+            reserve_usdc=Usdc(0),
+            auto_renew=True,
+        )
+        for server_id, cap_s in ((A, capped_s(Usdc(30 * DAY), Usdc(DAY))), (B, NO_CAP_S))
+    )
+    assert runways([a, b], Usdc(10), end_of_august) == {A: SEPTEMBER, B: end_of_august + 10}
+    settled = settle([a, b], Usdc(10), SEPTEMBER + 1)
+    assert [(c.from_wallet, c.exhausted_at) for c in settled.charges] == [
+        (0, SEPTEMBER), (10, end_of_august + 10)
+    ]  # fmt: skip

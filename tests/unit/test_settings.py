@@ -2,7 +2,8 @@
 
 import pytest
 
-from spawn.settings import InvalidSetting, Settings, read_settings
+from spawn.setting_reader import read_settings
+from spawn.settings import InvalidSetting, Settings
 
 
 def test_nothing_set_means_the_defaults() -> None:

@@ -1,0 +1,290 @@
+"""The life of a wallet's deposits: charged up to now, cut where a price or a month changes, warned of, ended.
+
+Invariant: a server is destroyed for want of money only when its tightest warning is as old as it is tight, and
+whatever is charged stops at the last second that was paid for, however late that is found out. A wallet's debit is
+preceded by `settle`, so that money already burnt is gone first, and followed by `reschedule`.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+from spawn_ledger import runway
+from spawn_ledger.accrual import DAY, FAR_FUTURE, next_month, paid_until
+from spawn_ledger.tx import Tx
+from spawn_schemas.errors import Code, SpawnError
+from spawn_schemas.events import DepositData, EventType, PriceData
+from spawn_schemas.ids import Address, Entropy, ServerId, new_action_id
+from spawn_schemas.money import Usdc, format_usdc
+
+from spawn.domain import warnings
+from spawn.domain.operations import Operation
+from spawn.domain.pins import Pin
+from spawn.domain.servers import Reason, Server
+from spawn.domain.warnings import Notice, Policy
+from spawn.services import endings, funds, meters
+from spawn.services.events import emit
+from spawn.services.moments import moment
+from spawn.store import servers as rows
+from spawn.store.servers import Billed
+
+_MONTHS_MAX: Final = 1_200
+"""How many months one settlement cuts at: a hundred years."""
+
+
+class Funded(msgspec.Struct, frozen=True, kw_only=True):
+    """What a wallet's servers burn, and what they share."""
+
+    fundings: tuple[runway.Funding, ...]
+    available_usdc: Usdc
+
+
+class Billing:
+    """Charges, warns and ends; each method is part of a transaction."""
+
+    def __init__(self, entropy: Entropy, policy: Policy) -> None:
+        self._entropy = entropy
+        self.policy = policy
+
+    def settle(
+        self, tx: Tx, wallet: Address, now: int, *, sparing: ServerId | None = None
+    ) -> dict[ServerId, tuple[Operation, Usdc]]:
+        """Charge every server of the wallet up to now, warn of what ends soon, end what has ended.
+
+        Answers, for each that was ended, the operation that destroys it and what came back. Running it again
+        changes nothing: the watermarks have moved in the same transaction. `sparing` is a server that this very
+        transaction is about to save.
+        """
+        before = rows.list_billed(tx, wallet)
+        if not before:
+            return {}
+        after, available = _charged(tx, before, funds.available_usdc(tx, wallet), now)
+        ending = self._look(tx, before, after, available, now)
+        ended = {server.id: self._end(tx, server, now) for server in ending if server.id != sparing}
+        if ended:
+            # What comes back of one may carry another.
+            self.reschedule(tx, wallet, now)
+        return ended
+
+    def reschedule(self, tx: Tx, wallet: Address, now: int) -> None:
+        """The wallet's money has changed: it ends sooner or later than before. What ends by it is left to `settle`."""
+        billed = rows.list_billed(tx, wallet)
+        self._look(tx, billed, billed, funds.available_usdc(tx, wallet), now)
+
+    def start(self, tx: Tx, server: Server, now: int) -> None:
+        """The provider has accepted: from this second the server costs money."""
+        rows.update_server(tx, server, meters.started(server, now))
+        self.reschedule(tx, server.wallet, now)
+
+    def funded(self, tx: Tx, server: Server, now: int) -> None:
+        """The owner has added to the server's deposit."""
+        self.reschedule(tx, server.wallet, now)
+        billed = rows.list_billed(tx, server.wallet)
+        horizon = now + self.policy.thresholds_s[0] + DAY
+        ends = runway.ends(
+            tuple(map(meters.funding, billed)), funds.available_usdc(tx, server.wallet), horizon
+        )
+        for each in billed:
+            if each.server.id == server.id:
+                ends_at = ends[server.id]
+                self._tell_deposit(tx, EventType.DEPOSIT_FUNDED, each, each.server, None, ends_at, now)
+
+    def repin(self, tx: Tx, before: Server, after: Server, pin: Pin, now: int) -> Server:
+        """The server has become `after`, and from this second has another price; it is settled up to now."""
+        changed = meters.pinned(after, pin, now)
+        rows.update_server(tx, before, changed)
+        self.reschedule(tx, before.wallet, now)
+        return rows.get_server(tx, before.id)
+
+    def refuse_to_starve(self, before: Funded, after: Funded, now: int) -> None:
+        """Raise `insufficient_deposit` where an owner's own move would end a server sooner than it can be warned of.
+
+        Only the money that comes in and the time that passes may end a server, and both are told of beforehand.
+        """
+        horizon = now + self.policy.last_s
+        was = runway.ends(before.fundings, before.available_usdc, horizon)
+        ends = runway.ends(after.fundings, after.available_usdc, horizon)
+        for server_id, end in ends.items():
+            if end < horizon and end < was.get(server_id, FAR_FUTURE):
+                raise _starves(server_id, end - now, self.policy)
+
+    def _look(
+        self, tx: Tx, before: Sequence[Billed], after: Sequence[Billed], available: Usdc, now: int
+    ) -> list[Server]:
+        """Warn, write back, and say when to look again. Answers the servers whose time has come."""
+        fundings = tuple(map(meters.funding, after))
+        ends = runway.ends(fundings, available, now + self.policy.thresholds_s[0] + DAY)
+        over: list[Server] = []
+        for old, billed in zip(before, after, strict=True):
+            server = self._noticed(tx, billed, ends[billed.server.id], now)
+            if server != old.server:
+                rows.update_server(tx, old.server, server)
+            at = server.exhausted_at
+            if at is not None and now >= warnings.may_end_at(self.policy, _notice(server), at):
+                over.append(server)
+        return over
+
+    def _noticed(self, tx: Tx, billed: Billed, ends_at: int, now: int) -> Server:
+        """The server with what its owner has been told, and with the moment at which to look at it again."""
+        server = billed.server
+        left_s = ends_at - now
+        notice = (
+            warnings.first(self.policy, left_s)
+            if server.epoch == 0
+            else warnings.rearmed(self.policy, _notice(server), left_s)
+        )
+        threshold_s = warnings.crossed(self.policy, notice, ends_at, now)
+        if threshold_s is None and left_s < 0 and warnings.last_word_due(self.policy, notice):
+            threshold_s = self.policy.last_s
+        if threshold_s is not None:
+            notice = warnings.warned(notice, threshold_s, self.policy, now)
+        told = replace(
+            server,
+            epoch=notice.epoch,
+            warned_s=notice.warned_s,
+            last_warned_at=notice.last_warned_at,
+            exhausted_at=ends_at if left_s < 0 else None,
+        )
+        self._tell(tx, billed, told, threshold_s, ends_at, now)
+        due_at = self._due_at(told, billed.reserve_usdc, notice, ends_at, now)
+        return replace(told, due_at=due_at)
+
+    def _due_at(self, server: Server, reserve_usdc: Usdc, notice: Notice, ends_at: int, now: int) -> int:
+        meter = server.meter
+        if meter is None:
+            raise RuntimeError(f"{server.id} is due but has no meter")
+        look_at = warnings.look_at(
+            self.policy,
+            notice,
+            ends_at=ends_at,
+            reserve_ends_at=paid_until(meter, reserve_usdc),
+            auto_renew=server.auto_renew,
+            now=now,
+        )
+        if server.reprice_at is not None:
+            look_at = min(look_at, server.reprice_at)
+        # An earlier look costs little; writing a later one down for every server at every call costs more.
+        return server.due_at if server.due_at is not None and now < server.due_at <= look_at else look_at
+
+    def _tell(
+        self, tx: Tx, billed: Billed, told: Server, threshold_s: int | None, ends_at: int, now: int
+    ) -> None:
+        was = billed.server
+        if threshold_s is not None:
+            cause = f"deposit.low|{told.id}|{told.epoch}|{threshold_s}"
+            self._tell_deposit(tx, EventType.DEPOSIT_LOW, billed, told, threshold_s, ends_at, now, cause)
+        if told.exhausted_at is not None and was.exhausted_at is None:
+            self._tell_deposit(tx, EventType.DEPOSIT_EXHAUSTED, billed, told, None, ends_at, now)
+        if told.exhausted_at is None and was.exhausted_at is not None:
+            self._tell_deposit(tx, EventType.DEPOSIT_RESTORED, billed, told, None, ends_at, now)
+
+    def _tell_deposit(
+        self,
+        tx: Tx,
+        type: EventType,
+        billed: Billed,
+        told: Server,
+        threshold_s: int | None,
+        ends_at: int,
+        now: int,
+        cause: str | None = None,
+    ) -> None:
+        data = DepositData(
+            server=told.id,
+            name=told.name,
+            threshold_s=threshold_s,
+            runway_s=max(0, ends_at - now),
+            expires_at=moment(ends_at),
+            destroyed_from=moment(max(self._destroyed_from(told, ends_at), now)),
+            deposit_remaining=format_usdc(billed.reserve_usdc),
+            daily_burn=format_usdc(told.daily_usdc),
+        )
+        emit(tx, told.wallet, type, data, resource=told.id, at=now, cause=cause)
+
+    def _destroyed_from(self, server: Server, ends_at: int) -> int:
+        """The first moment at which it is destroyed; a warning that is still to come will come in time for that."""
+        if server.warned_s is None or server.warned_s > self.policy.last_s:
+            return ends_at + 1 + self.policy.grace_s
+        return warnings.may_end_at(self.policy, _notice(server), ends_at)
+
+    def _end(self, tx: Tx, server: Server, now: int) -> tuple[Operation, Usdc]:
+        return endings.begin(
+            tx,
+            server,
+            reason=Reason.DEPOSIT_EXHAUSTED,
+            action_id=new_action_id(self._entropy),
+            billing_ends_at=server.charged_until or now,
+            now=now,
+        )
+
+
+def _charged(tx: Tx, billed: Sequence[Billed], available: Usdc, now: int) -> tuple[list[Billed], Usdc]:
+    """Post what each server burnt up to now; answers them with their meters moved, and what is available then."""
+    current = list(billed)
+    for until in _cuts(current, now):
+        settlement = runway.settle(tuple(map(meters.funding, current)), available, until)
+        available = settlement.available_left
+        current = [
+            Billed(
+                server=_repriced(tx, meters.charge(tx, b.server, charge), until),
+                reserve_usdc=Usdc(b.reserve_usdc - charge.from_reserve),
+            )
+            for b, charge in zip(current, settlement.charges, strict=True)
+        ]
+    return current, available
+
+
+def _cuts(billed: Sequence[Billed], now: int) -> list[int]:
+    """Where a settlement up to now is cut: at the start of each month, and where an announced price begins."""
+    since = min(b.server.charged_until or now for b in billed)
+    reprices = (b.server.reprice_at for b in billed)
+    return sorted(
+        {now, *_months(since, now), *(at for at in reprices if at is not None and since < at < now)}
+    )
+
+
+def _months(since: int, now: int) -> Iterator[int]:
+    start = next_month(since)
+    for _ in range(_MONTHS_MAX):
+        if start >= now:
+            return
+        yield start
+        start = next_month(start)
+
+
+def _repriced(tx: Tx, server: Server, at: int) -> Server:
+    """The server with the price that was announced for this moment, if one was."""
+    if server.reprice_at is None or server.reprice_usdc is None or server.reprice_at > at:
+        return server
+    pin = Pin(
+        daily_usdc=server.reprice_usdc,
+        capped_s=server.capped_s,
+        cost_daily_usdc=server.cost_daily_usdc,
+        cost_capped_s=server.cost_capped_s,
+        cost_step_s=server.cost_step_s,
+    )
+    data = PriceData(
+        server=server.id,
+        type=server.type,
+        location=server.location,
+        daily_burn=format_usdc(server.daily_usdc),
+        new_daily_burn=format_usdc(server.reprice_usdc),
+        effective_at=moment(server.reprice_at),
+    )
+    emit(tx, server.wallet, EventType.PRICE_CHANGED, data, resource=server.id, at=at)
+    return meters.pinned(server, pin, server.reprice_at)
+
+
+def _notice(server: Server) -> Notice:
+    return Notice(epoch=server.epoch, warned_s=server.warned_s, last_warned_at=server.last_warned_at)
+
+
+def _starves(server_id: ServerId, left_s: int, policy: Policy) -> SpawnError:
+    return SpawnError(
+        Code.INSUFFICIENT_DEPOSIT,
+        f"That would leave {server_id} money for {max(0, left_s)} seconds, less than the {policy.last_s} of its last "
+        "warning.",
+        details={"server": server_id, "runway": max(0, left_s)},
+        next=f"Pay in more, or first DELETE /v1/servers/{server_id}.",
+    )

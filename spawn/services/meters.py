@@ -1,0 +1,246 @@
+"""A server's meter and the legs it posts: burn, what the provider asks beside it, the minimum, and what goes back.
+
+Invariant: every function runs inside a transaction it is handed, and leaves meter, reserve and posted burn in
+agreement. A stretch is named by both its ends, so that no second is posted twice, and never spans the start of a month.
+"""
+
+from typing import Final
+
+from msgspec.structs import replace
+from spawn_ledger import accrual, runway
+from spawn_ledger.accounts import (
+    COST_PROVIDER,
+    EXP_OVERRUN,
+    OWED_PROVIDER,
+    REV_COMPUTE,
+    AccountId,
+    server_account,
+    wallet_account,
+)
+from spawn_ledger.accrual import Meter
+from spawn_ledger.transfers import Code, Transfer, TransferId, post, transfer_id
+from spawn_ledger.tx import Tx
+from spawn_schemas.money import Usdc
+
+from spawn.domain.pins import Pin
+from spawn.domain.servers import Server
+from spawn.services import funds
+from spawn.store.servers import Billed
+
+NOTHING: Final = Usdc(0)
+
+
+def funding(billed: Billed) -> runway.Funding:
+    """What the server burns, and what pays for it."""
+    meter = billed.server.meter
+    if meter is None:
+        raise RuntimeError(f"{billed.server.id} is due but has no meter")
+    return runway.Funding(
+        server_id=billed.server.id,
+        meter=meter,
+        reserve_usdc=billed.reserve_usdc,
+        auto_renew=billed.server.auto_renew,
+    )
+
+
+def started(server: Server, now: int) -> Server:
+    """The provider has accepted: from this second the server costs money."""
+    return replace(
+        server,
+        metered_from=now,
+        charged_until=now,
+        due_at=now,
+        minimum_usdc=accrual.one_hour(server.daily_usdc),
+        cost_until=None if server.cost_daily_usdc is None else now,
+    )
+
+
+def pinned(server: Server, pin: Pin, now: int) -> Server:
+    """From this second the server burns at another rate; it is settled up to now.
+
+    The remainder is a fraction of a micro-dollar whatever the rate, so it is carried over; so are the seconds of the
+    month that count for its cap.
+    """
+    return replace(
+        server,
+        daily_usdc=pin.daily_usdc,
+        capped_s=pin.capped_s,
+        cost_daily_usdc=pin.cost_daily_usdc,
+        cost_capped_s=pin.cost_capped_s,
+        cost_step_s=pin.cost_step_s,
+        cost_until=None if pin.cost_daily_usdc is None else server.charged_until,
+        minimum_usdc=Usdc(max(server.minimum_usdc, accrual.one_hour(pin.daily_usdc))),
+        priced_at=now,
+        reprice_at=None,
+        reprice_usdc=None,
+    )
+
+
+def charge(tx: Tx, server: Server, charged: runway.Charge) -> Server:
+    """Post what the server burnt since its watermark, and what that costs us; answers it with its meter moved."""
+    before, after = server.charged_until or 0, charged.meter.charged_until
+    if after == before:
+        return server
+    for leg, account, amount in (
+        ("reserve", server_account(server.id), charged.from_reserve),
+        ("wallet", wallet_account(server.wallet), charged.from_wallet),
+    ):
+        _post(
+            tx,
+            transfer_id("burn", server.id, before, after, leg),
+            (account, REV_COMPUTE),
+            amount,
+            Code.BURN,
+            server,
+            after,
+        )
+    return replace(
+        _cost_charged(tx, server, after),
+        remainder=charged.meter.remainder,
+        charged_until=after,
+        month_s=charged.meter.month_s,
+        charged_usdc=Usdc(server.charged_usdc + charged.from_reserve + charged.from_wallet),
+    )
+
+
+def _cost_charged(tx: Tx, server: Server, until: int) -> Server:
+    meter = _cost_meter(server)
+    if meter is None:
+        return server
+    amount, moved = accrual.accrue(meter, until)
+    name = transfer_id("cost", server.id, meter.charged_until, until)
+    _post(tx, name, (COST_PROVIDER, OWED_PROVIDER), amount, Code.COST, server, until)
+    return replace(
+        server,
+        cost_remainder=moved.remainder,
+        cost_until=until,
+        cost_usdc=Usdc(server.cost_usdc + amount),
+    )
+
+
+def _cost_meter(server: Server) -> Meter | None:
+    """What the provider asks for the same seconds; None where it does not say, or for a machine that is gone."""
+    if server.cost_daily_usdc is None or server.cost_until is None:
+        return None
+    return Meter(
+        daily_usdc=server.cost_daily_usdc,
+        remainder=server.cost_remainder,
+        charged_until=server.cost_until,
+        capped_s=server.cost_capped_s,
+        month_s=_month_s(server, server.cost_until),
+    )
+
+
+def _month_s(server: Server, at: int) -> int:
+    """How many seconds of the month of `at` were metered by then: a meter never pauses."""
+    return at - max(accrual.month_start(at), server.metered_from or 0)
+
+
+def close(tx: Tx, server: Server, now: int) -> tuple[Server, Usdc]:
+    """End billing: charge what the minimum hour still asks, return the rest; the server is settled already.
+
+    Answers the server, not written back, without its meter, and what came back to the wallet. What the provider asks
+    from here on is no longer the wallet's: see `overrun`.
+    """
+    if server.charged_until is not None:
+        server = _minimum_charged(tx, server, now)
+    refund = funds.reserve_usdc(tx, server.id)
+    funds.withdraw(tx, server, refund, id=transfer_id("refund", server.id), at=now)
+    return replace(server, charged_until=None, due_at=None), refund
+
+
+def _minimum_charged(tx: Tx, server: Server, now: int) -> Server:
+    owed = accrual.minimum_due(server.charged_usdc, server.minimum_usdc)
+    amount = Usdc(min(owed, funds.reserve_usdc(tx, server.id)))
+    name = transfer_id("minimum", server.id)
+    _post(tx, name, (server_account(server.id), REV_COMPUTE), amount, Code.MINIMUM, server, now)
+    return replace(server, charged_usdc=Usdc(server.charged_usdc + amount))
+
+
+def overrun(tx: Tx, server: Server, gone_at: int) -> Server:
+    """The machine is gone: what its provider asks for the time since billing ended, started steps included, is ours."""
+    meter = _cost_meter(server)
+    if meter is None:
+        return server
+    began, step = server.metered_from or 0, server.cost_step_s
+    until = max(meter.charged_until, began - (began - gone_at) // step * step)
+    amount, moved = accrual.accrue(meter, until)
+    name = transfer_id("overrun", server.id)
+    _post(tx, name, (EXP_OVERRUN, OWED_PROVIDER), amount, Code.OVERRUN, server, gone_at)
+    return replace(
+        server,
+        cost_remainder=moved.remainder,
+        cost_until=None,
+        cost_usdc=Usdc(server.cost_usdc + amount),
+    )
+
+
+def unburnt(tx: Tx, server: Server, since: int, now: int) -> Server:
+    """Give back what was charged for the time from `since` on: there was no machine any more, and nobody asks for it.
+
+    One rate holds for all of that time, because what is not there is not resized.
+    """
+    meter = server.meter
+    since = max(since, server.priced_at, server.metered_from or 0)
+    if meter is None or meter.charged_until <= since:
+        return server
+    amount, remainder = _undone(meter, since, _month_s(server, since))
+    _give_back(tx, server, amount, now)
+    restored = replace(
+        server,
+        remainder=remainder,
+        charged_until=since,
+        month_s=_month_s(server, since),
+        charged_usdc=Usdc(server.charged_usdc - amount),
+    )
+    cost = _cost_meter(server)
+    if cost is None:
+        return restored
+    amount, remainder = _undone(cost, since, _month_s(server, since))
+    name = transfer_id("cost-refund", server.id)
+    _post(tx, name, (OWED_PROVIDER, COST_PROVIDER), amount, Code.COST, server, now)
+    return replace(
+        restored, cost_remainder=remainder, cost_until=since, cost_usdc=Usdc(server.cost_usdc - amount)
+    )
+
+
+def _undone(meter: Meter, since: int, month_s: int) -> tuple[Usdc, int]:
+    """What was charged from `since` to the watermark, and the remainder that was carried at `since`."""
+    nothing_carried = replace(meter, charged_until=since, remainder=0, month_s=month_s)
+    whole, moved = accrual.accrue(nothing_carried, meter.charged_until)
+    units = whole * accrual.DAY + moved.remainder
+    carried = (meter.remainder - units) % accrual.DAY
+    return Usdc((carried + units - meter.remainder) // accrual.DAY), carried
+
+
+def reverse(tx: Tx, server: Server, now: int) -> Server:
+    """A machine that was promised and never came costs its owner nothing: all its burn and its deposit go back."""
+    _give_back(tx, server, server.charged_usdc, now)
+    refund = funds.reserve_usdc(tx, server.id)
+    funds.withdraw(tx, server, refund, id=transfer_id("refund", server.id), at=now)
+    return replace(server, charged_until=None, due_at=None, charged_usdc=NOTHING)
+
+
+def _give_back(tx: Tx, server: Server, amount: Usdc, now: int) -> None:
+    """Once in a server's life at most: both ways to here end it."""
+    name = transfer_id("burn-refund", server.id)
+    _post(tx, name, (REV_COMPUTE, wallet_account(server.wallet)), amount, Code.BURN_REFUND, server, now)
+
+
+def _post(
+    tx: Tx,
+    name: TransferId,
+    way: tuple[AccountId, AccountId],
+    amount: Usdc,
+    code: Code,
+    server: Server,
+    at: int,
+) -> None:
+    """Move what there is to move; `way` is from debit to credit."""
+    if amount > 0:
+        post(
+            tx,
+            Transfer(
+                id=name, debit=way[0], credit=way[1], amount=amount, code=code, reference=server.id, at=at
+            ),
+        )

@@ -1,0 +1,257 @@
+"""Reading the settings from `SPAWN_*`, and refusing what cannot be meant.
+
+Invariant: a name nobody knows is refused, so that a typing error never silently means the default; no message repeats
+a value, which may be a secret.
+"""
+
+import difflib
+import math
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any, Final
+
+import msgspec
+from spawn_schemas.ids import parse_address
+from spawn_schemas.money import USDC
+
+from spawn.domain.warnings import Policy
+from spawn.setting_forms import (
+    is_address,
+    is_amount,
+    is_caip2,
+    is_http,
+    is_listen,
+    is_private_key,
+    is_secret,
+    is_timeout,
+    is_url,
+    listed,
+    parse_duration,
+)
+from spawn.settings import DEVNET_PAY_TO, InvalidSetting, Settings
+
+_TEST_PREFIX: Final = "SPAWN_TEST_"
+_PATIENCE_S: Final = 60
+"""The longest that a call may be made to wait."""
+_SECONDS: Final = f"0 to {_PATIENCE_S} seconds"
+_TIMEOUT: Final = "0.1 to 3600 seconds"
+_RATE_MAX: Final = 1_000_000
+_RATES: Final = f"0 (no limit) to {_RATE_MAX} calls a minute"
+
+
+_Check = tuple[str, bool, str]
+"""A setting's name, whether it can be meant, and what it should be."""
+
+
+def read_settings(environ: Mapping[str, str], **overrides: object) -> Settings:
+    """Build the settings from the environment; `overrides` win. Raises InvalidSetting."""
+    values: dict[str, object] = {}
+    known = set(Settings.__struct_fields__)
+    for name, text in environ.items():
+        if not name.startswith("SPAWN_") or name.startswith(_TEST_PREFIX):
+            continue
+        field = name.removeprefix("SPAWN_").lower()
+        if field not in known or name != name.upper():
+            raise InvalidSetting(_unknown(name, known))
+        values[field] = text
+    values.update(overrides)
+    settings = Settings(**{field.name: _typed(field, values) for field in msgspec.structs.fields(Settings)})
+    if not settings.public_url and settings.listen_host_is_wildcard:
+        raise InvalidSetting(
+            "SPAWN_PUBLIC_URL must say how callers reach a service that listens on every address: "
+            "signed requests are bound to it."
+        )
+    if not settings.public_url:
+        settings = msgspec.structs.replace(settings, public_url=f"http://{settings.listen}")
+    _check(settings)
+    return settings
+
+
+def _typed(field: msgspec.structs.FieldInfo, values: Mapping[str, object]) -> Any:
+    """The setting's value, or its default. The message never repeats a value, which may be a secret."""
+    try:
+        return msgspec.convert(values.get(field.name, field.default), field.type, strict=False)
+    except msgspec.ValidationError as error:
+        wanted = "a whole number" if field.type is int else "a number"
+        raise InvalidSetting(f"SPAWN_{field.name.upper()} should be {wanted}.") from error
+
+
+def _unknown(name: str, known: set[str]) -> str:
+    names = [f"SPAWN_{field.upper()}" for field in sorted(known)]
+    close = difflib.get_close_matches(name.upper(), names, n=1)
+    hint = f" Did you mean {close[0]}?" if close else f" Known are: {', '.join(names)}."
+    return f"{name} is no setting of this version.{hint}"
+
+
+def _check(settings: Settings) -> None:
+    checks = (_door_checks, _chain_checks, _price_checks, _work_checks)
+    for name, fine, wanted in chain.from_iterable(check(settings) for check in checks):
+        if not fine:
+            raise InvalidSetting(f"{name} should be {wanted}.")
+    _check_rail(settings)
+
+
+def _door_checks(settings: Settings) -> tuple[_Check, ...]:
+    return (
+        ("SPAWN_LISTEN", is_listen(settings.listen), "host:port, such as 127.0.0.1:8402"),
+        ("SPAWN_BODY_MAX_BYTES", settings.body_max_bytes > 0, "more than 0"),
+        (
+            "SPAWN_HEAD_MAX_BYTES",
+            4096 <= settings.head_max_bytes <= 65_536,
+            "4096 to 65536: a payment alone is half of the least",
+        ),
+        ("SPAWN_HEAD_TIMEOUT_S", is_timeout(settings.head_timeout_s), _TIMEOUT),
+        ("SPAWN_BODY_TIMEOUT_S", is_timeout(settings.body_timeout_s), _TIMEOUT),
+        ("SPAWN_IDLE_TIMEOUT_S", is_timeout(settings.idle_timeout_s), _TIMEOUT),
+        ("SPAWN_ANSWER_TIMEOUT_S", is_timeout(settings.answer_timeout_s), _TIMEOUT),
+        ("SPAWN_CONNECTIONS_MAX", settings.connections_max > 0, "more than 0"),
+        ("SPAWN_CONNECTIONS_PER_ADDRESS_MAX", settings.connections_per_address_max > 0, "more than 0"),
+        ("SPAWN_RATE_ADDRESS_PER_MINUTE", 0 <= settings.rate_address_per_minute <= _RATE_MAX, _RATES),
+        ("SPAWN_RATE_WALLET_PER_MINUTE", 0 <= settings.rate_wallet_per_minute <= _RATE_MAX, _RATES),
+        (
+            "SPAWN_TRUSTED_PROXIES",
+            _are_proxies(settings),
+            "a comma list of addresses and networks, such as 10.0.0.0/8,2001:db8::1, with no bit set after the "
+            "prefix, and never everybody (/0)",
+        ),
+    )
+
+
+def _chain_checks(settings: Settings) -> tuple[_Check, ...]:
+    return (
+        (
+            "SPAWN_PAYMENTS",
+            settings.payments in {"devnet", "self", "facilitator"},
+            "devnet, self or facilitator",
+        ),
+        (
+            "SPAWN_RPC_URL",
+            settings.rpc_url == "" or is_http(settings.rpc_url),
+            "http://… or https://… of a node",
+        ),
+        ("SPAWN_RPC_TIMEOUT_S", is_timeout(settings.rpc_timeout_s), _TIMEOUT),
+        ("SPAWN_CONFIRMATIONS", 1 <= settings.confirmations <= 1000, "1 to 1000 blocks"),
+        ("SPAWN_SETTLE_WAIT_S", 0 <= settings.settle_wait_s <= _PATIENCE_S, _SECONDS),
+        (
+            "SPAWN_RELAYER_KEY",
+            _are_keys(settings.relayer_keys),
+            "a comma list of private keys, 64 hex digits each, none twice",
+        ),
+        ("SPAWN_RELAY_MULTICALL", is_address(settings.relay_multicall), "an address, 0x and 40 hex digits"),
+        ("SPAWN_RELAY_BATCH_MAX", 1 <= settings.relay_batch_max <= 100, "1 to 100 payments a transaction"),
+        ("SPAWN_RELAY_ALONE_FROM", is_amount(settings.relay_alone_from), "an amount such as 100.00"),
+        ("SPAWN_RELAY_BUMP_AFTER_S", 1 <= settings.relay_bump_after_s <= 600, "1 to 600 seconds"),
+        (
+            "SPAWN_RELAY_FEE_CAP_GWEI",
+            1e-9 <= settings.relay_fee_cap_gwei <= 500,
+            "0.000000001 (1 wei) to 500",
+        ),
+        (
+            "SPAWN_X402_FACILITATOR_URL",
+            all(is_http(url) for url in settings.facilitator_urls),
+            "a comma list of http(s) addresses, the preferred one first",
+        ),
+        ("SPAWN_FACILITATOR_TIMEOUT_S", is_timeout(settings.facilitator_timeout_s), _TIMEOUT),
+        (
+            "SPAWN_CDP_KEY_ID",
+            bool(settings.cdp_key_id) == bool(settings.cdp_key_secret),
+            "set together with SPAWN_CDP_KEY_SECRET, or not at all",
+        ),
+        (
+            "SPAWN_SUSPENSE_FROM_BLOCK",
+            settings.suspense_from_block >= -1,
+            "a block number, or -1 for from now on",
+        ),
+        ("SPAWN_SUSPENSE_DEPTH", 1 <= settings.suspense_depth <= 10_000, "1 to 10000 blocks"),
+        ("SPAWN_SUSPENSE_EVERY_S", 1 <= settings.suspense_every_s <= 86_400, "1 to 86400 seconds"),
+        ("SPAWN_TREASURY_EVERY_S", 1 <= settings.treasury_every_s <= 86_400, "1 to 86400 seconds"),
+        ("SPAWN_X402_NETWORK", is_caip2(settings.x402_network), "a CAIP-2 name such as eip155:84532"),
+        ("SPAWN_X402_PAY_TO", is_address(settings.x402_pay_to), "an address, 0x and 40 hex digits"),
+        ("SPAWN_X402_ASSET", is_address(settings.x402_asset), "an address, 0x and 40 hex digits"),
+    )
+
+
+def _price_checks(settings: Settings) -> tuple[_Check, ...]:
+    return (
+        ("SPAWN_ETH_PRICE", is_amount(settings.eth_price), "USDC for one ether, such as 3000.00"),
+        ("SPAWN_GAS_PRICE_GWEI", 0 <= settings.gas_price_gwei <= 10_000, "0 to 10000"),
+        ("SPAWN_FACILITATOR_FEE", is_amount(settings.facilitator_fee), "an amount such as 0.001"),
+        (
+            "SPAWN_EUR_PRICE",
+            is_amount(settings.eur_price) and settings.eur_price_usdc > 0,
+            "USDC for one euro, such as 1.08",
+        ),
+        (
+            "SPAWN_MINIMUM_CHARGE",
+            is_amount(settings.minimum_charge) and settings.minimum_charge_usdc <= USDC,
+            "an amount up to 1.00, the most that stock clients pay unasked",
+        ),
+        ("SPAWN_PRICE_FLOOR_PERCENT", 0 <= settings.price_floor_percent <= 1000, "0 to 1000"),
+        ("SPAWN_DEPOSIT_DEFAULT", is_amount(settings.deposit_default), "an amount such as 1.00"),
+        ("SPAWN_DEPOSIT_MINIMUM", is_amount(settings.deposit_minimum), "an amount such as 0.01"),
+        ("SPAWN_DEPOSIT_DAILY_CAP", is_amount(settings.deposit_daily_cap), "an amount such as 2000.00"),
+    )
+
+
+def _work_checks(settings: Settings) -> tuple[_Check, ...]:
+    return (
+        ("SPAWN_PROVIDERS", settings.providers == "simulated", "simulated is the only one in this version"),
+        ("SPAWN_PUBLIC_URL", is_url(settings.public_url), "http://host[:port] or https://host[:port]"),
+        ("SPAWN_SIMULATED_SPEED", 0 < settings.simulated_speed < math.inf, "more than 0; 1 is real time"),
+        ("SPAWN_SECRET_KEY", is_secret(settings.secret_key), "64 hex digits (32 random bytes)"),
+        (
+            "SPAWN_WARNINGS",
+            _warns(settings),
+            "a comma list of runways such as 7d,3d,1d,6h: the longest first, none shorter than a minute",
+        ),
+        ("SPAWN_GRACE_S", 0 <= settings.grace_s <= 30 * 86_400, "0 to 2592000 seconds"),
+        ("SPAWN_FIRST_ANSWER_S", 0 <= settings.first_answer_s <= _PATIENCE_S, _SECONDS),
+        ("SPAWN_IN_FLIGHT_WAIT_S", 0 <= settings.in_flight_wait_s <= _PATIENCE_S, _SECONDS),
+        ("SPAWN_X402_TIMEOUT_S", 30 <= settings.x402_timeout_s <= 3600, "30 to 3600 seconds"),
+        ("SPAWN_TICK_S", 0.01 <= settings.tick_s <= 60, "0.01 to 60 seconds"),
+        ("SPAWN_BURN_EVERY_S", 1 <= settings.burn_every_s <= 3600, "1 to 3600 seconds"),
+        ("SPAWN_RECONCILE_EVERY_S", 1 <= settings.reconcile_every_s <= 86_400, "1 to 86400 seconds"),
+    )
+
+
+_RAIL_NEEDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "devnet": (),
+    "self": ("rpc_url", "relayer_key"),
+    "facilitator": ("rpc_url", "x402_facilitator_url"),
+}
+
+
+def _check_rail(settings: Settings) -> None:
+    """What a way to settle needs besides the defaults; and keys or facilitators of another, which would lie idle."""
+    needed = _RAIL_NEEDS[settings.payments]
+    for name in needed:
+        if not getattr(settings, name):
+            raise InvalidSetting(f"SPAWN_{name.upper()} is needed with SPAWN_PAYMENTS={settings.payments}.")
+    for name in ("relayer_key", "x402_facilitator_url"):
+        if name not in needed and getattr(settings, name):
+            raise InvalidSetting(
+                f"SPAWN_{name.upper()} has no use with SPAWN_PAYMENTS={settings.payments}: take it out, or set "
+                f"SPAWN_PAYMENTS={'self' if name == 'relayer_key' else 'facilitator'}."
+            )
+    if settings.payments != "devnet" and settings.pay_to == parse_address(DEVNET_PAY_TO):
+        raise InvalidSetting("SPAWN_X402_PAY_TO is play money's address, which nobody owns: set your own.")
+
+
+def _are_keys(keys: tuple[str, ...]) -> bool:
+    return all(map(is_private_key, keys)) and len({int(key, 16) for key in keys}) == len(keys)
+
+
+def _warns(settings: Settings) -> bool:
+    try:
+        thresholds_s = tuple(map(parse_duration, listed(settings.warnings)))
+        Policy(thresholds_s=thresholds_s)
+    except ValueError:
+        return False
+    return min(thresholds_s) >= 60
+
+
+def _are_proxies(settings: Settings) -> bool:
+    try:
+        return all(network.prefixlen > 0 for network in settings.trusted_networks)
+    except ValueError:
+        return False
