@@ -4,9 +4,9 @@ Invariant: a thing has one path. A router that is generous about slashes and esc
 signed, fingerprinted or priced by path then has to agree on all of them.
 """
 
-from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 from spawn_schemas.errors import Code, SpawnError
 
 from spawn.api.replies import Receive, Scope
@@ -21,8 +21,7 @@ _ONCE: Final = {"host": "Host", "idempotency-key": "Idempotency-Key"}
 """Headers of which two lines would be read as one or the other, depending on who reads (RFC 9112 section 3.2)."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Arrival:
+class Arrival(msgspec.Struct, kw_only=True, eq=False):
     """What came in, and who sent it.
 
     `identity` is None for a caller who proves nothing, or whose payment is `invalid`: well formed, and no payment on

@@ -30,16 +30,16 @@ class Settlements:
         self._after: tuple[int, str] = (0, "")
 
     async def tick(self, now: int) -> None:
-        created_at, id_ = self._after
+        created_ms, id_ = self._after
         params = {
             "now": now,
             "claimed_until": now + CLAIM_S,
             "limit": PER_TICK,
-            "created_at": created_at,
+            "created_ms": created_ms,
             "id": id_,
         }
         page = [rows.reservation_from(row) for row in await self._db.read(rows.SELECT_UNSETTLED, params)]
-        self._after = (page[-1].created_at, page[-1].id) if len(page) == PER_TICK else (0, "")
+        self._after = (page[-1].created_ms, page[-1].id) if len(page) == PER_TICK else (0, "")
         undecided: dict[str, int] = {}
         for reservation in page:
             try:

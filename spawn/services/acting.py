@@ -81,10 +81,11 @@ class Transactions:
     ) -> Progress:
         """Do it, and record that it is done. `stored` is what the table holds, `current` what we know since."""
         now, wallet = self._clock.now_s(), current.wallet
+        reference = current.reference
         from_payment = use_case.only_reads and current.rail is Rail.X402
         if from_payment:
             # First of all: what was paid for this call is not there for what the wallet's servers owe.
-            funds.charge_fee(tx, wallet, current.fee, current.reference, now)
+            funds.charge_fee(tx, wallet, current.fee, reference, now)
         before = standing.of(tx, wallet, now)
         ended = {}
         if before.pressing:
@@ -93,12 +94,12 @@ class Transactions:
         if current.rail is Rail.SIGNED and not use_case.fee_from_refund:
             require_fee(before.available_usdc, current.fee)
         if use_case.only_reads and not from_payment:
-            funds.charge_fee(tx, wallet, current.fee, current.reference, now)
+            funds.charge_fee(tx, wallet, current.fee, reference, now)
             before = before.less(current.fee)
         context = Context(
             wallet=wallet,
             binds_request=identity.binds_request,
-            reference=current.reference,
+            reference=reference,
             fee_usdc=current.fee,
             payment_usdc=current.amount,
             now=now,

@@ -8,7 +8,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from enum import Enum, auto
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import msgspec
 from spawn_ledger.tx import Tx
@@ -37,6 +37,10 @@ class Proof(Enum):
     """A bearer that a proof was exchanged for: good for reads until it expires."""
 
 
+_BINDING: Final = (Proof.PAYMENT, Proof.SIGNATURE)
+"""As a constant, because looking a member up in its class is slow."""
+
+
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """Who calls. `nonce_key` may be used once, for one request, and names it; a session makes one up for each.
 
@@ -54,7 +58,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def binds_request(self) -> bool:
         """Whether the caller vouched for this very request, and not only for being the caller."""
-        return self.proof is Proof.PAYMENT or self.proof is Proof.SIGNATURE
+        return self.proof in _BINDING
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):

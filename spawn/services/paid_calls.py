@@ -97,7 +97,7 @@ class PaidCalls:
             await use_case.wait(self._db, call.identity.wallet, self._clock.now_s())
             # The wait may have been a minute.
             in_steps = call.identity.payment is not None or not use_case.only_reads
-            reservation = self._new_reservation(call, self._clock.now_s(), claimed=in_steps)
+            reservation = self._new_reservation(call, self._clock.now_ms(), claimed=in_steps)
             progress = await self._write(lambda tx: self._do.begin(tx, call, reservation, use_case))
         except AlreadyKnown as taken:
             if call.rate_limited:
@@ -124,7 +124,7 @@ class PaidCalls:
         if call.rate_limited:
             self._turns.take_wallet(call.identity.wallet)
 
-    def _new_reservation(self, call: PaidCall, now: int, *, claimed: bool) -> Reservation:
+    def _new_reservation(self, call: PaidCall, now_ms: int, *, claimed: bool) -> Reservation:
         """`claimed` for a call that may take more than its first transaction."""
         identity = call.identity
         remembered = identity.payment is not None or call.request.idempotency_key is not None
@@ -144,8 +144,8 @@ class PaidCalls:
             operation_id=None,
             answer=None,
             claim=self._token() if claimed else None,
-            claim_until=now + CLAIM_S if claimed else 0,
-            created_at=now,
+            claim_until=now_ms // 1000 + CLAIM_S if claimed else 0,
+            created_ms=now_ms,
             keep_until=identity.valid_before
             + (reservations.REMEMBER_S if remembered else reservations.FORGET_S),
         )
@@ -215,7 +215,7 @@ class PaidCalls:
     async def _spend(self, call: PaidCall) -> bool:
         """Take the nonce of a proof whose call is answered from what is known; False when it was used before."""
         spent = replace(
-            self._new_reservation(call, self._clock.now_s(), claimed=False),
+            self._new_reservation(call, self._clock.now_ms(), claimed=False),
             idempotency_key=None,
             state=State.REFUSED,
         )

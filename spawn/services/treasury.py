@@ -41,7 +41,7 @@ FROM settlement WHERE state IN ('reserved', 'signed', 'broadcast') GROUP BY stat
 # What a call waits for is the same whoever settles it; with relayers of our own it has a settlement besides.
 SELECT_UNFINISHED_CALLS: Final = """
 SELECT 'call ' || state AS what, COUNT(*) AS count, CAST(SUM(amount) AS BIGINT) AS amount,
-  MIN(created_at) AS oldest
+  MIN(created_ms) / 1000 AS oldest
 FROM reservation WHERE rail = 'x402' AND state IN ('reserved', 'settled') GROUP BY state ORDER BY state
 """
 

@@ -8,9 +8,11 @@ succeed although pages are lost (PostgreSQL stops here as well, since 2018).
 
 import asyncio
 import contextlib
+import re
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from queue import SimpleQueue
 from typing import Any, Final
 
@@ -37,20 +39,55 @@ _DISK_ERRORS: Final = frozenset(
 """Primary result codes that say something about the disk or the process, not about one statement."""
 
 
+_PLACEHOLDER: Final = re.compile(r"('[^']*')|:([a-z_][a-z0-9_]*)")
+"""A text in quotes, which is none, or a parameter by its name."""
+
+
+class _Statement:
+    """A query whose parameters have numbers: by name the driver looks each up anew, in every call."""
+
+    __slots__ = ("columns", "sql", "values")
+
+    def __init__(self, sql: str) -> None:
+        names: list[str] = []
+
+        def number(found: re.Match[str]) -> str:
+            if found[1] is not None:
+                return found[1]
+            if found[2] not in names:
+                names.append(found[2])
+            return f"?{names.index(found[2]) + 1}"
+
+        self.sql = _PLACEHOLDER.sub(number, sql)
+        self.values: Callable[[Params], Sequence[Any]] = _picker(names)
+        self.columns: tuple[str, ...] = ()
+        """Known after it ran once."""
+
+
+def _picker(names: list[str]) -> Callable[[Params], Sequence[Any]]:
+    """What takes the values of these names out of a mapping, in their order."""
+    if len(names) > 1:
+        return itemgetter(*names)
+    return lambda params: [params[name] for name in names]
+
+
 class SqliteTx:
     """`Tx` over the writer's connection. `execute` counts only for a statement that begins with its verb."""
 
-    __slots__ = ("_columns", "_connection")
+    __slots__ = ("_connection", "_statements")
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        self._columns: dict[str, tuple[str, ...]] = {}
+        self._statements: dict[str, _Statement] = {}
 
     def _run(self, sql: str, params: Params) -> sqlite3.Cursor:
         # SQLite rolls all back by itself after some errors; each later statement would then commit alone.
         if not self._connection.in_transaction:
             raise DatabaseFailed("the transaction was lost to an earlier error")
-        return self._connection.execute(sql, params)
+        statement = self._statements.get(sql)
+        if statement is None:
+            statement = self._statements[sql] = _Statement(sql)
+        return self._connection.execute(statement.sql, statement.values(params))
 
     def execute(self, sql: str, params: Params = NO_PARAMS, /) -> int:
         return self._run(sql, params).rowcount
@@ -65,11 +102,11 @@ class SqliteTx:
         rows = cursor.fetchall()
         if not rows:
             return []
-        columns = self._columns.get(sql)
-        if columns is None:
-            columns = self._columns[sql] = tuple(column[0] for column in cursor.description)
+        statement = self._statements[sql]
+        if not statement.columns:
+            statement.columns = tuple(column[0] for column in cursor.description)
         # The driver's own rows look a column up by comparing names one after the other.
-        return [dict(zip(columns, row, strict=True)) for row in rows]
+        return [dict(zip(statement.columns, row, strict=True)) for row in rows]
 
 
 class _Write:

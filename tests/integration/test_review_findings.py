@@ -14,7 +14,7 @@ from tests.integration.server_steps import recording
 
 COPY_ROW = """
 INSERT INTO reservation SELECT id || :n, wallet, rail, NULL, fingerprint, state, fee, amount,
-  payment, seal, valid_before, settlement, operation_id, answer, claim, claim_until, created_at, keep_until
+  payment, seal, valid_before, settlement, operation_id, answer, claim, claim_until, created_ms, keep_until
 FROM reservation WHERE idempotency_key = 'k'
 """
 

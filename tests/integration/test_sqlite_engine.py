@@ -444,3 +444,12 @@ async def test_nothing_answered_is_lost_by_kill_9(path: Path) -> None:
         assert kept >= answered
         assert kept == {-note_id for note_id in kept}
     assert len(answered) > 100
+
+
+async def test_a_parameter_is_found_by_its_name_wherever_it_stands(db: SqliteDatabase) -> None:
+    sql = "SELECT ':a' || ':b1' AS text, :b1 AS b, :a AS a, :b1 AS again WHERE :a = :a"
+    row = await db.write(lambda tx: tx.one(sql, {"a": 1, "unused": 3, "b1": 2}))
+    assert row is not None
+    assert [row[name] for name in ("text", "b", "a", "again")] == [":a:b1", 2, 1, 2]
+    with pytest.raises(KeyError, match="b1"):
+        await db.write(lambda tx: tx.one(sql, {"a": 1}))
