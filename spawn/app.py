@@ -86,14 +86,24 @@ class Parts:
     providers: Mapping[str, Provider]
     clock: Clock
     entropy: Entropy
+    wall: Clock | None = None
+    """What proofs and challenges go by, where a developer lets the clock of the books run ahead of it."""
     opened: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    @property
+    def proofs_clock(self) -> Clock:
+        return self.wall or self.clock
 
     async def close(self) -> None:
         await self.opened.aclose()
 
 
 async def open_parts(
-    settings: Settings, *, clock: Clock | None = None, entropy: Entropy | None = None
+    settings: Settings,
+    *,
+    clock: Clock | None = None,
+    wall: Clock | None = None,
+    entropy: Entropy | None = None,
 ) -> Parts:
     """Open the database, the chain and the providers that the settings name.
 
@@ -106,7 +116,7 @@ async def open_parts(
         db = await SqliteDatabase.open(parse_database_url(settings.database_url), on_fatal=_die)
         opened.push_async_callback(db.close)
         entropy = entropy or SystemEntropy()
-        rail = open_rail(settings, db, clock, entropy, opened)
+        rail = open_rail(settings, db, wall or clock, entropy, opened)
         cloud = SimulatedProvider(
             Path(settings.simulated_path),
             now_ms=clock.now_ms,
@@ -121,6 +131,7 @@ async def open_parts(
             rail=rail,
             providers={cloud.name: cloud},
             clock=clock,
+            wall=wall,
             entropy=entropy,
             opened=opened.pop_all(),
         )
@@ -196,11 +207,19 @@ async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Se
     app = Front(
         cast("App", framework),
         ROUTES,
-        Callers(our_terms, party, sessions, parts.clock, parts.entropy, parts.rail.wallets, paid_calls.knows),
+        Callers(
+            our_terms,
+            party,
+            sessions,
+            parts.proofs_clock,
+            parts.entropy,
+            parts.rail.wallets,
+            paid_calls.knows,
+        ),
         services,
         limits,
         Proxies(settings.trusted_networks),
-        Stencils(parts.clock),
+        Stencils(parts.proofs_clock),
         parts.entropy,
         exposed=", ".join(EXPOSED_HEADERS).encode(),
     )
@@ -231,6 +250,7 @@ def _paid_calls(
         parts.clock,
         parts.entropy,
         billing,
+        wall=parts.proofs_clock,
         first_answer_s=settings.first_answer_s,
         in_flight_wait_s=settings.in_flight_wait_s,
         daily_cap_usdc=settings.deposit_daily_cap_usdc,
@@ -244,7 +264,7 @@ def _asking(settings: Settings, our_terms: Terms, party: RelyingParty, parts: Pa
         our_terms,
         party,
         [route for route in ROUTES if route.is_priced],
-        parts.clock,
+        parts.proofs_clock,
         parts.entropy,
         minimum_usdc=settings.minimum_charge_usdc,
     )

@@ -104,8 +104,11 @@ def cli() -> None:
 @cli.command()
 @click.option("--listen", metavar="HOST:PORT", help="Where to listen  [default: 127.0.0.1:8402].")
 @click.option("--speed", type=float, help="How fast simulated servers boot; 1 is real time  [default: 20].")
+@click.option(
+    "--fast-forward", is_flag=True, help="Let time pass by typing how much of it: 6h and Enter, or 3d."
+)
 @CHAIN
-def dev(listen: str | None, speed: float | None, chain: str) -> None:
+def dev(listen: str | None, speed: float | None, chain: str, fast_forward: bool) -> None:
     """Run a service for development: play money, simulated servers.
 
     It creates what is missing in this folder (spawn.db and its companions) and keeps it for the next run. With
@@ -141,7 +144,7 @@ def dev(listen: str | None, speed: float | None, chain: str) -> None:
         click.echo(
             f"  next          spawn wallet new; spawn faucet {faucet_options}0xYOUR_ADDRESS   (Ctrl-C stops)"
         )
-        server.serve(settings, listener, log_requests=True)
+        server.serve(settings, listener, log_requests=True, fast_forward=fast_forward)
 
 
 def _chain_settings(chain: str) -> dict[str, str]:

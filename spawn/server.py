@@ -18,8 +18,10 @@ from msgspec.structs import replace
 from spawn import logs
 from spawn.api.front import new_request_id
 from spawn.app import Parts, Service, build, open_parts
+from spawn.clock import SystemClock
 from spawn.connections import behind
 from spawn.door import Bounds, Door, bounds_of, in_front
+from spawn.fast_forward import AheadClock, obey
 from spawn.quick import Answers, asking_first
 from spawn.services.economics import warn_of_loss
 from spawn.settings import Settings
@@ -38,12 +40,17 @@ class CannotListen(Exception):
     """The address is taken or not ours; the message says what to do."""
 
 
-def serve(settings: Settings, listener: socket.socket, *, log_requests: bool = False) -> None:
-    """Serve on what `listen` gave until told to stop. Raises whatever `open_parts` refuses with."""
+def serve(
+    settings: Settings, listener: socket.socket, *, log_requests: bool = False, fast_forward: bool = False
+) -> None:
+    """Serve on what `listen` gave until told to stop. Raises whatever `open_parts` refuses with.
+
+    With `fast_forward`, durations on standard input let the time of the books pass: for development.
+    """
     logs.start(sys.stderr)
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        uvloop.run(_serve(settings, listener, log_requests))
+        uvloop.run(_serve(settings, listener, log_requests, AheadClock() if fast_forward else None))
     except KeyboardInterrupt:
         return
     finally:
@@ -154,8 +161,10 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-async def _serve(settings: Settings, listener: socket.socket, log_requests: bool) -> None:
-    parts = await open_parts(settings)
+async def _serve(
+    settings: Settings, listener: socket.socket, log_requests: bool, ahead: AheadClock | None
+) -> None:
+    parts = await open_parts(settings, clock=ahead, wall=None if ahead is None else SystemClock())
     try:
         service = await build(settings, parts)
         config = configured(
@@ -168,6 +177,9 @@ async def _serve(settings: Settings, listener: socket.socket, log_requests: bool
         warn_of_loss(settings)
         _spare_the_collector()
         log.info("event loop: %s", type(asyncio.get_running_loop()).__module__)
+        obeying = None if ahead is None else asyncio.create_task(obey(ahead, service.jobs))
         await _Server(config, lambda: _let_go(parts, service)).serve(sockets=[listener])
+        if obeying is not None:
+            obeying.cancel()
     finally:
         await parts.close()

@@ -69,6 +69,7 @@ class PaidCalls:
         entropy: Entropy,
         billing: Billing,
         *,
+        wall: Clock,
         first_answer_s: float,
         in_flight_wait_s: float,
         daily_cap_usdc: Usdc,
@@ -79,6 +80,7 @@ class PaidCalls:
         self._operator = operator
         self._signals = signals
         self._clock = clock
+        self._wall = wall
         self._entropy = entropy
         self._first_answer_s = first_answer_s
         self._in_flight_wait_s = in_flight_wait_s
@@ -93,7 +95,7 @@ class PaidCalls:
         Raises `PaymentInvalid` for a payment that does not match the price, `SpawnError` for a refusal.
         """
         try:
-            self._admit(call, self._clock.now_s())
+            self._admit(call, self._wall.now_s())
             await use_case.wait(self._db, call.identity.wallet, self._clock.now_s())
             # The wait may have been a minute.
             in_steps = call.identity.payment is not None or not use_case.only_reads

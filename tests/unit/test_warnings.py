@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from spawn_ledger import runway
-from spawn_ledger.accrual import DAY, NO_CAP_S, Meter
+from spawn_ledger.accrual import DAY, NO_CAP_S, Meter, month_start, next_month
 from spawn_ledger.runway import Funding
 from spawn_schemas.ids import ServerId
 from spawn_schemas.money import Usdc
@@ -185,10 +185,10 @@ class Wallet:
     def __init__(self, random: Random) -> None:
         self.random = random
         self.policy = Policy(grace_s=random.choice((0, 0, 600, DAY)))
-        self.now = NOW + random.randrange(31 * DAY)
-        self.available = self.money(48)
+        self.now = next_month(NOW) - random.randrange(4 * DAY)
+        self.available = self.money(24)
         self.servers: list[Living] = []
-        for _ in range(random.randint(1, 4)):
+        for _ in range(random.randint(1, 3)):
             self.create()
 
     def money(self, hours: int) -> int:
@@ -200,18 +200,21 @@ class Wallet:
         return [server for server in self.servers if server.ended_at is None]
 
     def create(self) -> None:
+        """A server from now on, or one whose month is used up soon, and what is left of it free."""
         random = self.random
+        month_s = self.now - month_start(self.now)
         meter = Meter(
             daily_usdc=Usdc(random.choice((150_000, 220_000, 400_000))),
             remainder=random.randrange(DAY),
             charged_until=self.now,
-            capped_s=random.choice((NO_CAP_S, 30 * DAY, 2 * DAY)),
+            capped_s=random.choice((NO_CAP_S, month_s + random.randrange(2 * DAY))),
+            month_s=month_s,
         )
         funding = Funding(
             server_id=ServerId(f"srv_{len(self.servers)}"),
             meter=meter,
-            reserve_usdc=Usdc(self.money(12 * 24)),
-            auto_renew=random.random() < 0.7,
+            reserve_usdc=Usdc(self.money(10 * 24)),
+            auto_renew=random.random() < 0.5,
         )
         born = Living(funding=funding, notice=Notice(epoch=0, warned_s=None, last_warned_at=None))
         self.servers.append(born)
@@ -220,7 +223,7 @@ class Wallet:
 
     def ends(self) -> dict[ServerId, int]:
         fundings = [server.funding for server in self.living]
-        return runway.ends(fundings, Usdc(self.available), self.now + 400 * DAY)
+        return runway.ends(fundings, Usdc(self.available), self.now + 8 * DAY)
 
     def settle(self) -> None:
         """Charge all that live to now, or to the end of their money."""
@@ -232,11 +235,9 @@ class Wallet:
 
     def decide(self) -> None:
         """Warn, end, and say when to look again; an end may leave money to the others."""
-        count = 0
-        while count != len(self.living):
-            count, ends = len(self.living), self.ends()
-            for server in self.living:
-                self.tell(server, ends[server.funding.server_id])
+        ends = self.ends()
+        while any(self.tell(server, ends[server.funding.server_id]) for server in self.living):
+            ends = self.ends()
         for server in self.living:
             alone = runway.ends([replace(server.funding, auto_renew=False)], Usdc(0), self.now)
             server.look_at = look_at(
@@ -249,7 +250,8 @@ class Wallet:
             )
             assert server.look_at > self.now, "what was due was done"
 
-    def tell(self, server: Living, ends_at: int) -> None:
+    def tell(self, server: Living, ends_at: int) -> bool:
+        """Warn the owner, or end the server, and whether it ended."""
         now, policy = self.now, self.policy
         server.notice = rearmed(policy, server.notice, ends_at - now)
         threshold_s = crossed(policy, server.notice, ends_at, now)
@@ -262,18 +264,17 @@ class Wallet:
         if ends_at < now and may_end_at(policy, server.notice, ends_at) <= now:
             server.money_ended_at, server.ended_at = ends_at, now
             self.available += server.funding.reserve_usdc
+        return server.ended_at is not None
 
     def move(self) -> None:
         """Something that changes how long money lasts, most of it for the worse."""
         random = self.random
         server = random.choice(self.living)
-        match random.choice(("top up", "fund", "spend", "spend", "resize", "renew", "create")):
+        match random.choice(("top up", "top up", "fund", "fund", "spend", "resize", "renew", "create")):
             case "top up":
-                self.available += self.money(72)
+                self.available += self.money(48)
             case "fund":
-                added = min(self.available, self.money(72))
-                self.available -= added
-                reserve = Usdc(server.funding.reserve_usdc + added)
+                reserve = Usdc(server.funding.reserve_usdc + self.money(120))
                 server.funding = replace(server.funding, reserve_usdc=reserve)
             case "spend":
                 self.spend()
@@ -301,13 +302,13 @@ class Life:
         self.down: list[tuple[int, int]] = []
 
     def live(self) -> list[Living]:
-        wallet, moves = self.wallet, self.random.randint(0, 6)
+        wallet, moves = self.wallet, self.random.randint(0, 8)
         wallet.decide()
         for _ in range(5_000):
             if not wallet.living:
                 return wallet.servers
             look = min(server.look_at for server in wallet.living)
-            moved_at = wallet.now + self.random.randrange(2 * DAY) if moves else look + 1
+            moved_at = wallet.now + self.random.randrange(DAY) if moves else look + 1
             wallet.now = min(look, moved_at)
             self.be_down()
             wallet.settle()
