@@ -48,6 +48,11 @@ def _meters() -> None:
     _add("server", "cost_remainder", default=0)
     _add("server", "cost_until")
     _add("server", "cost_usdc", default=0)
+    # Pages of due servers go on from a place in it, however many are due in the same second; and what every settlement
+    # writes lies in no index that it need not lie in.
+    op.drop_index("server_due", "server")
+    _index_where("server_due", "server", ["due_at", "id"], "due_at IS NOT NULL")
+    op.drop_index("server_due_by_wallet", "server")
     # The one set that every leg of a set-based settlement is driven by; empty between transactions.
     _table(
         "burn_due",

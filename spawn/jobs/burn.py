@@ -1,33 +1,67 @@
-"""Charges servers whose money may have ended, or who have not been charged for a day."""
+"""Charges the servers that are due: many at once where nothing is to be decided, wallet by wallet where money may end."""
 
 import logging
+from typing import Final
 
+from spawn_ledger.accrual import DAY
 from spawn_schemas.ids import Address
 
 from spawn.services.billing import Billing
-from spawn.store import servers
+from spawn.store import burning, servers
+from spawn.store.burning import START, Place
 from spawn.store.database import Database
 
 log = logging.getLogger(__name__)
 
-WALLETS_PER_TICK = 500
+CHUNKS_PER_TICK: Final = 1_000
+WALLETS_PER_PAGE: Final = 500
+PAGES_PER_TICK: Final = 20
+"""What one tick does at most, a million servers and ten thousand wallets; the next goes on."""
 
 
 class Burn:
-    """Each wallet is settled in a transaction of its own, so that no tick holds the writer for long."""
+    """Each chunk and each wallet is a transaction of its own, so that no tick holds the writer for long."""
 
     def __init__(self, db: Database, billing: Billing) -> None:
         self._db = db
         self._billing = billing
 
     async def tick(self, now: int) -> None:
-        due = await self._db.read(servers.SELECT_DUE_WALLETS, {"now": now, "limit": WALLETS_PER_TICK})
-        for row in due:
+        await self._settle_many(now)
+        after = ""
+        for _ in range(PAGES_PER_TICK):
+            params = {"now": now, "after": after, "limit": WALLETS_PER_PAGE}
+            due = [Address(row["wallet"]) for row in await self._db.read(servers.SELECT_DUE_WALLETS, params)]
+            for wallet in due:
+                await self._settle(wallet, now)
+            if len(due) < WALLETS_PER_PAGE:
+                return
+            after = due[-1]
+
+    async def _settle_many(self, now: int) -> None:
+        """Those whose own reserve lasts for longer than anybody is warned of."""
+        horizon_s = DAY + self._billing.policy.thresholds_s[0]
+        place = START
+        for _ in range(CHUNKS_PER_TICK):
             try:
-                await self._settle(Address(row["wallet"]), now)
+                next_place = await self._chunk(now, horizon_s, place)
             except Exception:
-                # One wallet whose books do not add up must not let all others run unpaid.
-                log.exception("the burn of %s stumbled", row["wallet"])
+                # They are still due, and are settled wallet by wallet.
+                log.exception("a chunk of the burn stumbled")
+                return
+            if next_place is None:
+                return
+            place = next_place
+
+    async def _chunk(self, now: int, horizon_s: int, after: Place) -> Place | None:
+        chunk = await self._db.write(
+            lambda tx: burning.settle_chunk(tx, now=now, horizon_s=horizon_s, after=after)
+        )
+        return chunk.next
 
     async def _settle(self, wallet: Address, now: int) -> None:
-        await self._db.write(lambda tx: self._billing.settle(tx, wallet, now))
+        try:
+            await self._db.write(lambda tx: self._billing.settle(tx, wallet, now))
+        except Exception:
+            # One wallet whose books do not add up must not let all others run unpaid.
+            log.exception("the burn of %s stumbled", wallet)

@@ -62,10 +62,10 @@ SELECT COUNT(*) AS n FROM server WHERE wallet = :wallet AND ended_at > :since AN
 SELECT_BILLED: Final = """
 SELECT server.*, account.balance AS reserve FROM server
 JOIN account ON account.id = 'srv:' || server.id
-WHERE server.wallet = :wallet AND server.due_at IS NOT NULL ORDER BY server.id
+WHERE server.wallet = :wallet AND server.ended_at IS NULL AND server.due_at IS NOT NULL ORDER BY server.id
 """
 SELECT_DUE_WALLETS: Final = """
-SELECT DISTINCT wallet FROM server WHERE due_at IS NOT NULL AND due_at <= :now LIMIT :limit
+SELECT DISTINCT wallet FROM server WHERE due_at <= :now AND wallet > :after ORDER BY wallet LIMIT :limit
 """
 SELECT_LIVE: Final = "SELECT * FROM server WHERE ended_at IS NULL AND id > :after ORDER BY id LIMIT :limit"
 
