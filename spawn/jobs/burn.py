@@ -1,4 +1,4 @@
-"""Charges the servers that are due: many at once where nothing is to be decided, wallet by wallet where money may end."""
+"""Charges servers that are due: by the thousand where nothing is to be decided, by the wallet where money may end."""
 
 import logging
 from typing import Final
