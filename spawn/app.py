@@ -34,8 +34,10 @@ from spawn.api.routes import HANDLERS, ROUTES, fees
 from spawn.api.services import Services
 from spawn.api.stencils import Stencils
 from spawn.clock import Clock, SystemClock, SystemEntropy
+from spawn.desk import open_desk
 from spawn.jobs.burn import Burn
 from spawn.jobs.operations import Operations
+from spawn.jobs.prices import Prices
 from spawn.jobs.settlements import Settlements
 from spawn.jobs.suspense import Suspense
 from spawn.jobs.sweep import Sweep
@@ -47,11 +49,12 @@ from spawn.payments.sessions import Sessions
 from spawn.payments.sign_in import RelyingParty, relying_party
 from spawn.rails import Rail, needs_file, open_rail, require_same_chain, x402_terms
 from spawn.secret_key import read_secret_key
+from spawn.services.admin import Clerk
 from spawn.services.billing import Billing
 from spawn.services.create_server import Shop
-from spawn.services.economics import price_list
 from spawn.services.operator import Operator
 from spawn.services.paid_calls import PaidCalls
+from spawn.services.price_list import PriceList
 from spawn.services.reconcile import Reconciler
 from spawn.services.signals import Signals
 from spawn.settings import Settings
@@ -181,10 +184,12 @@ async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Se
     )
     asking = _asking(settings, our_terms, party, parts)
     name, provider = next(iter(parts.providers.items()))
+    prices = PriceList(await provider.catalog(), settings)
+    await prices.refresh(parts.db)
     services = Services(
         gate=Gate(paid_calls, settings, our_terms, asking, limits),
         shop=Shop(
-            catalog=price_list(await provider.catalog(), settings),
+            prices=prices,
             provider=name,
             entropy=parts.entropy,
             vault=vault,
@@ -201,9 +206,10 @@ async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Se
         sessions=sessions,
         billing=billing,
     )
-    jobs = _jobs(settings, parts, operator, reconciler, billing)
+    jobs = _jobs(settings, parts, operator, reconciler, billing, prices)
     ticker = Ticker(tuple(jobs.values()), parts.clock) if ticking else None
-    framework = litestar(settings, services, parts, operator, ticker)
+    clerk = Clerk(parts.db, prices, parts.clock, parts.entropy)
+    framework = litestar(settings, services, parts, operator, ticker, clerk)
     app = Front(
         cast("App", framework),
         ROUTES,
@@ -271,12 +277,18 @@ def _asking(settings: Settings, our_terms: Terms, party: RelyingParty, parts: Pa
 
 
 def _jobs(
-    settings: Settings, parts: Parts, operator: Operator, reconciler: Reconciler, billing: Billing
+    settings: Settings,
+    parts: Parts,
+    operator: Operator,
+    reconciler: Reconciler,
+    billing: Billing,
+    prices: PriceList,
 ) -> dict[str, Job]:
     jobs = (
         Job(name="operations", every_s=settings.tick_s, tick=Operations(parts.db, operator).tick),
         Job(name="settlements", every_s=10, tick=Settlements(parts.db, parts.rail.facilitator).tick),
         Job(name="burn", every_s=settings.burn_every_s, tick=Burn(parts.db, billing).tick),
+        Job(name="prices", every_s=10, tick=Prices(parts.db, prices).tick),
         Job(name="reconcile", every_s=settings.reconcile_every_s, tick=reconciler.tick),
         Job(name="sweep", every_s=60, tick=Sweep(parts.db).tick),
         Job(
@@ -301,7 +313,12 @@ def _jobs(
 
 
 def litestar(
-    settings: Settings, services: Services, parts: Parts, operator: Operator, ticker: Ticker | None
+    settings: Settings,
+    services: Services,
+    parts: Parts,
+    operator: Operator,
+    ticker: Ticker | None,
+    clerk: Clerk,
 ) -> Litestar:
     """The HTTP app around the services."""
 
@@ -313,7 +330,8 @@ def litestar(
         if ticker is not None:
             ticker.start()
         try:
-            yield
+            async with open_desk(parse_database_url(settings.database_url), clerk.carry_out):
+                yield
         finally:
             if ticker is not None:
                 ticker.stop()

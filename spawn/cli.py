@@ -14,7 +14,7 @@ import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import IO, Any, Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import click
 from spawn_ledger.accounts import EXT_USDC
@@ -24,7 +24,8 @@ from spawn_schemas.ids import Address, parse_address
 from spawn_schemas.money import Usdc, format_usdc, parse_usdc
 
 from spawn import __version__
-from spawn.cli_common import open_chain, require_devnet
+from spawn.cli_admin import admin
+from spawn.cli_common import Refusal, open_chain, require_devnet
 from spawn.cli_common import process_settings as _settings
 from spawn.cli_economics import economics
 from spawn.cli_treasury import treasury_command
@@ -43,13 +44,6 @@ CHAIN: Final = click.option(
     show_default=True,
     help="Where payments settle: in a file of ours, or on a node, which `make anvil` installs.",
 )
-
-
-class Refusal(click.ClickException):
-    """What was asked for cannot be done; the message says what to do instead."""
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        click.secho(f"spawn: {self.message}", err=True, fg="red" if sys.stderr.isatty() else None)
 
 
 def main() -> None:
@@ -285,6 +279,7 @@ def _verify_file(path: Path, on_chain: Usdc | None) -> tuple[list[Violation], in
         return verify(tx, chain_balance_usdc=on_chain), 0 if counted is None else counted["n"], paid_in
 
 
+cli.add_command(admin)
 cli.add_command(treasury_command)
 cli.add_command(economics)
 
@@ -356,7 +351,8 @@ def _mint_on_anvil(settings: Settings, receiver: Address, usdc: Usdc) -> Usdc:
 
 @cli.command("demo")
 @click.option("--keep", is_flag=True, help="Keep the demo's databases, and say where they are.")
-def demo_command(keep: bool) -> None:
+@click.option("--fast-forward", is_flag=True, help="A deposit's whole life instead: warning, top-up, end.")
+def demo_command(keep: bool, fast_forward: bool) -> None:
     """Run the main job: an agent pays, gets a server, is refunded.
 
     Starts a service of its own on a free port with play money and simulated servers, and stops it again.
@@ -364,7 +360,7 @@ def demo_command(keep: bool) -> None:
     from spawn import demo
 
     try:
-        demo.run(os.environ, keep=keep)
+        demo.run(os.environ, keep=keep, fast_forward=fast_forward)
     except demo.DemoFailed as error:
         raise Refusal(str(error)) from error
 

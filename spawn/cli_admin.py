@@ -28,6 +28,7 @@ from spawn.store.snapshot import snapshot
 if TYPE_CHECKING:
     from spawn.desk import Answer
     from spawn.services.admin import Order
+    from spawn.services.admin_looks import Trouble
 
 T = TypeVar("T")
 
@@ -122,7 +123,26 @@ def status_command(*, as_json: bool) -> None:
     from spawn import cli_admin_tables as tables
     from spawn.services import admin_looks
 
-    _print(_look(admin_looks.status), tables.status, as_json=as_json)
+    trouble = _trouble()
+    shown = _look(lambda tx, now: admin_looks.status(tx, trouble, now))
+    _print(shown, tables.status, as_json=as_json)
+
+
+def _trouble() -> "Trouble":
+    from spawn.services import admin_looks
+    from spawn.store.sqlite import SqliteDatabase
+
+    settings = process_settings()
+    require_current(settings.database_url)
+
+    async def look() -> "Trouble":
+        db = await SqliteDatabase.open_reader(parse_database_url(settings.database_url))
+        try:
+            return await admin_looks.trouble(db, SystemClock().now_s())
+        finally:
+            await db.close()
+
+    return asyncio.run(look())
 
 
 @admin.command("wallets")

@@ -5,6 +5,7 @@ is words.
 """
 
 import io
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -148,18 +149,10 @@ def status(shown: Status) -> str:
         f"suspense    {shown.suspense} USDC",
         f"prices      {shown.price_changes} announced and not in force, or being told",
     ]
-    if not shown.failing_destroys:
-        return "\n".join([*lines, "destroys    none fails"])
-    return "\n".join(
-        [
-            *lines,
-            "destroys that keep failing:",
-            *(
-                f"  {one.server}  {one.attempts} attempts in {one.since_s} s  ({one.action})"
-                for one in shown.failing_destroys
-            ),
-        ]
-    )
+    lines.append(f"destroys    {shown.failing_destroys or 'none'} failing")
+    for incident in shown.incidents:
+        lines += textwrap.wrap(incident, WIDTH, initial_indent="! ", subsequent_indent="  ")
+    return "\n".join(lines)
 
 
 def _waiting(waiting: Waiting) -> str:

@@ -8,8 +8,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -17,25 +19,37 @@ import httpx
 
 START_TIMEOUT_S = 30
 AGENT_TIMEOUT_S = 180
+HOURS_MAX = 120
+"""More than the deposit of the story lasts."""
+HOUR_TAKES_S = 0.5
 
 
 class DemoFailed(Exception):
     """The demo could not be run to its end; the message says why."""
 
 
-def run(environ: Mapping[str, str], *, keep: bool) -> None:
-    """Tell the story. Raises DemoFailed."""
+def run(environ: Mapping[str, str], *, keep: bool, fast_forward: bool = False) -> None:
+    """Tell the story: an agent's whole journey, or with `fast_forward` that of a deposit. Raises DemoFailed."""
     folder = Path(tempfile.mkdtemp(prefix="spawn-demo-"))
     environ = _settings(environ, folder)
     click.echo(f"# A service with play money and simulated servers, on {environ['SPAWN_LISTEN']}")
     log = (folder / "service.log").open("w")
-    service = subprocess.Popen(
-        [sys.executable, "-m", "spawn", "dev"], env=environ, cwd=folder, stdout=log, stderr=subprocess.STDOUT
+    service = subprocess.Popen(  # noqa: S603 - our own command
+        [sys.executable, "-m", "spawn", "dev", *(["--fast-forward"] if fast_forward else [])],
+        env=environ,
+        cwd=folder,
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=subprocess.STDOUT,
     )
     try:
         url = f"http://{environ['SPAWN_LISTEN']}"
         _wait_until_up(url, service, folder)
-        _step([sys.executable, str(_agent_script()), url], environ, folder)
+        if fast_forward:
+            with _time_passing(service):
+                _step([sys.executable, str(_script("deposit.py")), url], environ, folder)
+        else:
+            _step([sys.executable, str(_script("agent.py")), url], environ, folder)
         click.echo("\n# Do the books agree with the chain and with every server's meter?")
         _step([sys.executable, "-m", "spawn", "ledger", "verify"], environ, folder)
     finally:
@@ -82,13 +96,34 @@ def _wait_until_up(url: str, service: "subprocess.Popen[bytes]", folder: Path) -
     raise DemoFailed(f"the service did not start:\n{(folder / 'service.log').read_text()}")
 
 
-def _agent_script() -> Path:
+@contextmanager
+def _time_passing(service: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """An hour in the service's books every half second or so."""
+    enough = threading.Event()
+
+    def pass_time() -> None:
+        for _ in range(HOURS_MAX):
+            if enough.wait(HOUR_TAKES_S) or service.stdin is None or service.poll() is not None:
+                return
+            service.stdin.write(b"1h\n")
+            service.stdin.flush()
+
+    passing = threading.Thread(target=pass_time, daemon=True)
+    passing.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        passing.join()
+
+
+def _script(name: str) -> Path:
     here = Path(__file__).resolve().parent
     for folder in (here / "_examples", here.parent / "examples"):
-        script = folder / "agent.py"
+        script = folder / name
         if script.exists():
             return script
-    raise DemoFailed("examples/agent.py is missing from this installation")
+    raise DemoFailed(f"examples/{name} is missing from this installation")
 
 
 def _step(command: list[str], environ: dict[str, str], folder: Path) -> None:

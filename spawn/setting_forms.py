@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 from spawn_schemas.ids import parse_address
 from spawn_schemas.money import parse_usdc
 
+from spawn.domain.targets import networks
+
 _CURVE_ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 """Of secp256k1 (SEC 2, section 2.4.1): a private key is a number below it."""
 
@@ -65,6 +67,13 @@ def is_private_key(text: str) -> bool:
 def is_listen(text: str) -> bool:
     host, _, port = text.rpartition(":")
     return bool(host) and port.isascii() and port.isdigit() and 0 < int(port) < 65536
+
+
+def are_networks(text: str) -> bool:
+    try:
+        return all(network.prefixlen > 0 for network in networks(text))
+    except ValueError:
+        return False
 
 
 def is_secret(text: str) -> bool:

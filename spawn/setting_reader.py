@@ -16,6 +16,7 @@ from spawn_schemas.money import USDC
 
 from spawn.domain.warnings import Policy
 from spawn.setting_forms import (
+    are_networks,
     is_address,
     is_amount,
     is_caip2,
@@ -37,6 +38,10 @@ _SECONDS: Final = f"0 to {_PATIENCE_S} seconds"
 _TIMEOUT: Final = "0.1 to 3600 seconds"
 _RATE_MAX: Final = 1_000_000
 _RATES: Final = f"0 (no limit) to {_RATE_MAX} calls a minute"
+_NETWORKS: Final = (
+    "a comma list of addresses and networks, such as {}, with no bit set after the prefix, "
+    "and never everybody (/0)"
+)
 
 
 _Check = tuple[str, bool, str]
@@ -110,9 +115,13 @@ def _door_checks(settings: Settings) -> tuple[_Check, ...]:
         ("SPAWN_RATE_WALLET_PER_MINUTE", 0 <= settings.rate_wallet_per_minute <= _RATE_MAX, _RATES),
         (
             "SPAWN_TRUSTED_PROXIES",
-            _are_proxies(settings),
-            "a comma list of addresses and networks, such as 10.0.0.0/8,2001:db8::1, with no bit set after the "
-            "prefix, and never everybody (/0)",
+            are_networks(settings.trusted_proxies),
+            _NETWORKS.format("10.0.0.0/8,2001:db8::1"),
+        ),
+        (
+            "SPAWN_WEBHOOK_NETWORKS",
+            are_networks(settings.webhook_networks),
+            _NETWORKS.format("127.0.0.0/8,::1"),
         ),
     )
 
@@ -248,10 +257,3 @@ def _warns(settings: Settings) -> bool:
     except ValueError:
         return False
     return min(thresholds_s) >= 60
-
-
-def _are_proxies(settings: Settings) -> bool:
-    try:
-        return all(network.prefixlen > 0 for network in settings.trusted_networks)
-    except ValueError:
-        return False

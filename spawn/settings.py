@@ -3,7 +3,6 @@
 Invariant: a field's name in capitals, behind `SPAWN_`, is the setting's.
 """
 
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -11,6 +10,7 @@ import msgspec
 from spawn_schemas.ids import Address, parse_address
 from spawn_schemas.money import Usdc, parse_usdc
 
+from spawn.domain.targets import Network, Rules, networks
 from spawn.domain.warnings import Policy
 from spawn.setting_forms import listed, parse_duration
 
@@ -89,6 +89,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     rate_address_per_minute: int = 600
     rate_wallet_per_minute: int = 1200
     trusted_proxies: str = ""
+    webhook_networks: str = ""
     tick_s: float = 1.0
     burn_every_s: int = 10
     reconcile_every_s: int = 60
@@ -173,6 +174,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     @property
-    def trusted_networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
+    def trusted_networks(self) -> tuple[Network, ...]:
         """`trusted_proxies`, parsed. Raises ValueError."""
-        return tuple(ip_network(text.strip()) for text in self.trusted_proxies.split(",") if text.strip())
+        return networks(self.trusted_proxies)
+
+    @property
+    def outbound_rules(self) -> Rules:
+        """Where customers may have us connect to. Raises ValueError."""
+        return Rules(
+            networks=networks(self.webhook_networks),
+            own_host=(urlsplit(self.public_url).hostname or "").lower(),
+            own_port=self.listen_address[1],
+        )

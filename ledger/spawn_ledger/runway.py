@@ -114,12 +114,6 @@ def ends(fundings: Sequence[Funding], available_usdc: Usdc, until: int) -> dict[
     return found
 
 
-def next_due(fundings: Sequence[Funding], available_usdc: Usdc, now: int) -> dict[ServerId, int]:
-    """When the burn job must look at each server again: just after its end, and at least daily."""
-    found = ends(fundings, available_usdc, now + DAY)
-    return {server_id: min(end + 1, now + DAY) for server_id, end in found.items()}
-
-
 def _charge(funding: Funding, end: int, now: int) -> Charge:
     charge_usdc, meter = accrue(funding.meter, min(end, now))
     from_reserve = min(charge_usdc, funding.reserve_usdc)

@@ -258,6 +258,11 @@ def balance_of(tx: Tx, account: AccountId) -> Balance:
     return Balance(balance=Usdc(-row["balance"] if grows_by_debit(account) else row["balance"]), held=Usdc(0))
 
 
+def open_account(tx: Tx, account: AccountId) -> None:
+    """Give a customer account its row, empty, before any money comes to it."""
+    _lock(tx, account)
+
+
 def _lock(tx: Tx, *accounts: AccountId) -> None:
     for account in sorted(filter(is_customer, accounts)):
         tx.execute(_LOCK, {"account": account})

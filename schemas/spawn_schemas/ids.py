@@ -14,6 +14,7 @@ ServerId = NewType("ServerId", str)
 ActionId = NewType("ActionId", str)
 """Names an operation to its caller; 128 random bits, so that knowing it is the right to read it."""
 SshKeyId = NewType("SshKeyId", str)
+WebhookId = NewType("WebhookId", str)
 ReservationId = NewType("ReservationId", str)
 
 _ADDRESS = re.compile(r"0[xX][0-9a-fA-F]{40}")
@@ -46,3 +47,7 @@ def new_action_id(entropy: Entropy) -> ActionId:
 
 def new_ssh_key_id(entropy: Entropy) -> SshKeyId:
     return SshKeyId("sk_" + _random_text(entropy))
+
+
+def new_webhook_id(entropy: Entropy) -> WebhookId:
+    return WebhookId("wh_" + _random_text(entropy))

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from spawn_schemas import api, suspense
+from spawn_schemas import api, suspense, webhooks
 
 _WALLET: Final = "0x8ba1f109551bd432803012645ac136ddd64dba72"
 _SERVER_ID: Final = "srv_mfzwizltoq4dgnbvgy3tqojqme"
@@ -53,6 +53,32 @@ _KEY: Final = api.SshKeyView(
     created_at=_NOW,
     owner_wallet=_WALLET,
 )
+_WEBHOOK_ID: Final = "wh_nrxw4zzanruw43dfou2gk3tdmu"
+_SECRET: Final = "whsec_C2FVsBQI..."  # noqa: S105 - an example's, and not whole
+_WEBHOOK: Final = webhooks.WebhookView(
+    id=_WEBHOOK_ID,
+    url="https://agent.example.com/hooks/spawn",
+    types=("server.*", "deposit.low"),
+    description="my agent",
+    enabled=True,
+    disabled_reason=None,
+    failing_since=None,
+    created_at=_NOW,
+    owner_wallet=_WALLET,
+)
+_DELIVERY: Final = webhooks.DeliveryView(
+    event="evt_1042",
+    type="server.running",
+    resource=_SERVER_ID,
+    state="pending",
+    attempts=1,
+    status_code=503,
+    error="answered 503",
+    created_at=_NOW,
+    attempted_at=_NOW,
+    next_at="2026-02-24T10:00:05Z",
+    finished_at=None,
+)
 
 
 def _started(command: str) -> api.ActionSummary:
@@ -79,6 +105,10 @@ REQUESTS: Final[dict[str, Any]] = {
         public_key="ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIMuuTlGtNlKnGGHu0lF0O1ULQdgG3CYVQbh3OVfpEYOT",
     ),
     "POST /v1/balance/deposit": api.Deposit(amount="5.00"),
+    "POST /v1/webhooks": webhooks.CreateWebhook(
+        url="https://agent.example.com/hooks/spawn", types=("server.*", "deposit.low"), description="my agent"
+    ),
+    "PATCH /v1/webhooks/{webhook_id}": webhooks.UpdateWebhook(enabled=True),
 }
 
 RESPONSES: Final[dict[str, Any]] = {
@@ -133,6 +163,18 @@ RESPONSES: Final[dict[str, Any]] = {
     ),
     "POST /v1/suspense/claim": suspense.SuspenseClaimed(
         claimed="5.00", left="0.00", balance="25.00", reserved="10.25", available="14.75"
+    ),
+    "POST /v1/webhooks": webhooks.WebhookCreated(webhook=_WEBHOOK, secret=_SECRET),
+    "GET /v1/webhooks": webhooks.WebhookList(webhooks=(_WEBHOOK,)),
+    "GET /v1/webhooks/{webhook_id}": webhooks.WebhookShown(webhook=_WEBHOOK),
+    "PATCH /v1/webhooks/{webhook_id}": webhooks.WebhookShown(webhook=_WEBHOOK),
+    "DELETE /v1/webhooks/{webhook_id}": api.Deleted(status="deleted"),
+    "POST /v1/webhooks/{webhook_id}/test": webhooks.WebhookTested(event="evt_1043"),
+    "POST /v1/webhooks/{webhook_id}/secret": webhooks.SecretRotated(
+        webhook=_WEBHOOK, secret=_SECRET, previous_until="2026-02-25T10:00:00Z"
+    ),
+    "GET /v1/webhooks/{webhook_id}/deliveries": webhooks.DeliveryList(
+        deliveries=(_DELIVERY,), next_cursor="c1042"
     ),
     "POST /v1/sessions": api.SessionOpened(
         session=api.SessionView(

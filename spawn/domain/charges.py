@@ -73,6 +73,7 @@ RESIZE: Final = _fee(10_000)
 REBUILD: Final = _fee(5_000)
 DESTROY: Final = _fee(5_000)
 SSH_KEY: Final = _fee(1_000)
+WEBHOOK: Final = _fee(1_000)
 
 IDENTIFYING_PAYMENT: Final = Usdc(1_000)
 """What a stock client pays to identify itself on a free route, credited in full."""

@@ -4,7 +4,7 @@ Invariant: no server's price rises sooner than `NOTICE_S` after its owner was to
 pay the newest announced price at once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final, NewType
 
@@ -14,7 +14,7 @@ from spawn_providers.catalog import Catalog, Offer
 from spawn_schemas.errors import Code, SpawnError
 from spawn_schemas.money import Usdc, format_usdc
 
-from spawn.domain.prices import rounded_up
+from spawn.domain.prices import repriced
 
 PriceChangeId = NewType("PriceChangeId", str)
 
@@ -24,8 +24,6 @@ AHEAD_MAX_S: Final = 366 * 86_400
 """A change further ahead than this is a slip of the pen."""
 LEAP_MAX: Final = 10
 """A price that changes by more than this factor is a slip of the pen, too."""
-_DEPOSIT_STEP: Final = 10_000
-"""Deposits are whole cents."""
 
 
 class State(StrEnum):
@@ -182,15 +180,11 @@ def overlay(catalog: Catalog, changes: Sequence[PriceChange]) -> Catalog:
     """The catalog with the newest announced price of each offer; there is one change of an offer at most."""
     if not changes:
         return catalog
-    by_offer = {(change.type, change.location): change.daily_usdc for change in changes}
-    return replace(catalog, offers=tuple(_sold_for(offer, by_offer) for offer in catalog.offers))
-
-
-def _sold_for(offer: Offer, by_offer: Mapping[tuple[str, str], Usdc]) -> Offer:
-    daily_usdc = by_offer.get((offer.type, offer.location), offer.daily_usdc)
-    if offer.daily_usdc in {daily_usdc, 0}:
-        return replace(offer, daily_usdc=daily_usdc)
-    deposit = rounded_up(offer.deposit_usdc * daily_usdc, offer.daily_usdc)
+    daily = {(change.type, change.location): change.daily_usdc for change in changes}
     return replace(
-        offer, daily_usdc=daily_usdc, deposit_usdc=Usdc(rounded_up(deposit, _DEPOSIT_STEP) * _DEPOSIT_STEP)
+        catalog,
+        offers=tuple(
+            repriced(offer, daily.get((offer.type, offer.location), offer.daily_usdc))
+            for offer in catalog.offers
+        ),
     )

@@ -85,12 +85,16 @@ class Ticker:
             # A job that stumbles is called again; its work is still due in its table.
             log.exception("job %s stumbled", job.name)
 
+    def plan_all(self, at: datetime) -> None:
+        """Let every job tick next at this moment."""
+        for planned in self._scheduler.get_jobs():
+            planned.modify(next_run_time=at)
+
     async def _watch_clock(self) -> None:
         """The scheduler sleeps until a moment, which a clock that is set back moves away by as much."""
         while True:
             await asyncio.sleep(self._watch_s)
             now = datetime.now(UTC)
-            for planned in self._scheduler.get_jobs():
-                if planned.next_run_time > now + planned.trigger.interval:
-                    log.warning("the clock was set back: job %s goes on", planned.id)
-                    planned.modify(next_run_time=now)
+            if any(job.next_run_time > now + job.trigger.interval for job in self._scheduler.get_jobs()):
+                log.warning("the clock was set back: the jobs go on")
+                self.plan_all(now)

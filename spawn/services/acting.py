@@ -7,9 +7,11 @@ same transaction.
 import msgspec
 from msgspec.structs import replace
 from spawn_ledger.tx import Tx
+from spawn_schemas.ids import Address
 from spawn_schemas.money import Usdc
 
 from spawn.clock import Clock
+from spawn.domain.barring import Barred, barred_error
 from spawn.payments.facilitator import Settled
 from spawn.services import funds, reservations, standing
 from spawn.services.balance import check_daily_cap
@@ -17,6 +19,7 @@ from spawn.services.billing import Billing
 from spawn.services.calls import Acted, Context, Identity, PaidCall, UseCase
 from spawn.services.purse import Purse, require_fee
 from spawn.services.standing import Left
+from spawn.store import wallets
 from spawn.store.reservations import Rail, Reservation, State
 
 
@@ -45,14 +48,17 @@ class Transactions:
     def begin(self, tx: Tx, call: PaidCall, reservation: Reservation, use_case: UseCase) -> Progress:
         """Take key and nonce for a payment and refuse what is doomed, before money moves on chain.
 
-        A call from the balance has nothing to settle: all of it is this transaction. Raises AlreadyKnown.
+        A call from the balance has nothing to settle: all of it is this transaction. Raises AlreadyKnown, and what
+        speaks against the call: that its wallet is barred, or what `check` sees.
         """
         if call.identity.payment is None:
             reservations.refuse_known_key(tx, reservation)
             if not use_case.only_reads:
+                _refuse_barred(tx, reservation.wallet, use_case, pays=False)
                 self._check(tx, call, reservation, use_case)
             return self.act(tx, None, reservation, call.identity, use_case)
         reservations.reserve(tx, reservation)
+        _refuse_barred(tx, reservation.wallet, use_case, pays=True)
         if call.price.fund_usdc > 0:
             check_daily_cap(tx, reservation, cap_usdc=self._daily_cap_usdc)
         self._check(tx, call, reservation, use_case)
@@ -82,6 +88,9 @@ class Transactions:
         """Do it, and record that it is done. `stored` is what the table holds, `current` what we know since."""
         now, wallet = self._clock.now_s(), current.wallet
         reference = current.reference
+        if stored is not None and not use_case.only_reads:
+            # Barred since it was reserved: what it paid stays its credit.
+            _refuse_barred(tx, wallet, use_case, pays=False)
         from_payment = use_case.only_reads and current.rail is Rail.X402
         if from_payment:
             # First of all: what was paid for this call is not there for what the wallet's servers owe.
@@ -115,6 +124,16 @@ class Transactions:
             return Progress(reservation=after)
         left = context.standing if use_case.only_reads else standing.of(tx, wallet, now)
         return Progress(reservation=after, done=Done(body=acted.answer, left=left.left))
+
+
+def _refuse_barred(tx: Tx, wallet: Address, use_case: UseCase, *, pays: bool) -> None:
+    """Raise `suspended` for what a barred wallet may not do, and for any payment of a blocked one."""
+    barred = wallets.barred(tx, wallet)
+    if barred is None:
+        return
+    may_act = use_case.only_reads or barred in use_case.open_to
+    if not may_act or (pays and barred is Barred.BLOCKED):
+        raise barred_error(barred)
 
 
 def _after(current: Reservation, acted: Acted) -> Reservation:

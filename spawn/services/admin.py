@@ -24,8 +24,8 @@ from spawn.domain.servers import Command
 from spawn.services import price_changes
 from spawn.services.create_server import SERVERS_MAX
 from spawn.services.events import emit
+from spawn.services.moments import moment
 from spawn.services.price_list import PriceList
-from spawn.services.views import moment
 from spawn.store import operations, servers, wallets
 from spawn.store.database import Database
 

@@ -17,9 +17,10 @@ from spawn_schemas.money import Usdc, format_usdc
 from spawn.domain import price_changes as decisions
 from spawn.domain.barring import Barred
 from spawn.domain.price_changes import PriceChange
-from spawn.services import standing
-from spawn.services.views import moment
+from spawn.services import incidents, standing
+from spawn.services.moments import moment
 from spawn.store import price_changes, wallets
+from spawn.store.database import Database
 
 _SERVER: Final = """
 SELECT id, wallet, name, type, location, status, reason, daily_usdc, charged_usdc, cost_usdc, cost_daily_usdc,
@@ -40,7 +41,8 @@ ORDER BY id LIMIT :limit
 """
 )
 COUNT_WALLETS: Final = """
-SELECT COALESCE(barred, '') AS barred, COUNT(*) AS n FROM account WHERE id LIKE 'wallet:%' GROUP BY barred
+SELECT COALESCE(barred, '') AS barred, COUNT(*) AS n FROM account
+WHERE id LIKE 'wallet:%' GROUP BY COALESCE(barred, '')
 """
 COUNT_SERVERS: Final = "SELECT status, COUNT(*) AS n FROM server GROUP BY status ORDER BY status"
 COUNT_DUE: Final = "SELECT COUNT(*) AS n, MIN(due_at) AS oldest FROM server WHERE due_at <= :now"
@@ -50,15 +52,7 @@ SELECT COUNT(*) AS n, MIN(created_at) AS oldest FROM operation WHERE status = 'r
 COUNT_DELIVERIES: Final = """
 SELECT COUNT(*) AS n, MIN(created_at) AS oldest FROM delivery WHERE state = 'pending'
 """
-SELECT_FAILING_DESTROYS: Final = """
-SELECT id, server_id, attempts, created_at FROM operation
-WHERE status = 'running' AND command = 'destroy_server' AND created_at <= :before ORDER BY created_at LIMIT :limit
-"""
 
-STUCK_S: Final = 600
-"""A machine that is not gone after this long is worth an operator's look."""
-STUCK_MAX: Final = 20
-"""Destructions that are shown by name."""
 NOTES_MAX: Final = 20
 
 
@@ -150,13 +144,11 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     oldest_s: int
 
 
-class Failing(msgspec.Struct, frozen=True, kw_only=True):
-    """A machine that does not go away: `attempts` so far, `since_s` seconds after it was ordered."""
+class Trouble(msgspec.Struct, frozen=True, kw_only=True):
+    """What goes on failing until a person looks: how many machines that do not go away, and everything in words."""
 
-    action: str
-    server: str
-    attempts: int
-    since_s: int
+    failing_destroys: int
+    incidents: tuple[str, ...]
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,10 +161,11 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     servers: Mapping[str, int]
     due: Waiting
     operations: Waiting
-    failing_destroys: tuple[Failing, ...]
     deliveries: Waiting
     suspense: str
     price_changes: int
+    failing_destroys: int
+    incidents: tuple[str, ...]
 
 
 def wallet_page(
@@ -287,11 +280,16 @@ def price_lines(tx: Tx, *, limit: int, now: int) -> tuple[PriceLine, ...]:
     return tuple(lines)
 
 
-def status(tx: Tx, now: int) -> Status:
+async def trouble(db: Database, now: int) -> Trouble:
+    """What the operator must know of at `now` (unix seconds)."""
+    failing = await incidents.failing_destroys(db, now)
+    found = await incidents.look(db, now)
+    return Trouble(failing_destroys=failing.count, incidents=tuple(incident.text for incident in found))
+
+
+def status(tx: Tx, known: Trouble, now: int) -> Status:
     """The whole on one page."""
     by_bar: dict[str, int] = {row["barred"]: row["n"] for row in tx.all(COUNT_WALLETS, {})}
-    failing = tx.all(SELECT_FAILING_DESTROYS, {"before": now - STUCK_S, "limit": STUCK_MAX})
-    pending = [change for change in price_changes.list_newest(tx) if change.is_pending(now)]
     return Status(
         at=moment(now),
         wallets=sum(by_bar.values()),
@@ -300,18 +298,11 @@ def status(tx: Tx, now: int) -> Status:
         servers={row["status"]: row["n"] for row in tx.all(COUNT_SERVERS, {})},
         due=_waiting(tx.one(COUNT_DUE, {"now": now}), now),
         operations=_waiting(tx.one(COUNT_OPERATIONS, {}), now),
-        failing_destroys=tuple(
-            Failing(
-                action=row["id"],
-                server=row["server_id"],
-                attempts=row["attempts"],
-                since_s=now - row["created_at"],
-            )
-            for row in failing
-        ),
         deliveries=_waiting(tx.one(COUNT_DELIVERIES, {}), now),
         suspense=format_usdc(balance_of(tx, SUSPENSE).balance),
-        price_changes=len(pending),
+        price_changes=sum(change.is_pending(now) for change in price_changes.list_newest(tx)),
+        failing_destroys=known.failing_destroys,
+        incidents=known.incidents,
     )
 
 

@@ -12,6 +12,7 @@ from spawn_schemas import api
 from spawn_schemas.errors import Code, SpawnError
 from spawn_schemas.money import Usdc, format_usdc
 
+from spawn.domain.barring import Barred
 from spawn.services import standing, views
 from spawn.services.calls import Acted, Context, Read, UseCase
 from spawn.services.moments import moment
@@ -65,6 +66,8 @@ class ListTransactions(Read):
 
 class TopUp(UseCase):
     """`POST /v1/balance/deposit`: all of the payment is credit."""
+
+    open_to = frozenset({Barred.SUSPENDED})
 
     def act(self, tx: Tx, context: Context) -> Acted:
         view = views.balance_view(standing.of(tx, context.wallet, context.now))

@@ -16,6 +16,7 @@ from spawn_schemas.errors import SpawnError
 from spawn_schemas.ids import ActionId, Address, ReservationId, ServerId
 from spawn_schemas.money import Usdc
 
+from spawn.domain.barring import Barred
 from spawn.domain.charges import Price
 from spawn.domain.operations import Operation
 from spawn.payments.exact import ExactPayment
@@ -121,11 +122,13 @@ class UseCase(ABC):
 
     `only_reads`: it changes nothing that is anybody's, so that a proof which does not bind the request will do.
     `fee_from_refund`: the call frees money, and its fee may come out of that.
+    `open_to`: the barred wallets that may make it all the same; a read is anybody's, and nobody looks.
     `saves`: the server that it gives money to, and that must not be ended for want of it in the same moment.
     """
 
     only_reads: ClassVar[bool] = False
     fee_from_refund: ClassVar[bool] = False
+    open_to: ClassVar[frozenset[Barred]] = frozenset()
     saves: ServerId | None = None
 
     async def wait(self, db: Database, wallet: Address, now: int) -> None:  # noqa: B027 - most calls wait for nothing

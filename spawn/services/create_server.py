@@ -26,6 +26,7 @@ from spawn.services.billing import Billing
 from spawn.services.calls import Acted, Completed, Context, UseCase
 from spawn.services.changes import tell
 from spawn.services.ownership import owned_key
+from spawn.services.price_list import PriceList
 from spawn.services.purse import Purse
 from spawn.store import operations, secrets, servers, ssh_keys
 from spawn.store.secrets import Vault
@@ -45,12 +46,17 @@ _FUND = (
 class Shop(msgspec.Struct, frozen=True, kw_only=True):
     """What selling needs to know: the goods, who delivers them, and where ids come from."""
 
-    catalog: Catalog
+    prices: PriceList
     provider: str
     entropy: Entropy
     vault: Vault
     billing: Billing
     eur_usdc: Usdc
+
+    @property
+    def catalog(self) -> Catalog:
+        """What is for sale at this moment."""
+        return self.prices.catalog
 
     def pin(self, offer: Offer) -> Pin:
         """What the offer costs from now on, its owner and us."""

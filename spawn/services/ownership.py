@@ -7,11 +7,11 @@ from typing import Final
 
 from spawn_ledger.tx import Tx
 from spawn_schemas.errors import Code, SpawnError
-from spawn_schemas.ids import Address, ServerId
+from spawn_schemas.ids import Address, ServerId, WebhookId
 
 from spawn.domain.operations import Operation
 from spawn.domain.servers import Server
-from spawn.store import operations, servers, ssh_keys
+from spawn.store import operations, servers, ssh_keys, webhooks
 from spawn.store.database import Database
 
 _YOURS: Final = "Call with the wallet that owns it."
@@ -29,6 +29,18 @@ def owned_key(key: ssh_keys.SshKey | None, key_id: str, wallet: Address) -> ssh_
     if key.wallet != wallet:
         raise SpawnError(Code.FORBIDDEN, f"SSH key {key_id} belongs to another wallet.", next=_YOURS)
     return key
+
+
+def owned_webhook(tx: Tx, webhook_id: WebhookId, wallet: Address) -> webhooks.Webhook:
+    """The wallet's webhook, inside a transaction. Raises not_found or forbidden."""
+    webhook = webhooks.find_webhook(tx, webhook_id)
+    if webhook is None:
+        raise SpawnError(
+            Code.NOT_FOUND, f"There is no webhook {webhook_id}.", next="GET /v1/webhooks lists yours."
+        )
+    if webhook.wallet != wallet:
+        raise SpawnError(Code.FORBIDDEN, f"Webhook {webhook_id} belongs to another wallet.", next=_YOURS)
+    return webhook
 
 
 def owned_server(server: Server, wallet: Address) -> Server:

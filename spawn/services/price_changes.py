@@ -18,8 +18,8 @@ from spawn.domain import price_changes as decisions
 from spawn.domain.price_changes import PriceChange, PriceChangeId
 from spawn.services.create_server import find_offer
 from spawn.services.events import emit
+from spawn.services.moments import moment
 from spawn.services.price_list import PriceList
-from spawn.services.views import moment
 from spawn.store import price_changes as rows
 from spawn.store.price_changes import Concerned
 

@@ -17,6 +17,7 @@ from spawn_schemas.ids import Address, Entropy, ServerId, new_action_id
 from spawn_schemas.money import Usdc, format_usdc
 
 from spawn.domain import charges
+from spawn.domain.barring import Barred
 from spawn.domain.operations import Operation
 from spawn.domain.servers import FINAL, Reason, Server, Status
 from spawn.services import endings, funds, standing, views
@@ -195,6 +196,7 @@ class DestroyServer(UseCase):
     """`DELETE /v1/servers/{id}`: always works, whatever else runs; the fee may come out of the refund."""
 
     fee_from_refund = True
+    open_to = frozenset(Barred)
 
     def __init__(self, server_id: ServerId, billing: Billing, entropy: Entropy) -> None:
         self._server_id = server_id

@@ -23,7 +23,7 @@ from spawn.store.migrate import check_version, current_version, head_version, mi
 from spawn.store.owner import Owner
 from spawn.store.snapshot import snapshot
 from spawn.store.sqlite import connect_reader, connect_writer
-from spawn.store.whole_files import exists, flush, whole
+from spawn.store.whole_files import flush, whole
 
 BESIDE: Final = ("", "-wal", "-shm")
 """The files that a database is made of while it is in use; the first has its name."""
@@ -118,14 +118,26 @@ def _unsound(copy: Path, problems: list[str]) -> UnsoundBackup:
     return UnsoundBackup(f"{copy} is not sound: {'; '.join(problems[:PROBLEMS_SHOWN])}{more}.")
 
 
-@contextlib.contextmanager
-def restoring(backup: Path, database: Path, *, replace: bool) -> Iterator[Path]:
-    """Give a copy of `backup`, proven and of this version's schema, which takes the place of `database` at the end.
+class Place:
+    """A proven copy at `path`, and the right to the name of the database that it is for."""
 
-    Until then nothing is there that a service could open, or what was there before; no service can start. A block that
-    does not end well leaves everything as it was, and can be repeated. What `database` was is kept under another name.
-    Raises DatabaseBusy where a service has it, StoreError where it exists and may not be replaced, SchemaMismatch for
-    a backup of a newer version, UnsoundBackup.
+    def __init__(self, path: Path, database: Path) -> None:
+        self.path = path
+        self._database = database
+
+    def take(self) -> None:
+        """Become the database. Whoever has opened the copy has closed it; what was there before is kept."""
+        _put_in_place(self.path, self._database)
+
+
+@contextlib.contextmanager
+def restoring(backup: Path, database: Path, *, replace: bool) -> Iterator[Place]:
+    """Give a copy of `backup`, proven and of this version's schema, which may take the place of `database`.
+
+    Until it does, nothing is there that a service could open but what was there before, and no service can start. A
+    block that ends without it leaves everything as it was, and can be repeated.
+    Raises DatabaseBusy where a service has the database, StoreError where it exists and may not be replaced,
+    SchemaMismatch for a backup of a newer version, UnsoundBackup.
     """
     if not backup.is_file():
         raise StoreError(f"there is no backup at {backup}.")
@@ -136,7 +148,7 @@ def restoring(backup: Path, database: Path, *, replace: bool) -> Iterator[Path]:
     owner = Owner.claim(database)
     try:
         if _files_of(database) and not replace:
-            raise exists(database)
+            raise StoreError(f"{database} exists already: say --force, and it is kept under another name.")
         unfinished = database.with_name(database.name + ".restoring")
         _discard(unfinished)
         try:
@@ -145,8 +157,7 @@ def restoring(backup: Path, database: Path, *, replace: bool) -> Iterator[Path]:
             _check_pages(unfinished)
             migrate(f"sqlite:///{unfinished}")
             inspect(unfinished)
-            yield unfinished
-            _put_in_place(unfinished, database)
+            yield Place(unfinished, database)
         finally:
             _discard(unfinished)
     finally:

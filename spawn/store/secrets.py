@@ -8,12 +8,17 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from spawn_ledger.tx import Tx
-from spawn_schemas.ids import Entropy, ServerId
+from spawn_schemas.ids import Entropy, ServerId, WebhookId
 
 from spawn.store.database import StoreError
 
 USER_DATA: Final = "user_data"
 ROOT_PASSWORD: Final = "root_password"  # noqa: S105 - the name of a kind of secret, not one
+SIGNING: Final = "signing"
+SIGNING_BEFORE: Final = "signing_before"
+"""What a webhook's deliveries were signed with until its secret was rotated, which is when this was sealed."""
+
+Owner = ServerId | WebhookId
 
 _PROOF_OWNER: Final = ServerId("spawn")
 _PROOF: Final = "proof"
@@ -22,7 +27,9 @@ PUT_SEALED: Final = """
 INSERT INTO secret (owner, kind, ciphertext, created_at) VALUES (:owner, :kind, :ciphertext, :at)
 ON CONFLICT (owner, kind) DO UPDATE SET ciphertext = :ciphertext, created_at = :at
 """
-FIND_SEALED: Final = "SELECT ciphertext FROM secret WHERE owner = :owner AND kind = :kind"
+FIND_SEALED: Final = """
+SELECT ciphertext FROM secret WHERE owner = :owner AND kind = :kind AND created_at >= :since
+"""
 DELETE_SEALED: Final = "DELETE FROM secret WHERE owner = :owner AND kind = :kind"
 DELETE_ALL_SEALED: Final = "DELETE FROM secret WHERE owner = :owner"
 
@@ -43,14 +50,14 @@ class Vault:
         if self.find(tx, _PROOF_OWNER, _PROOF) is None:
             self.put(tx, _PROOF_OWNER, _PROOF, _PROOF, at)
 
-    def put(self, tx: Tx, owner: ServerId, kind: str, text: str, at: int) -> None:
+    def put(self, tx: Tx, owner: Owner, kind: str, text: str, at: int) -> None:
         nonce = self._entropy.bytes(12)
         sealed = nonce + self._cipher.encrypt(nonce, text.encode(), f"{owner}|{kind}".encode())
         tx.execute(PUT_SEALED, {"owner": owner, "kind": kind, "ciphertext": sealed, "at": at})
 
-    def find(self, tx: Tx, owner: ServerId, kind: str) -> str | None:
-        """The secret, or None. Raises WrongKey when it was sealed with another key."""
-        row = tx.one(FIND_SEALED, {"owner": owner, "kind": kind})
+    def find(self, tx: Tx, owner: Owner, kind: str, *, since: int = 0) -> str | None:
+        """The secret if it was sealed at `since` or later, or None. Raises WrongKey when with another key."""
+        row = tx.one(FIND_SEALED, {"owner": owner, "kind": kind, "since": since})
         if row is None:
             return None
         sealed = bytes(row["ciphertext"])
@@ -61,15 +68,15 @@ class Vault:
                 "the database was sealed with another key: restore SPAWN_SECRET_KEY, or the .key file beside it."
             ) from error
 
-    def take(self, tx: Tx, owner: ServerId, kind: str) -> str | None:
+    def take(self, tx: Tx, owner: Owner, kind: str) -> str | None:
         """Hand the secret out for the only time: it is erased in the same transaction."""
         text = self.find(tx, owner, kind)
         if text is not None:
             tx.execute(DELETE_SEALED, {"owner": owner, "kind": kind})
         return text
 
-    def erase(self, tx: Tx, owner: ServerId) -> None:
+    def erase(self, tx: Tx, owner: Owner) -> None:
         tx.execute(DELETE_ALL_SEALED, {"owner": owner})
 
-    def erase_one(self, tx: Tx, owner: ServerId, kind: str) -> None:
+    def erase_one(self, tx: Tx, owner: Owner, kind: str) -> None:
         tx.execute(DELETE_SEALED, {"owner": owner, "kind": kind})

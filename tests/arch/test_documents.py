@@ -22,6 +22,7 @@ TOLD_IN_WORDS = {
     "SPAWN_RPC_URL",
     "SPAWN_SECRET_KEY",
     "SPAWN_TRUSTED_PROXIES",
+    "SPAWN_WEBHOOK_NETWORKS",
 }
 """Settings whose default is worked out, or is nothing."""
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")

@@ -9,8 +9,10 @@ from typing import Final, TypeVar
 import pytest
 from spawn_ledger.tx import Row, Tx
 
+from spawn.jobs.leader import Fenced, Leader
 from spawn.store.database import Database, DatabaseFailed
 from spawn.store.sqlite import SqliteDatabase
+from tests.harness import VirtualClock, migrated_copy
 
 T = TypeVar("T")
 
@@ -23,7 +25,32 @@ async def open_sqlite(folder: Path) -> Database:
     return await SqliteDatabase.open(folder / "contract.db")
 
 
-ENGINES: Final[dict[str, Callable[[Path], Awaitable[Database]]]] = {"sqlite": open_sqlite}
+class InATick(Fenced):
+    """What a job has: the fence, inside a tick under this token."""
+
+    def __init__(self, db: Database, leader: Leader, token: int) -> None:
+        super().__init__(db, leader)
+        self._term = leader, token
+
+    async def write(self, fn: Callable[[Tx], T]) -> T:
+        leader, token = self._term
+        with leader.term(token):
+            return await super().write(fn)
+
+
+async def open_fenced(folder: Path) -> Database:
+    migrated_copy(folder / "contract.db")
+    db = await open_sqlite(folder)
+    leader = Leader(db, VirtualClock(), "contract")
+    token = await leader.token()
+    assert token is not None
+    return InATick(db, leader, token)
+
+
+ENGINES: Final[dict[str, Callable[[Path], Awaitable[Database]]]] = {
+    "sqlite": open_sqlite,
+    "fenced": open_fenced,
+}
 
 
 @pytest.fixture(params=list(ENGINES))

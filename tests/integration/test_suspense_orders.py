@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from spawn.app import build
 from spawn.evm.node import NodeUnavailable
-from spawn.jobs.suspense import PER_WRITE, Suspense
+from spawn.jobs.suspense import Suspense
 from spawn.payments import exact
 from spawn.payments.arrivals import Arrived
 from spawn.payments.devnet import DevChain
 from spawn.services import funds
+from spawn.services.suspense import PER_WRITE
 from spawn.store.database import DatabaseFailed
 from tests.harness import BASE_URL, CHAIN_ID, World, open_world
 from tests.integration.arriving import (

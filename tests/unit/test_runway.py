@@ -7,7 +7,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spawn_ledger.accrual import DAY, NO_CAP_S, Meter, accrue, capped_s, paid_until
-from spawn_ledger.runway import HORIZON_S, Charge, Funding, Settlement, ends, next_due, runways, settle
+from spawn_ledger.runway import HORIZON_S, Charge, Funding, Settlement, ends, runways, settle
 from spawn_schemas.ids import ServerId
 from spawn_schemas.money import Usdc
 
@@ -280,14 +280,6 @@ def test_a_runway_does_not_depend_on_when_it_was_settled(
     assert unsettled == {f.server_id: ended.get(f.server_id) for f in fundings} | runways(
         carry_on(fundings, settled), settled.available_left, now
     )
-
-
-@given(wallets(), st.integers(0, 10**7).map(Usdc))
-def test_the_burn_job_comes_after_the_end_and_daily(fundings: list[Funding], available: Usdc) -> None:
-    ends = runways(fundings, available, START)
-    for server_id, due in next_due(fundings, available, START).items():
-        end = ends[server_id]
-        assert due == (START + DAY if end is None else min(end + 1, START + DAY))
 
 
 def test_runway_solves_the_equation_of_the_shared_balance() -> None:
