@@ -36,6 +36,8 @@ from spawn.api.stencils import Stencils
 from spawn.clock import Clock, SystemClock, SystemEntropy
 from spawn.desk import open_desk
 from spawn.jobs.burn import Burn
+from spawn.jobs.incidents import Incidents
+from spawn.jobs.leader import Fenced, Leader, holder_name, leased
 from spawn.jobs.operations import Operations
 from spawn.jobs.prices import Prices
 from spawn.jobs.settlements import Settlements
@@ -58,7 +60,7 @@ from spawn.services.price_list import PriceList
 from spawn.services.reconcile import Reconciler
 from spawn.services.signals import Signals
 from spawn.settings import Settings
-from spawn.store import operations, reservations
+from spawn.store import leases, operations, reservations
 from spawn.store.database import Database
 from spawn.store.migrate import head_version, parse_database_url, require_current
 from spawn.store.secrets import Vault
@@ -156,6 +158,7 @@ class Service:
     paid_calls: PaidCalls
     operator: Operator
     reconciler: Reconciler
+    leader: Leader
     jobs: Mapping[str, Job]
 
 
@@ -164,6 +167,7 @@ async def recover(parts: Parts) -> None:
     if parts.db.exclusive:
         await parts.db.write(lambda tx: tx.execute(operations.RELEASE_CLAIMS, {}))
         await parts.db.write(lambda tx: tx.execute(reservations.RELEASE_CLAIMS, {}))
+        await parts.db.write(lambda tx: tx.execute(leases.RELEASE_LEASES, {}))
 
 
 async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Service:
@@ -206,10 +210,11 @@ async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Se
         sessions=sessions,
         billing=billing,
     )
-    jobs = _jobs(settings, parts, operator, reconciler, billing, prices)
+    leader = Leader(parts.db, parts.clock, holder_name(parts.entropy))
+    jobs = _jobs(settings, parts, operator, leader, billing, prices)
     ticker = Ticker(tuple(jobs.values()), parts.clock) if ticking else None
     clerk = Clerk(parts.db, prices, parts.clock, parts.entropy)
-    framework = litestar(settings, services, parts, operator, ticker, clerk)
+    framework = litestar(settings, services, parts, operator, leader, ticker, clerk)
     app = Front(
         cast("App", framework),
         ROUTES,
@@ -236,6 +241,7 @@ async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Se
         paid_calls=paid_calls,
         operator=operator,
         reconciler=reconciler,
+        leader=leader,
         jobs=jobs,
     )
 
@@ -280,28 +286,35 @@ def _jobs(
     settings: Settings,
     parts: Parts,
     operator: Operator,
-    reconciler: Reconciler,
+    leader: Leader,
     billing: Billing,
     prices: PriceList,
 ) -> dict[str, Job]:
+    """Each writes through the fence; the Operator's own claims are its fence (spawn.jobs.operations)."""
+    db = Fenced(parts.db, leader)
     jobs = (
-        Job(name="operations", every_s=settings.tick_s, tick=Operations(parts.db, operator).tick),
-        Job(name="settlements", every_s=10, tick=Settlements(parts.db, parts.rail.facilitator).tick),
-        Job(name="burn", every_s=settings.burn_every_s, tick=Burn(parts.db, billing).tick),
-        Job(name="prices", every_s=10, tick=Prices(parts.db, prices).tick),
-        Job(name="reconcile", every_s=settings.reconcile_every_s, tick=reconciler.tick),
-        Job(name="sweep", every_s=60, tick=Sweep(parts.db).tick),
+        Job(name="operations", every_s=settings.tick_s, tick=Operations(db, operator).tick),
+        Job(name="settlements", every_s=10, tick=Settlements(db, parts.rail.facilitator).tick),
+        Job(name="burn", every_s=settings.burn_every_s, tick=Burn(db, billing).tick),
+        Job(name="prices", every_s=10, tick=Prices(db, prices).tick),
+        Job(
+            name="reconcile",
+            every_s=settings.reconcile_every_s,
+            tick=Reconciler(db, parts.providers, parts.clock, billing).tick,
+        ),
+        Job(name="incidents", every_s=60, tick=Incidents(db).tick),
+        Job(name="sweep", every_s=60, tick=Sweep(db).tick),
         Job(
             name="suspense",
             every_s=settings.suspense_every_s,
-            tick=Suspense(parts.db, parts.rail.arrivals).tick,
+            tick=Suspense(db, parts.rail.arrivals).tick,
         ),
         Job(
             name="treasury",
             # The last comparison is in a table: a service that restarts every day compares all the same.
             every_s=min(settings.treasury_every_s, 60),
             tick=Treasury(
-                parts.db,
+                db,
                 parts.rail.holdings,
                 settings.pay_to,
                 every_s=settings.treasury_every_s,
@@ -309,7 +322,7 @@ def _jobs(
             ).tick,
         ),
     )
-    return {job.name: job for job in jobs}
+    return {job.name: leased(job, leader) for job in jobs}
 
 
 def litestar(
@@ -317,6 +330,7 @@ def litestar(
     services: Services,
     parts: Parts,
     operator: Operator,
+    leader: Leader,
     ticker: Ticker | None,
     clerk: Clerk,
 ) -> Litestar:
@@ -338,6 +352,7 @@ def litestar(
             await operator.stop()
             if parts.rail.relayer is not None:
                 await parts.rail.relayer.stop()
+            await leader.resign()
 
     app = Litestar(
         route_handlers=[*HANDLERS, *pages.HANDLERS],

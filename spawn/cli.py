@@ -17,26 +17,23 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import click
-from spawn_ledger.accounts import EXT_USDC
-from spawn_ledger.transfers import balance_of
-from spawn_ledger.verify import Violation, verify
 from spawn_schemas.ids import Address, parse_address
 from spawn_schemas.money import Usdc, format_usdc, parse_usdc
 
 from spawn import __version__
 from spawn.cli_admin import admin
-from spawn.cli_common import Refusal, open_chain, require_devnet
+from spawn.cli_backup import backup_command, restore_command
+from spawn.cli_common import Refusal, require_devnet
 from spawn.cli_common import process_settings as _settings
 from spawn.cli_economics import economics
+from spawn.cli_ledger import ledger
 from spawn.cli_treasury import treasury_command
 from spawn.clock import SystemClock, SystemEntropy
 from spawn.evm.node import NodeUnavailable, WrongChain
 from spawn.settings import InvalidSetting, Settings
 from spawn.store.database import StoreError
-from spawn.store.migrate import migrate, parse_database_url, require_current
-from spawn.store.snapshot import snapshot
+from spawn.store.migrate import migrate
 
-COUNT_TRANSFERS: Final = "SELECT COUNT(*) AS n FROM transfer"
 CHAIN: Final = click.option(
     "--chain",
     type=click.Choice(["embedded", "anvil"]),
@@ -236,50 +233,10 @@ async def _reconcile(settings: Settings) -> str:
     )
 
 
-@cli.group()
-def ledger() -> None:
-    """Look at the books."""
-
-
-@ledger.command("verify")
-def ledger_verify() -> None:
-    """Check every invariant of the books, and compare them with the chain.
-
-    Exit 1 if one is broken. Only reads, so it may run beside the service.
-    """
-    settings = _settings()
-    require_current(settings.database_url)
-    with_chain = settings.payments != "devnet" or Path(settings.devnet_path).exists()
-    if not with_chain:
-        click.echo(f"there is no chain at {settings.devnet_path}: only the books are checked", err=True)
-    violations, transfers, held = _run(_verify(settings, with_chain=with_chain))
-    for violation in violations:
-        click.secho(
-            f"broken: {violation.rule}: {violation.sentence}", fg="red" if sys.stdout.isatty() else None
-        )
-    if violations:
-        sys.exit(1)
-    click.echo(
-        f"the books are right: {transfers} transfers, {format_usdc(held)} USDC paid in and accounted for"
-    )
-
-
-async def _verify(settings: Settings, *, with_chain: bool) -> tuple[list[Violation], int, Usdc]:
-    on_chain = None
-    if with_chain:
-        async with open_chain(settings) as (holdings, _):
-            on_chain = await holdings.balance_of(settings.pay_to)
-    return await asyncio.to_thread(_verify_file, parse_database_url(settings.database_url), on_chain)
-
-
-def _verify_file(path: Path, on_chain: Usdc | None) -> tuple[list[Violation], int, Usdc]:
-    with snapshot(path) as tx:
-        counted = tx.one(COUNT_TRANSFERS, {})
-        paid_in = balance_of(tx, EXT_USDC).balance
-        return verify(tx, chain_balance_usdc=on_chain), 0 if counted is None else counted["n"], paid_in
-
-
 cli.add_command(admin)
+cli.add_command(ledger)
+cli.add_command(backup_command)
+cli.add_command(restore_command)
 cli.add_command(treasury_command)
 cli.add_command(economics)
 

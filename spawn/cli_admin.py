@@ -291,20 +291,15 @@ async def _carry_out(settings: Settings, db: Any, order: "Order") -> "Answer":
     return answer
 
 
-def _reason(*, required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return click.option(
-        "--reason",
-        required=required,
-        default=None if required else "",
-        metavar="TEXT",
-        help="Why: its owner reads it, and so does the next operator.",
-    )
+_WHY: Final = "Why: its owner reads it, and so does the next operator."
+REASON: Final = click.option("--reason", required=True, metavar="TEXT", help=_WHY)
+MAYBE_REASON: Final = click.option("--reason", default="", metavar="TEXT", help=_WHY)
 
 
 @admin.command("credit")
 @WALLET
 @click.argument("amount", type=_Amount(), metavar="AMOUNT")
-@_reason(required=True)
+@REASON
 @click.option(
     "--id", "credit_id", metavar="NAME", help="The same again gives nothing again  [default: a new one]."
 )
@@ -330,7 +325,7 @@ def _bar(verb: Verb, wallet: Address, reason: str) -> None:
 
 @admin.command("suspend")
 @WALLET
-@_reason(required=True)
+@REASON
 def suspend_command(*, wallet: Address, reason: str) -> None:
     """Power a wallet's servers off and keep it from renting and changing any.
 
@@ -342,7 +337,7 @@ def suspend_command(*, wallet: Address, reason: str) -> None:
 
 @admin.command("restore")
 @WALLET
-@_reason(required=False)
+@MAYBE_REASON
 def restore_command(*, wallet: Address, reason: str) -> None:
     """Let a suspended wallet do everything again. Its owner starts its servers."""
     _bar(Verb.RESTORE, wallet, reason)
@@ -350,7 +345,7 @@ def restore_command(*, wallet: Address, reason: str) -> None:
 
 @admin.command("block")
 @WALLET
-@_reason(required=True)
+@REASON
 def block_command(*, wallet: Address, reason: str) -> None:
     """Take no payment of a wallet any more, and power its servers off. It reads and destroys."""
     _bar(Verb.BLOCK, wallet, reason)
@@ -358,7 +353,7 @@ def block_command(*, wallet: Address, reason: str) -> None:
 
 @admin.command("unblock")
 @WALLET
-@_reason(required=False)
+@MAYBE_REASON
 def unblock_command(*, wallet: Address, reason: str) -> None:
     """Let a blocked wallet do everything again."""
     _bar(Verb.UNBLOCK, wallet, reason)

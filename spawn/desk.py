@@ -120,9 +120,6 @@ class Desk:
             writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Answer:
-        if not may_ask(_peer_uid(writer), os.geteuid()):
-            log.warning("another user's process asked at the admin socket and was refused")
-            return _refusal("Run `spawn admin` as the user that the service runs as, or as root.")
         try:
             async with asyncio.timeout(ASKING_S):
                 line = await reader.readline()
@@ -130,6 +127,10 @@ class Desk:
             return _refusal(f"An order has at most {LINE_MAX} bytes.")
         except TimeoutError:
             return _refusal("No order came: it is one line of JSON.")
+        # Only now: a connection that is closed with bytes unread takes its answer with it.
+        if not may_ask(_peer_uid(writer), os.geteuid()):
+            log.warning("another user's process asked at the admin socket and was refused")
+            return _refusal("Run `spawn admin` as the user that the service runs as, or as root.")
         try:
             order = _orders.decode(line)
         except msgspec.DecodeError as error:

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 from spawn_schemas.money import Usdc
 
-from spawn_ledger.accounts import EXT_USDC, REV_COMPUTE, SUSPENSE
+from spawn_ledger.accounts import EXT_USDC, OWED_PROVIDER, REV_COMPUTE, SUSPENSE
 from spawn_ledger.accrual import DAY
 from spawn_ledger.transfers import balance_of
 from spawn_ledger.tx import Tx
@@ -32,6 +32,31 @@ class _Rule(msgspec.Struct, frozen=True, kw_only=True):
     sql: str
     sentence: str
 
+
+# Each stretch of time that was charged, read from the name of its transfer; `at` is its end. Nothing else is named so.
+_STRETCHES: Final = """
+SELECT id, code, reference, amount, at AS until,
+    CAST(substr(id, length(reference) + 7, length(id) - length(reference) - 6 - length(tail)) AS BIGINT) AS since
+FROM (
+    SELECT transfer.*, '|' || at || CASE
+        WHEN code = 'cost' THEN '' WHEN id LIKE '%|reserve' THEN '|reserve' ELSE '|wallet' END AS tail
+    FROM transfer
+) AS named WHERE id LIKE 'burn|%' OR id LIKE 'cost|%'
+"""
+# The months of its first and its last second, numbered without a gap (Howard Hinnant, chrono-Compatible Low-Level Date
+# Algorithms, `civil_from_days`): a year begins in March there, an era has 400 of them.
+_MONTHS: Final = f"""
+SELECT id, code, reference, amount, since, until, side,
+    (era * 400 + year) * 12 + (5 * (day - (365 * year + year / 4 - year / 100)) + 2) / 153 AS month
+FROM (
+    SELECT within.*, (day - day / 1460 + day / 36524 - day / 146096) / 365 AS year FROM (
+        SELECT moment.*, (at / :day + 719468) / 146097 AS era, (at / :day + 719468) % 146097 AS day FROM (
+            SELECT stretch.*, 'first' AS side, since AS at FROM ({_STRETCHES}) AS stretch
+            UNION ALL SELECT stretch.*, 'last' AS side, until - 1 AS at FROM ({_STRETCHES}) AS stretch
+        ) AS moment
+    ) AS within
+) AS dated
+"""  # noqa: S608 - made of constants
 
 _RULES: Final = (
     _Rule(
@@ -111,6 +136,59 @@ _RULES: Final = (
         sentence="{id} says that {charged_usdc} was charged, but its burn adds up to {total}",
     ),
     _Rule(
+        name="cost",
+        sql="""
+            SELECT server.id, server.cost_usdc, CAST(COALESCE(cost.total, 0) AS BIGINT) AS total
+            FROM server LEFT JOIN (
+                SELECT reference, SUM(CASE WHEN credit = :owed_provider THEN amount ELSE -amount END) AS total
+                FROM transfer WHERE credit = :owed_provider OR debit = :owed_provider GROUP BY reference
+            ) AS cost ON cost.reference = server.id
+            WHERE server.cost_usdc <> COALESCE(cost.total, 0) ORDER BY server.id
+        """,
+        sentence="{id} says that it cost us {cost_usdc}, but what its provider is owed adds up to {total}",
+    ),
+    _Rule(
+        name="charged once",
+        sql=f"""
+            SELECT id, since, earlier FROM (
+                SELECT id, since, until, LAG(until) OVER (PARTITION BY code, reference ORDER BY since, until) AS earlier
+                FROM (
+                    SELECT MIN(id) AS id, code, reference, since, until FROM ({_STRETCHES}) AS leg
+                    GROUP BY code, reference, since, until
+                ) AS stretch
+            ) AS ordered WHERE since < earlier OR since >= until ORDER BY id
+        """,  # noqa: S608 - made of constants
+        sentence="{id} begins at {since}, although the stretch before it ended at {earlier}",
+    ),
+    _Rule(
+        name="within a month",
+        sql=f"""
+            SELECT id FROM ({_MONTHS}) AS dated GROUP BY id HAVING MIN(month) <> MAX(month) ORDER BY id
+        """,  # noqa: S608 - made of constants
+        sentence="{id} spans the start of a month",
+    ),
+    # For the months in which the server had one price all along. What the month before left over may fill one more.
+    _Rule(
+        name="month cap",
+        sql=f"""
+            SELECT server.id, CAST(month.total AS BIGINT) AS total, month.since,
+                (server.daily_usdc * server.capped_s + :day - 1) / :day AS most
+            FROM server JOIN (
+                SELECT reference, month, MIN(since) AS since, SUM(amount) AS total
+                FROM ({_MONTHS}) AS dated WHERE code = 'burn' AND side = 'first' GROUP BY reference, month
+            ) AS month ON month.reference = server.id
+            WHERE month.since >= server.priced_at
+                AND month.total > (server.daily_usdc * server.capped_s + :day - 1) / :day
+            ORDER BY server.id
+        """,  # noqa: S608 - made of constants
+        sentence="{id} was charged {total} in the month of {since}, and a month costs {most} at most",
+    ),
+    _Rule(
+        name="burn set",
+        sql="SELECT id FROM burn_due ORDER BY id",
+        sentence="{id} was left over in the set of those that are being charged",
+    ),
+    _Rule(
         name="remainder",
         sql="SELECT id, remainder FROM server WHERE remainder < 0 OR remainder >= :day ORDER BY id",
         sentence="{id} carries a remainder of {remainder}, which is not a fraction of a micro-USDC",
@@ -126,6 +204,11 @@ _RULES: Final = (
             ORDER BY server.id
         """,
         sentence="{id} has ended with {balance} in its reserve and its meter {meter}",
+    ),
+    _Rule(
+        name="machine that is gone",
+        sql="SELECT id, cost_until FROM server WHERE ended_at IS NOT NULL AND cost_until IS NOT NULL ORDER BY id",
+        sentence="{id} has ended, and its machine costs us still, since {cost_until}",
     ),
     _Rule(
         name="hold of an ended server",
@@ -186,9 +269,32 @@ _RULES: Final = (
         """,
         sentence="arrival {id} and what {sender} got of it do not agree",
     ),
+    _Rule(
+        name="barred",
+        sql="""
+            SELECT id, barred FROM account WHERE barred IS NOT NULL
+                AND (substr(id, 1, 7) <> 'wallet:' OR barred NOT IN ('suspended', 'blocked')) ORDER BY id
+        """,
+        sentence="{id} is barred as {barred}, and only a wallet can be, as suspended or blocked",
+    ),
+    _Rule(
+        name="delivery",
+        sql="""
+            SELECT event.seq, delivery.webhook_id FROM delivery
+            JOIN event ON event.seq = delivery.seq JOIN webhook ON webhook.id = delivery.webhook_id
+            WHERE webhook.wallet <> event.wallet OR delivery.resource <> event.resource
+            ORDER BY event.seq, delivery.webhook_id
+        """,
+        sentence="event {seq} is to be delivered to {webhook_id}, which did not ask for it",
+    ),
 )
 
-_PARAMS: Final = {"rev_compute": REV_COMPUTE, "suspense": SUSPENSE, "day": DAY}
+_PARAMS: Final = {
+    "rev_compute": REV_COMPUTE,
+    "owed_provider": OWED_PROVIDER,
+    "suspense": SUSPENSE,
+    "day": DAY,
+}
 
 # Customers' cached balances, and what every operator account but `ext:usdc` was credited beyond its debits.
 _OWED_AND_EARNED: Final = """

@@ -66,6 +66,8 @@ def _meters() -> None:
 
 
 def _warnings() -> None:
+    # The few that are on their way out, for whoever looks whether one was forgotten.
+    _index_where("server_destroying", "server", ["id"], "status = 'destroying'")
     # The funding epoch; the tightest threshold spent in it; when the last threshold of all was warned of.
     _add("server", "epoch", default=0)
     _add("server", "warned_s")

@@ -27,6 +27,8 @@ class Burn:
         self._billing = billing
 
     async def tick(self, now: int) -> None:
+        if not await self._db.read(servers.SELECT_ANY_DUE, {"now": now}):
+            return  # an idle service writes nothing
         await self._settle_many(now)
         after = ""
         for _ in range(PAGES_PER_TICK):

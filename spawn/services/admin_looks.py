@@ -67,6 +67,8 @@ class WalletLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NoteLine(msgspec.Struct, frozen=True, kw_only=True):
+    """What was done to a wallet, and why."""
+
     at: str
     kind: str
     reason: str
@@ -94,6 +96,8 @@ class ServerLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WalletShown(msgspec.Struct, frozen=True, kw_only=True):
+    """A wallet with its living servers and its newest notes."""
+
     wallet: WalletLine
     servers: tuple[ServerLine, ...]
     notes: tuple[NoteLine, ...]
@@ -107,6 +111,8 @@ class WalletPage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServerPage(msgspec.Struct, frozen=True, kw_only=True):
+    """`next`: what to go on behind; null at the end."""
+
     servers: tuple[ServerLine, ...]
     next: str | None
 
@@ -122,6 +128,8 @@ class Movement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StatementPage(msgspec.Struct, frozen=True, kw_only=True):
+    """The newest first; `next` is the line to go on before, null at the end."""
+
     movements: tuple[Movement, ...]
     next: int | None
 
@@ -140,6 +148,8 @@ class PriceLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):
+    """How much waits, and the seconds that the oldest of it has."""
+
     count: int
     oldest_s: int
 

@@ -31,6 +31,8 @@ from spawn.store.servers import Billed
 
 _MONTHS_MAX: Final = 1_200
 """How many months one settlement cuts at: a hundred years."""
+_STEP_BACK_S: Final = 3_600
+"""A clock that is set back by no more than this undoes nothing that an owner was told."""
 
 
 class Funded(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +61,7 @@ class Billing:
         before = rows.list_billed(tx, wallet)
         if not before:
             return {}
+        now = _steadied(before, now)
         after, available = _charged(tx, before, funds.available_usdc(tx, wallet), now)
         ending = self._look(tx, before, after, available, now)
         ended = {server.id: self._end(tx, server, now) for server in ending if server.id != sparing}
@@ -70,7 +73,7 @@ class Billing:
     def reschedule(self, tx: Tx, wallet: Address, now: int) -> None:
         """The wallet's money has changed: it ends sooner or later than before. What ends by it is left to `settle`."""
         billed = rows.list_billed(tx, wallet)
-        self._look(tx, billed, billed, funds.available_usdc(tx, wallet), now)
+        self._look(tx, billed, billed, funds.available_usdc(tx, wallet), _steadied(billed, now))
 
     def start(self, tx: Tx, server: Server, now: int) -> None:
         """The provider has accepted: from this second the server costs money."""
@@ -81,10 +84,8 @@ class Billing:
         """The owner has added to the server's deposit."""
         self.reschedule(tx, server.wallet, now)
         billed = rows.list_billed(tx, server.wallet)
-        horizon = now + self.policy.thresholds_s[0] + DAY
-        ends = runway.ends(
-            tuple(map(meters.funding, billed)), funds.available_usdc(tx, server.wallet), horizon
-        )
+        available = funds.available_usdc(tx, server.wallet)
+        ends = runway.ends(tuple(map(meters.funding, billed)), available, now + runway.HORIZON_S)
         for each in billed:
             if each.server.id == server.id:
                 ends_at = ends[server.id]
@@ -106,7 +107,8 @@ class Billing:
         was = runway.ends(before.fundings, before.available_usdc, horizon)
         ends = runway.ends(after.fundings, after.available_usdc, horizon)
         for server_id, end in ends.items():
-            if end < horizon and end < was.get(server_id, FAR_FUTURE):
+            # A second less is the rounding of a deposit that grows with the price.
+            if end < horizon and end + 1 < was.get(server_id, FAR_FUTURE):
                 raise _starves(server_id, end - now, self.policy)
 
     def _look(
@@ -114,7 +116,10 @@ class Billing:
     ) -> list[Server]:
         """Warn, write back, and say when to look again. Answers the servers whose time has come."""
         fundings = tuple(map(meters.funding, after))
-        ends = runway.ends(fundings, available, now + self.policy.thresholds_s[0] + DAY)
+        # Whoever may be restored is told until when.
+        exhausted = any(old.server.exhausted_at is not None for old in before)
+        horizon_s = runway.HORIZON_S if exhausted else self.policy.thresholds_s[0] + DAY
+        ends = runway.ends(fundings, available, now + horizon_s)
         over: list[Server] = []
         for old, billed in zip(before, after, strict=True):
             server = self._noticed(tx, billed, ends[billed.server.id], now)
@@ -162,8 +167,8 @@ class Billing:
             auto_renew=server.auto_renew,
             now=now,
         )
-        if server.reprice_at is not None:
-            look_at = min(look_at, server.reprice_at)
+        if server.reprice_at is not None and server.exhausted_at is None:
+            look_at = min(look_at, max(now, server.reprice_at))
         # An earlier look costs little; writing a later one down for every server at every call costs more.
         return server.due_at if server.due_at is not None and now < server.due_at <= look_at else look_at
 
@@ -219,6 +224,12 @@ class Billing:
         )
 
 
+def _steadied(billed: Sequence[Billed], now: int) -> int:
+    """The latest second that the wallet has seen, where the clock was set back a little since; else now."""
+    seen = [(b.server.charged_until or 0) + (b.server.exhausted_at is not None) for b in billed]
+    return max((at for at in seen if now < at <= now + _STEP_BACK_S), default=now)
+
+
 def _charged(tx: Tx, billed: Sequence[Billed], available: Usdc, now: int) -> tuple[list[Billed], Usdc]:
     """Post what each server burnt up to now; answers them with their meters moved, and what is available then."""
     current = list(billed)
@@ -238,10 +249,12 @@ def _charged(tx: Tx, billed: Sequence[Billed], available: Usdc, now: int) -> tup
 def _cuts(billed: Sequence[Billed], now: int) -> list[int]:
     """Where a settlement up to now is cut: at the start of each month, and where an announced price begins."""
     since = min(b.server.charged_until or now for b in billed)
-    reprices = (b.server.reprice_at for b in billed)
-    return sorted(
-        {now, *_months(since, now), *(at for at in reprices if at is not None and since < at < now)}
+    reprices = (
+        max(b.server.reprice_at, b.server.charged_until or now)
+        for b in billed
+        if b.server.reprice_at is not None
     )
+    return sorted({now, *_months(since, now), *(at for at in reprices if at < now)})
 
 
 def _months(since: int, now: int) -> Iterator[int]:
@@ -254,8 +267,13 @@ def _months(since: int, now: int) -> Iterator[int]:
 
 
 def _repriced(tx: Tx, server: Server, at: int) -> Server:
-    """The server with the price that was announced for this moment, if one was."""
+    """The server with the price that was announced for this moment, if one was.
+
+    What is unpaid from before it is owed at the old price: the new one waits for that.
+    """
     if server.reprice_at is None or server.reprice_usdc is None or server.reprice_at > at:
+        return server
+    if server.charged_until is None or server.charged_until < server.reprice_at:
         return server
     pin = Pin(
         daily_usdc=server.reprice_usdc,

@@ -155,6 +155,7 @@ class Outcomes:
         finished = replace(
             operation,
             status=OperationStatus.SUCCESS if operation.error_code is None else OperationStatus.ERROR,
+            error_message=None if operation.error_code is None else operation.error_message,
             answered=True,
             finished_at=now,
         )
@@ -168,11 +169,12 @@ class Outcomes:
         resized = operation.plan.resized
         if resized is None:
             raise RuntimeError(f"{operation.id} resizes to nothing")
+        # What was set aside for it pays what it owes by now, before it costs something else.
+        funds.post_holds(tx, operation.id, TransferCode.DEPOSIT, now)
         self._billing.settle(tx, server.wallet, now)
         server = servers.get_server(tx, server.id)
         if server.charged_until is None:
             return server
-        funds.post_holds(tx, operation.id, TransferCode.DEPOSIT, now)
         back = Usdc(min(max(0, -resized.reserve_delta_usdc), funds.reserve_usdc(tx, server.id)))
         funds.withdraw(tx, server, back, id=transfer_id("resize", operation.id), at=now)
         larger = replace(
@@ -204,7 +206,8 @@ class Outcomes:
         wait_s = min(max(later.after_s, 2 ** min(operation.attempts - 1, 16)), BACKOFF_MAX_S)
         if operation.attempts < FIRST_ATTEMPTS and not operation.answered:
             wait_s = 1
-        return replace(operation, phase=phase, next_at=now + wait_s)
+        said = later.message if destroying else operation.error_message
+        return replace(operation, phase=phase, next_at=now + wait_s, error_message=said)
 
     def _fail(self, tx: Tx, operation: Operation, server: Server, no: Failed, now: int) -> Operation:
         if operation.command is Command.DESTROY:
@@ -212,7 +215,10 @@ class Outcomes:
             if no.code is Code.CONFLICT:
                 wait_s = min(wait_s, LOCKED_RETRY_S)
             log.warning("destroying %s failed, trying again in %s s: %s", server.id, wait_s, no.message)
-            return replace(operation, phase=Phase.SENT, handle=None, next_at=now + wait_s)
+            # Kept for operators (`services.incidents`); without a code it is no error of the operation's.
+            return replace(
+                operation, phase=Phase.SENT, handle=None, next_at=now + wait_s, error_message=no.message
+            )
         server = _show(tx, server, no.instance, now)
         funds.release_holds(tx, operation.id, now)
         failed = replace(operation, error_code=no.code.value, error_message=no.message)

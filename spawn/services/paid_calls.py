@@ -202,7 +202,7 @@ class PaidCalls:
         if current.state in _FINAL:
             found = await standing.read(self._db, current.wallet, now)
             return reservations.stored_answer(current, found.left)
-        if current.claim_until > now:
+        if _is_claimed(current, now):
             raise SpawnError(
                 Code.IN_PROGRESS,
                 "This very request is still being worked on.",
@@ -229,7 +229,7 @@ class PaidCalls:
             return rows.reservation_from(found[0]) if found else known
 
         def settled(current: Reservation) -> bool:
-            return current.state in _FINAL or current.claim_until <= self._clock.now_s()
+            return current.state in _FINAL or not _is_claimed(current, self._clock.now_s())
 
         return await self._signals.wait_until(known.id, read, settled, timeout_s=self._in_flight_wait_s)
 
@@ -364,3 +364,8 @@ def _pending(error: SettlementUnclear | TimeoutError) -> SpawnError:
         retry_after_s=5,
         next="Send the very same request with the same payment again; do not sign a new one.",
     )
+
+
+def _is_claimed(reservation: Reservation, now: int) -> bool:
+    """Whether somebody is at it. A claim further ahead than any is made is from before the clock was set back."""
+    return now < reservation.claim_until <= now + CLAIM_S

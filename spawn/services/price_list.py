@@ -4,6 +4,8 @@ Invariant: whoever announces a price in this process sells at it from the next o
 one tick of its `prices` job.
 """
 
+from typing import Self
+
 from spawn_providers.catalog import Catalog, Offer
 from spawn_schemas.money import Usdc
 
@@ -23,6 +25,13 @@ class PriceList:
         self._percent = settings.price_floor_percent
         self._base = price_list(listed, settings)
         self._catalog = self._base
+
+    @classmethod
+    async def read(cls, listed: Catalog, settings: Settings, db: Database) -> Self:
+        """The price list of this moment."""
+        prices = cls(listed, settings)
+        await prices.refresh(db)
+        return prices
 
     @property
     def base(self) -> Catalog:

@@ -42,7 +42,7 @@ class Purse:
         server_id: ServerId | None = None,
         daily_usdc: Usdc | None = None,
         *,
-        renews: bool = True,
+        renews: bool | None = None,
     ) -> None:
         """Raise `insufficient_deposit` where spending this much would end a server unwarned: see `standing`."""
         paid = self._payment_usdc or Usdc(0)

@@ -30,12 +30,13 @@ _PAGE: Final = 500
 
 SELECT_STRAYS: Final = "SELECT ref, first_seen_at FROM stray WHERE provider = :provider"
 INSERT_STRAY: Final = """
-INSERT INTO stray (provider, ref, first_seen_at) VALUES (:provider, :ref, :now) ON CONFLICT (provider, ref) DO NOTHING
+INSERT INTO stray (provider, ref, first_seen_at) VALUES (:provider, :ref, :now)
+ON CONFLICT (provider, ref) DO UPDATE SET first_seen_at = :now
 """
 DELETE_STRAY: Final = "DELETE FROM stray WHERE provider = :provider AND ref = :ref"
 SELECT_CHANGED_SINCE: Final = """
 SELECT id FROM operation
-WHERE server_id = :server_id AND (status = 'running' OR finished_at >= :since) LIMIT 1
+WHERE server_id = :server_id AND (status = 'running' OR (finished_at >= :since AND finished_at <= :now)) LIMIT 1
 """
 
 
@@ -129,6 +130,8 @@ class Reconciler:
         """A machine with our label that no living server of ours owns."""
         now = self._clock.now_s()
         report.strays_seen += 1
+        if first_seen_at is not None and first_seen_at > now:
+            first_seen_at = None  # the clock was set back
         if first_seen_at is None:
             params = {"provider": provider.name, "ref": instance.ref, "now": now}
             await self._db.write(lambda tx: tx.execute(INSERT_STRAY, params))
@@ -181,15 +184,18 @@ class Reconciler:
         server = servers.get_server(tx, server_id)
         if server.status in FINAL | {Status.DESTROYING} or operations.find_running(tx, server_id) is not None:
             return False
-        since = None if there else server.missing_since or now
+        # What was missed in the future was missed before the clock was set back.
+        since = None if there else min(server.missing_since or now, now)
         if since != server.missing_since:
             noted = replace(server, missing_since=since)
             save(tx, server, noted, now)
             server = noted
         if since is None or now - since < GRACE_S:
             return False
-        self._billing.settle(tx, server.wallet, since)
+        # Whatever its money says: what is not there does not end, and is given back.
+        self._billing.settle(tx, server.wallet, now, sparing=server_id)
         endings.vanish(tx, servers.get_server(tx, server_id), since, now)
+        self._billing.reschedule(tx, server.wallet, now)
         return True
 
 
@@ -198,7 +204,7 @@ def _show(tx: Tx, server_id: ServerId, instance: Instance, began: int, now: int)
     server = servers.get_server(tx, server_id)
     if server.status in FINAL | {Status.DESTROYING}:
         return False
-    if tx.one(SELECT_CHANGED_SINCE, {"server_id": server_id, "since": began}) is not None:
+    if tx.one(SELECT_CHANGED_SINCE, {"server_id": server_id, "since": began, "now": now}) is not None:
         return False
     seen = replace(
         server,

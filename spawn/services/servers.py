@@ -126,16 +126,18 @@ class UpdateServer(UseCase):
     def check(self, tx: Tx, wallet: Address, purse: Purse, now: int) -> None:
         """Raises not_found, forbidden, conflict or insufficient_deposit."""
         self._check_live_and_name(tx, wallet, now)
-        if self._wanted.auto_renew is False:
-            purse.refuse_to_starve(self._billing, Usdc(0), self._server_id, renews=False)
+        if self._wanted.auto_renew is not None:
+            purse.refuse_to_starve(self._billing, Usdc(0), self._server_id, renews=self._wanted.auto_renew)
 
     def act(self, tx: Tx, context: Context) -> Acted:
         self._check_live_and_name(tx, context.wallet, context.now)
         # Whether the wallet pays for the server changes only from here on: settle what is behind us first.
         self._billing.settle(tx, context.wallet, context.now, sparing=self.saves)
         server = get_owned(tx, self._server_id, context.wallet, context.now)
-        if self._wanted.auto_renew is False:
-            standing.refuse_to_starve(context.standing, self._billing, Usdc(0), server.id, renews=False)
+        if self._wanted.auto_renew is not None:
+            standing.refuse_to_starve(
+                context.standing, self._billing, Usdc(0), server.id, renews=self._wanted.auto_renew
+            )
         name = server.name if self._wanted.name is None else self._wanted.name
         auto_renew = server.auto_renew if self._wanted.auto_renew is None else self._wanted.auto_renew
         changed = replace(server, name=name, auto_renew=auto_renew)

@@ -102,15 +102,19 @@ def refuse_to_starve(
     server_id: ServerId | None = None,
     daily_usdc: Usdc | None = None,
     *,
-    renews: bool = True,
+    renews: bool | None = None,
 ) -> None:
     """Raise `insufficient_deposit` where an owner's own move would end one of its servers unwarned.
 
     `amount` leaves the available balance, for a new server's reserve or that of `server_id`, which then burns
-    `daily_usdc` and lives from the balance only if it `renews`.
+    `daily_usdc`, and lives from the balance from then on if it `renews`.
     """
     if not standing.fundings:
         return
+    # What is behind us is owed at the price it had.
+    settled = runway.settle(standing.fundings, standing.unsettled_usdc, standing.at)
+    fundings = tuple(map(_charged, standing.fundings, settled.charges))
+    available = settled.available_left
 
     def moved(funding: runway.Funding) -> runway.Funding:
         if funding.server_id != server_id:
@@ -119,15 +123,19 @@ def refuse_to_starve(
             funding,
             reserve_usdc=Usdc(funding.reserve_usdc + amount),
             meter=replace(funding.meter, daily_usdc=daily_usdc or funding.meter.daily_usdc),
-            auto_renew=funding.auto_renew and renews,
+            auto_renew=funding.auto_renew if renews is None else renews,
         )
 
-    left = Usdc(max(0, standing.unsettled_usdc - amount))
     billing.refuse_to_starve(
-        Funded(fundings=standing.fundings, available_usdc=standing.unsettled_usdc),
-        Funded(fundings=tuple(map(moved, standing.fundings)), available_usdc=left),
+        Funded(fundings=fundings, available_usdc=available),
+        Funded(fundings=tuple(map(moved, fundings)), available_usdc=Usdc(max(0, available - amount))),
         standing.at,
     )
+
+
+def _charged(funding: runway.Funding, charge: runway.Charge) -> runway.Funding:
+    left = Usdc(funding.reserve_usdc - charge.from_reserve)
+    return replace(funding, meter=charge.meter, reserve_usdc=left)
 
 
 def _params(wallet: Address) -> dict[str, str]:

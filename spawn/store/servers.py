@@ -64,6 +64,7 @@ SELECT server.*, account.balance AS reserve FROM server
 JOIN account ON account.id = 'srv:' || server.id
 WHERE server.wallet = :wallet AND server.ended_at IS NULL AND server.due_at IS NOT NULL ORDER BY server.id
 """
+SELECT_ANY_DUE: Final = "SELECT id FROM server WHERE due_at IS NOT NULL AND due_at <= :now LIMIT 1"
 SELECT_DUE_WALLETS: Final = """
 SELECT DISTINCT wallet FROM server WHERE due_at <= :now AND wallet > :after ORDER BY wallet LIMIT :limit
 """

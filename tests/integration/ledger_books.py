@@ -182,8 +182,10 @@ def deposit_hold(amount: int, id: str = "deposit|1") -> Hold:
 
 
 def burn(amount: int, code: Code = Code.BURN) -> Transfer:
+    """For the last minute from the reserve, or for the least that a server costs."""
+    stretch = (NOW - 60, NOW, "reserve") if code is Code.BURN else ()
     return Transfer(
-        id=transfer_id(code.value, SERVER, NOW),
+        id=transfer_id(code.value, SERVER, *stretch),
         debit=RESERVE,
         credit=REV_COMPUTE,
         amount=Usdc(amount),

@@ -7,15 +7,20 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
 from spawn_ledger.accounts import EXT_USDC
 from spawn_ledger.transfers import balance_of
 from spawn_ledger.verify import verify
-from spawn_schemas.money import parse_usdc
+from spawn_schemas.money import Usdc, parse_usdc
 
-from spawn.store.backup import Contents, UnsoundBackup, back_up, inspect
-from spawn.store.database import StoreError
-from spawn.store.migrate import SchemaMismatch, head_version, parse_database_url
+from spawn.store.backup import Contents, UnsoundBackup, back_up, inspect, restoring
+from spawn.store.database import DatabaseBusy, StoreError
+from spawn.store.migrate import SchemaMismatch, current_version, head_version, parse_database_url
+from spawn.store.owner import Owner
 from spawn.store.snapshot import snapshot
+from tests.engines import ROOT
 from tests.harness import World, migrated_copy, open_world
 
 
@@ -146,15 +151,21 @@ async def test_a_copy_of_broken_books_is_not_kept(tmp_path: Path, name: str) -> 
     assert beginning(tmp_path, "copy") == ["copy.db"]
 
 
-def test_a_torn_page_is_seen(tmp_path: Path) -> None:
-    copy = tmp_path / "copy.db"
+def torn(copy: Path) -> None:
     migrated_copy(copy)
     content = bytearray(copy.read_bytes())
     for page in range(2, len(content) // 4096):
         content[page * 4096 : page * 4096 + 100] = b"\xff" * 100
     copy.write_bytes(content)
-    with pytest.raises(StoreError):
-        inspect(copy)
+
+
+def test_torn_pages_are_seen(tmp_path: Path) -> None:
+    for copy in (one := tmp_path / "one.db", other := tmp_path / "other.db"):
+        torn(copy)
+    with pytest.raises(UnsoundBackup, match="is not sound"):
+        inspect(one)
+    with pytest.raises(UnsoundBackup), restoring(other, tmp_path / "spawn.db", replace=False):
+        pass
 
 
 def test_a_database_without_tables_or_of_another_version_is_no_backup(tmp_path: Path) -> None:
@@ -163,3 +174,78 @@ def test_a_database_without_tables_or_of_another_version_is_no_backup(tmp_path: 
     empty.touch()
     with pytest.raises(SchemaMismatch, match="has no tables yet"):
         inspect(empty)
+
+
+# --- putting one in place -----------------------------------------------------------------------------------------
+
+
+async def test_what_a_dead_service_left_is_kept_whole_and_never_mixed_with_what_takes_its_place(
+    tmp_path: Path,
+) -> None:
+    """A log that stays behind would be replayed into the next database of that name."""
+    left, copy = tmp_path / "left.db", tmp_path / "copy.db"
+    migrated_copy(copy)
+    async with open_world(tmp_path) as world:
+        await world.customer("2.00")
+        for suffix in ("", "-wal", "-shm"):
+            shutil.copy(f"{database_of(world)}{suffix}", f"{left}{suffix}")
+    with restoring(copy, left, replace=True) as place:
+        place.take()
+    assert paid_in(left) == 0
+    assert paid_in(tmp_path / "left.db.replaced-1") == parse_usdc("2.00")
+
+
+def paid_in(path: Path) -> Usdc:
+    with snapshot(path) as tx:
+        assert verify(tx) == []
+        return balance_of(tx, EXT_USDC).balance
+
+
+def test_a_place_that_is_not_taken_leaves_nothing(tmp_path: Path) -> None:
+    copy, database = tmp_path / "copy.db", tmp_path / "spawn.db"
+    migrated_copy(copy)
+    with restoring(copy, database, replace=False) as place:
+        assert inspect(place.path).transfers == 0
+    assert beginning(tmp_path, "spawn.db") == ["spawn.db.lock"]
+
+
+def test_no_service_starts_while_a_copy_is_made_ready(tmp_path: Path) -> None:
+    copy, database = tmp_path / "copy.db", tmp_path / "spawn.db"
+    migrated_copy(copy)
+    with restoring(copy, database, replace=False), pytest.raises(DatabaseBusy):
+        Owner.claim(database)
+
+
+def test_an_older_backup_is_brought_up_to_date(tmp_path: Path) -> None:
+    """By the very migrations that a service of that age would go through."""
+    copy, database = tmp_path / "copy.db", tmp_path / "spawn.db"
+    empty_of_version(copy, "0001")
+    with restoring(copy, database, replace=False) as place:
+        place.take()
+    assert current_version(database) == head_version()
+    assert current_version(copy) == "0001"
+
+
+def empty_of_version(path: Path, version: str) -> None:
+    engine = sa.create_engine(f"sqlite:///{path}")
+    config = Config()
+    config.set_main_option("script_location", str(ROOT / "migrations"))
+    with engine.connect() as connection:
+        config.attributes.update(connection=connection, on_version_apply=lambda **_: None)
+        command.upgrade(config, version)
+        connection.commit()
+    engine.dispose()
+
+
+def test_a_backup_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    copy = tmp_path / "copy.db"
+    migrated_copy(copy)
+    with contextlib.closing(sqlite3.connect(copy)) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.commit()
+    with (
+        pytest.raises(SchemaMismatch, match="upgrade spawn"),
+        restoring(copy, tmp_path / "spawn.db", replace=False),
+    ):
+        pass
+    assert beginning(tmp_path, "spawn.db") == ["spawn.db.lock"]

@@ -23,12 +23,10 @@ def clerk(world: World) -> Clerk:
     return Clerk(world.parts.db, world.service.services.shop.prices, world.clock, world.parts.entropy)
 
 
-async def announce(
-    world: World, daily: int = RAISED, *, location: str = "nbg1", effective_at: int | None = None
-) -> str:
-    """Announce a price for `small`; answers the change's id."""
+async def announce(world: World, daily: int = RAISED, *, type: str = "small", location: str = "nbg1") -> str:
+    """Announce a price from the earliest moment on; answers the change's id."""
     said = await clerk(world).carry_out(
-        AnnouncePrice(type="small", location=location, daily_usdc=daily, effective_at=effective_at)
+        AnnouncePrice(type=type, location=location, daily_usdc=daily, effective_at=None)
     )
     return said[0].partition(":")[0]
 
@@ -112,14 +110,21 @@ async def test_a_restart_and_another_process_sell_at_it(tmp_path: Path) -> None:
         assert await price_now(world) == "0.20"
 
 
-async def test_a_resize_goes_to_the_newest_price(tmp_path: Path) -> None:
+async def test_a_resize_goes_to_the_newest_price_and_leaves_what_was_announced_behind(tmp_path: Path) -> None:
     async with open_world(tmp_path) as world:
         wallet = await world.customer("30.00")
-        server = await rent(world, wallet, type="medium")
+        server = await rent(world, wallet)
         await announce(world)
-        small = await rent(world, wallet, name="small", location="fsn1")
-        assert (await world.server(small)).daily_usdc == SMALL
-        assert await announced(world, server) == [], "a medium is not concerned"
+        await announce(world, 300_000, type="medium")
+        assert (await pending(world, server))[1] == RAISED
+        resized = await world.sign(wallet, "POST", f"/v1/servers/{server}/resize", {"type": "medium"})
+        assert resized.is_success, resized.text
+        await drive(world)
+        row = await world.server(server)
+        assert (row.type, row.daily_usdc, row.reprice_at, row.reprice_usdc) == ("medium", 300_000, None, None)
+        await world.burn_until(world.clock.now_s() + NOTICE_S + DAY)
+        assert (await world.server(server)).daily_usdc == 300_000
+        await world.check_books()
 
 
 # --- those that run -----------------------------------------------------------------------------------------------

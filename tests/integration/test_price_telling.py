@@ -175,3 +175,17 @@ async def test_a_chunk_passes_a_bounded_number_of_servers(tmp_path: Path) -> Non
         assert row["told_to"] == everybody[price_changes.CHUNK - 1]
         await world.tick("prices")
         assert await told(world) == [everybody[-1]]
+
+
+async def test_a_price_pinned_after_the_announcement_is_left_alone(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        everybody = await crowd(world)
+        await announce(world)
+        now = world.clock.now_s()
+        await world.parts.db.write(
+            lambda tx: tx.execute(
+                "UPDATE server SET priced_at = :at WHERE id = :id", {"at": now + 1, "id": everybody[-1]}
+            )
+        )
+        await world.tick("prices")
+        assert await told(world) == everybody[:-1]

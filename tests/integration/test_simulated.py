@@ -1,11 +1,14 @@
 """The simulated cloud behaves like a real one: its states take time, and it says no."""
 
+import contextlib
+import sqlite3
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from spawn_providers.base import Change, InstanceStatus, Op, OpStatus, Provider, RefusedCode, Verb
 from spawn_providers.catalog import DEFAULT_CATALOG
 from spawn_providers.simulated import SimulatedProvider
@@ -313,3 +316,18 @@ async def test_usage_grows_while_it_runs_and_rests_while_it_is_off(cloud: Cloud)
 
 async def test_the_catalog_is_the_default_one(cloud: Cloud) -> None:
     assert await cloud.open().catalog() == DEFAULT_CATALOG
+
+
+async def test_a_world_that_an_older_version_made_is_opened(tmp_path: Path) -> None:
+    older, newer = Cloud(tmp_path / "cloud.db"), Cloud(tmp_path / "cloud.db")
+    provider = older.open()
+    before = await the(provider, await running(older, provider))
+    await older.aclose()
+    with contextlib.closing(sqlite3.connect(tmp_path / "cloud.db")) as world:
+        world.execute("ALTER TABLE instance DROP COLUMN hostname")
+        world.commit()
+    newer.clock.advance(LONG_S)
+    try:
+        assert await newer.open().find(KEY) == replace(before, hostname=None)
+    finally:
+        await newer.aclose()

@@ -120,7 +120,9 @@ def test_only_what_is_not_in_force_can_be_withdrawn() -> None:
         assert error.value.code is Code.CONFLICT
         return error.value.message
 
-    assert withdrawal(change, change, Usdc(1), id=PriceChangeId("prc_2"), now=change.effective_at - 1)
+    last_moment = change.effective_at - 1
+    back = withdrawal(change, change, Usdc(1), id=PriceChangeId("prc_2"), now=last_moment)
+    assert back.effective_at == last_moment
     assert "in force" in refusal(change, change.effective_at)
     back = replace(change, id=PriceChangeId("prc_2"), announced_at=NOW + 9)
     assert "withdrawn already" in refusal(back, NOW + 10)

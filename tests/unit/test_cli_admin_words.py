@@ -1,0 +1,45 @@
+"""What `spawn admin` does not understand, before it looks at any database."""
+
+import pytest
+from click.testing import CliRunner
+
+from spawn.cli_admin import admin
+
+SOMEBODY = "0x8ba1f109551bd432803012645ac136ddd64dba72"
+PRICE = ("price-change", "--type", "small", "--location", "nbg1", "--daily", "1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("credit", "0x12", "1", "--reason", "x"), "an address is 0x and 40 hex digits"),
+        (("credit", SOMEBODY, "lots", "--reason", "x"), "an amount is a decimal string"),
+        (("credit", SOMEBODY, "-1", "--reason", "x"), "No such option"),
+        (("credit", SOMEBODY, "0", "--reason", "x"), "more than zero"),
+        (("credit", SOMEBODY, "1"), "Missing option '--reason'"),
+        (("suspend", SOMEBODY), "Missing option '--reason'"),
+        (("block", SOMEBODY), "Missing option '--reason'"),
+        (("wallet",), "Missing argument 'ADDRESS'"),
+        (("wallets", "--search", "%"), "hex digits"),
+        (("wallets", "--search", "0x" + "1" * 41), "hex digits"),
+        (("wallets", "--limit", "0"), "'--limit'"),
+        (("servers", "--status", "odd"), "odd"),
+        (("statement", SOMEBODY, "--before", "x"), "'--before'"),
+        ((*PRICE, "--from", "soon"), "2027-01-31"),
+        ((*PRICE, "--from", "2027-02-31"), "2027-01-31"),
+        (("price-change", "--type", "small"), "Missing option"),
+        (("price-withdraw",), "Missing argument 'ID'"),
+        (("frobnicate",), "No such command"),
+    ],
+)
+def test_what_is_not_understood_exits_with_2(arguments: tuple[str, ...], words: str) -> None:
+    done = CliRunner().invoke(admin, arguments)
+    assert done.exit_code == 2
+    assert words in done.output
+
+
+@pytest.mark.parametrize("command", sorted(admin.commands))
+def test_every_command_says_what_it_does(command: str) -> None:
+    done = CliRunner().invoke(admin, [command, "--help"])
+    assert done.exit_code == 0
+    assert admin.commands[command].help
