@@ -220,12 +220,13 @@ def reconcile() -> None:
 
 
 async def _reconcile(settings: Settings) -> str:
-    from spawn.app import build, open_parts
+    from spawn.app import build
+    from spawn.parts import open_parts
 
     parts = await open_parts(settings)
     try:
         service = await build(settings, parts, ticking=False)
-        report = await service.reconciler.run()
+        report = await service.workers.reconciler.run()
     finally:
         await parts.close()
     return "\n".join(

@@ -122,7 +122,7 @@ def _url(path: Path) -> str:
 
 async def _replay(there: Settings, settings: Settings) -> "Report":
     """Open the copy as the service would, and bring it up to the world."""
-    from spawn.app import open_parts
+    from spawn.parts import open_parts
     from spawn.rails import require_same_chain
     from spawn.secret_key import read_secret_key
     from spawn.services.billing import Billing

@@ -79,7 +79,7 @@ class QuickConnection(Connection):
         self._answer(cycle, await answer)
 
     def _answer(self, cycle: RequestResponseCycle, reply: Reply) -> None:
-        if not self._write_whole(cycle, reply.status, reply.raw_headers, reply.body):
+        if not reply.is_whole or not self._write_whole(cycle, reply.status, reply.raw_headers, reply.body):
             super()._start_asgi_task(cycle, cast("ASGI3Application", reply))
 
     def _write_whole(

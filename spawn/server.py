@@ -17,11 +17,12 @@ from msgspec.structs import replace
 
 from spawn import logs
 from spawn.api.front import new_request_id
-from spawn.app import Parts, Service, build, open_parts
+from spawn.app import Service, build
 from spawn.clock import SystemClock
 from spawn.connections import behind
 from spawn.door import Bounds, Door, bounds_of, in_front
 from spawn.fast_forward import AheadClock, obey
+from spawn.parts import Parts, open_parts
 from spawn.quick import Answers, asking_first
 from spawn.services.economics import warn_of_loss
 from spawn.settings import Settings

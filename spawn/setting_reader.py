@@ -111,6 +111,8 @@ def _door_checks(settings: Settings) -> tuple[_Check, ...]:
         ("SPAWN_ANSWER_TIMEOUT_S", is_timeout(settings.answer_timeout_s), _TIMEOUT),
         ("SPAWN_CONNECTIONS_MAX", settings.connections_max > 0, "more than 0"),
         ("SPAWN_CONNECTIONS_PER_ADDRESS_MAX", settings.connections_per_address_max > 0, "more than 0"),
+        ("SPAWN_STREAMS_MAX", settings.streams_max >= 0, "0 (none) or more"),
+        ("SPAWN_STREAMS_PER_WALLET_MAX", settings.streams_per_wallet_max > 0, "more than 0"),
         ("SPAWN_RATE_ADDRESS_PER_MINUTE", 0 <= settings.rate_address_per_minute <= _RATE_MAX, _RATES),
         ("SPAWN_RATE_WALLET_PER_MINUTE", 0 <= settings.rate_wallet_per_minute <= _RATE_MAX, _RATES),
         (
@@ -219,6 +221,7 @@ def _work_checks(settings: Settings) -> tuple[_Check, ...]:
         ("SPAWN_X402_TIMEOUT_S", 30 <= settings.x402_timeout_s <= 3600, "30 to 3600 seconds"),
         ("SPAWN_TICK_S", 0.01 <= settings.tick_s <= 60, "0.01 to 60 seconds"),
         ("SPAWN_BURN_EVERY_S", 1 <= settings.burn_every_s <= 3600, "1 to 3600 seconds"),
+        ("SPAWN_EVENTS_KEEP_S", settings.events_keep_s >= 86_400, "86400 (a day) or more"),
         ("SPAWN_RECONCILE_EVERY_S", 1 <= settings.reconcile_every_s <= 86_400, "1 to 86400 seconds"),
     )
 

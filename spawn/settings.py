@@ -86,6 +86,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     answer_timeout_s: float = 30.0
     connections_max: int = 4096
     connections_per_address_max: int = 256
+    streams_max: int = 1024
+    streams_per_wallet_max: int = 16
     rate_address_per_minute: int = 600
     rate_wallet_per_minute: int = 1200
     trusted_proxies: str = ""
@@ -93,6 +95,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tick_s: float = 1.0
     burn_every_s: int = 10
     reconcile_every_s: int = 60
+    events_keep_s: int = 7_776_000
 
     @property
     def chain_id(self) -> int:

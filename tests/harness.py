@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,8 +27,12 @@ from spawn_providers.simulated_faults import Faults
 from spawn_schemas.ids import Address, ServerId
 from spawn_schemas.money import Usdc, parse_usdc
 
-from spawn.app import Parts, Service, build, recover
+from spawn.app import Service, build
 from spawn.domain.servers import Server
+from spawn.domain.targets import Address as NetworkAddress
+from spawn.outbound.outbound import Outbound
+from spawn.outbound.resolver import Unresolvable
+from spawn.parts import Parts, recover
 from spawn.payments.devnet import DevChain, DevnetFaults
 from spawn.rails import devnet_rail, x402_terms
 from spawn.services import funds
@@ -80,6 +85,19 @@ class SeededEntropy:
         return hashlib.shake_256(f"{self._seed}|{self._count}".encode()).digest(count)
 
 
+class Names:
+    """A resolver that knows what a test tells it: `known["hooks.example.com"] = "127.0.0.1"`."""
+
+    def __init__(self, known: Mapping[str, str] | None = None) -> None:
+        self.known = dict(known or {})
+
+    async def resolve(self, host: str) -> tuple[NetworkAddress, ...]:
+        """Several addresses are separated by commas."""
+        if host not in self.known:
+            raise Unresolvable(host)
+        return tuple(ip_address(text) for text in self.known[host].split(","))
+
+
 def settings_in(folder: Path, **changes: Any) -> Settings:
     """Settings with every file in `folder`, and waits short enough for a test that makes something slow."""
     defaults: dict[str, Any] = {
@@ -90,6 +108,7 @@ def settings_in(folder: Path, **changes: Any) -> Settings:
         "secret_key": "5a" * 32,
         "first_answer_s": 0.5,
         "in_flight_wait_s": 5.0,
+        "webhook_networks": "127.0.0.0/8",
     }
     return Settings(**(defaults | changes))
 
@@ -106,6 +125,7 @@ class World:
     chain_faults: DevnetFaults
     cloud: SimulatedProvider
     cloud_faults: Faults
+    names: Names
     http: httpx.AsyncClient
     _wallets: int = 0
 
@@ -192,6 +212,7 @@ class World:
             if not names or name in names:
                 await job.tick(self.clock.now_s())
                 await self.service.operator.idle()
+                await self.service.workers.deliveries.idle()
 
     async def available(self, address: Address) -> Usdc:
         """The wallet's available balance in the books, not accrued."""
@@ -244,6 +265,7 @@ async def open_world(
     *,
     clock: VirtualClock | None = None,
     around: Callable[[Provider], Provider] | None = None,
+    receiver_timeout_s: float = 2.0,
     **changes: Any,
 ) -> AsyncIterator[World]:
     """Migrate what is new in `folder`, start the service on it, and close everything afterwards.
@@ -258,10 +280,12 @@ async def open_world(
     chain = DevChain(Path(settings.devnet_path), x402_terms(settings), now=clock.now_s, faults=chain_faults)
     cloud = SimulatedProvider(Path(settings.simulated_path), now_ms=clock.now_ms, seed=1, faults=cloud_faults)
     db = await SqliteDatabase.open(parse_database_url(settings.database_url))
+    names = Names()
     parts = Parts(
         db=db,
         rail=devnet_rail(chain),
         providers={cloud.name: cloud if around is None else around(cloud)},
+        outbound=Outbound(settings.outbound_rules, names, timeout_s=receiver_timeout_s),
         clock=clock,
         entropy=SeededEntropy(str(clock.now_ms())),
     )
@@ -270,7 +294,10 @@ async def open_world(
         await recover(parts)
         transport = httpx.ASGITransport(app=cast("Any", service.app))
         async with httpx.AsyncClient(transport=transport, base_url=BASE_URL) as http:
-            yield World(settings, clock, parts, service, chain, chain_faults, cloud, cloud_faults, http)
+            yield World(
+                settings, clock, parts, service, chain, chain_faults, cloud, cloud_faults, names, http
+            )
+        await service.workers.deliveries.stop()
         await service.operator.stop()
     finally:
         await db.close()

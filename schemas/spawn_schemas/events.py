@@ -1,10 +1,11 @@
 """What happens to a wallet's things, on the wire: `/v1/events` and webhooks.
 
-Invariant: `TYPES` names every type of event there is, and what `data` it carries.
+Invariants: `TYPES` names every type of event there is and what `data` it carries, `MEANINGS` when it happens. No event
+has a secret in it: whoever receives one learns nothing that lets it act.
 """
 
 from enum import Enum
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -46,7 +47,7 @@ class EventType(str, Enum):
 
 
 class ServerData(msgspec.Struct, frozen=True, kw_only=True):
-    """A server as it is now; `previous` is the state it left."""
+    """A server as it is now. `previous` is the state it left, or its own where it left none; `reason` why it ended."""
 
     server: str
     name: str
@@ -59,17 +60,18 @@ class ServerData(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DepositData(msgspec.Struct, frozen=True, kw_only=True):
-    """How long a server's money lasts.
+    """How long a server's money lasts, if nothing is added.
 
-    `threshold_s` is the warning that this is, in seconds before the end; null where it is none. `runway_s` is what is
-    left, `expires_at` when it ends, and `destroyed_from` the earliest moment at which the server is destroyed if
-    nothing is added.
+    `threshold_s` is the warning that this is, in seconds before the end; null where it is none. `runway_s` is how many
+    seconds are left, `expires_at` when the money ends, and `destroyed_from` the earliest moment at which the server is
+    destroyed: null each where that is years ahead. `deposit_remaining` is the server's own reserve; one that renews
+    itself also lives on the wallet's balance.
     """
 
     server: str
     name: str
     threshold_s: int | None
-    runway_s: int
+    runway_s: int | None
     expires_at: Moment | None
     destroyed_from: Moment | None
     deposit_remaining: UsdcText
@@ -77,7 +79,9 @@ class DepositData(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PaymentData(msgspec.Struct, frozen=True, kw_only=True):
-    """USDC that came in, or did not. `transaction` is the chain's; `reason` is why a payment was refused."""
+    """USDC that came in, or did not. `transaction` is the chain's, null where there is none; `reason` is why a payment
+    was refused.
+    """
 
     amount: UsdcText
     transaction: str | None
@@ -85,6 +89,8 @@ class PaymentData(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OperationData(msgspec.Struct, frozen=True, kw_only=True):
+    """An action that ended: `action` is its id (`GET /v1/actions/{action_id}`), `code` and `message` why it failed."""
+
     action: str
     server: str
     command: str
@@ -93,7 +99,7 @@ class OperationData(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PriceData(msgspec.Struct, frozen=True, kw_only=True):
-    """A server's price per day, from `effective_at` on."""
+    """A server's price per day: `daily_burn` until `effective_at`, and `new_daily_burn` from then on."""
 
     server: str
     type: str
@@ -104,7 +110,7 @@ class PriceData(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WalletData(msgspec.Struct, frozen=True, kw_only=True):
-    """What the operator did to the wallet, and why."""
+    """What the operator did to the wallet, and why; `amount` where money moved."""
 
     kind: str
     reason: str
@@ -112,12 +118,16 @@ class WalletData(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SshKeyData(msgspec.Struct, frozen=True, kw_only=True):
+    """A registered key, by its SHA-256 fingerprint."""
+
     ssh_key: str
     name: str
     fingerprint: str
 
 
 class WebhookData(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the wallet's webhooks; `reason` is why it was disabled."""
+
     webhook: str
     url: str
     reason: str | None
@@ -159,11 +169,80 @@ TYPES: Final[dict[EventType, type[msgspec.Struct]]] = {
 }
 
 
-class EventView(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that happened. `id` never changes, however often it is delivered; `resource` is what it happened to."""
+MEANINGS: Final[dict[EventType, str]] = {
+    EventType.SERVER_CREATED: "A server was ordered; its machine is not there yet.",
+    EventType.SERVER_RUNNING: "The server runs: for the first time, or again after a start, a rebuild or a resize.",
+    EventType.SERVER_OFF: "The server is switched off. It still costs money.",
+    EventType.SERVER_RESIZED: "The server has another type, and from this second another price.",
+    EventType.SERVER_REBUILT: "The server's disk was written anew from an image.",
+    EventType.SERVER_UPDATED: "The server was renamed, or its renewal was switched on or off.",
+    EventType.SERVER_DESTROYING: "The server is being destroyed, for the `reason` given; it costs nothing any more.",
+    EventType.SERVER_DESTROYED: "The machine and everything on it are gone.",
+    EventType.SERVER_FAILED: "The machine could not be made; deposit and fee are back in the balance.",
+    EventType.DEPOSIT_LOW: "The server's money ends within `threshold_s`: a warning, once for each threshold until "
+    "money is added.",
+    EventType.DEPOSIT_EXHAUSTED: "The server's money has ended; it is destroyed from `destroyed_from` on.",
+    EventType.DEPOSIT_RESTORED: "Money was added after the server's had ended, and in time: it goes on.",
+    EventType.DEPOSIT_FUNDED: "Money was moved into the server's deposit.",
+    EventType.PAYMENT_SETTLED: "A payment of the wallet is on the chain and in its balance.",
+    EventType.PAYMENT_REFUSED: "A payment that was waited for will never settle; nothing was charged.",
+    EventType.CREDIT_GRANTED: "The operator gave the wallet money, and says why.",
+    EventType.SUSPENSE_RECEIVED: "USDC of the wallet arrived outside a call: `POST /v1/suspense/claim` takes it.",
+    EventType.SUSPENSE_CLAIMED: "USDC that had arrived outside a call was taken into the balance.",
+    EventType.OPERATION_SUCCEEDED: "An action on a server was carried out.",
+    EventType.OPERATION_FAILED: "An action on a server could not be carried out, for the `code` given.",
+    EventType.PRICE_ANNOUNCED: "The price of one of the wallet's servers will change at `effective_at`.",
+    EventType.PRICE_CHANGED: "The price of one of the wallet's servers has changed.",
+    EventType.WALLET_SUSPENDED: "The operator restricted what the wallet may do, and says why.",
+    EventType.WALLET_RESTORED: "The wallet may do everything again.",
+    EventType.SSH_KEY_ADDED: "An SSH key was registered.",
+    EventType.SSH_KEY_REMOVED: "An SSH key was deleted; servers that have it keep it.",
+    EventType.WEBHOOK_DISABLED: "A webhook failed for too long and gets no more events until it is enabled again.",
+    EventType.WEBHOOK_TEST: "A test of a webhook was asked for.",
+}
+"""Each type of event in a sentence: when it happens."""
 
-    id: str
+ANY: Final = "*"
+"""The pattern that matches every type."""
+
+
+def family(type: str) -> str:
+    """The pattern that matches this type and its like: `server.*` for `server.running`."""
+    return f"{type.partition('.')[0]}.*"
+
+
+PATTERNS: Final = frozenset({ANY, *(kind.value for kind in EventType), *(family(kind) for kind in EventType)})
+"""What a list or a webhook may ask for: everything, a family such as `server.*`, or one type."""
+
+
+def matches(pattern: str, type: str) -> bool:
+    """Whether events of this type are among those that one of `PATTERNS` asks for."""
+    return pattern in {ANY, type, family(type)}
+
+
+class EventView(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened. `id` never changes, however often it is delivered, and sorts by when it happened.
+
+    `resource` is what it happened to: the id of a server, an SSH key or a webhook, the wallet's address, or the
+    transaction of a payment. `data` is what `TYPES` names for the type, as JSON.
+    """
+
+    id: Annotated[
+        str, msgspec.Meta(description="Good for `after`, and for telling repetitions.", examples=["evt_42"])
+    ]
     type: str
     resource: str
     at: Moment
     data: msgspec.Raw
+
+
+class EventList(msgspec.Struct, frozen=True, kw_only=True):
+    """Events, oldest first. Ask on with `next_cursor`, which is always given: at once where there `has_more`.
+
+    `gap`: what happened between the cursor that was sent and these events is not kept any more.
+    """
+
+    events: tuple[EventView, ...]
+    next_cursor: str
+    has_more: bool
+    gap: bool

@@ -13,7 +13,7 @@ import msgspec
 from litestar import Litestar
 from litestar.di import Provide
 from litestar.openapi.config import OpenAPIConfig
-from spawn_schemas import api, refusals, suspense
+from spawn_schemas import api, refusals, suspense, webhooks
 
 from spawn import __version__
 from spawn.api.arrivals import Arrival
@@ -87,7 +87,7 @@ _KEY_PARAMETER: Final[dict[str, Any]] = {
 }
 
 
-_WIRE: Final = (api, refusals, suspense)
+_WIRE: Final = (api, refusals, suspense, webhooks)
 """Where the structs of requests and answers are."""
 
 

@@ -4,7 +4,7 @@ Invariant: header names and values are our own words, numbers and base64, so non
 """
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from litestar import Response
 
@@ -22,7 +22,12 @@ JSON: Final = (b"content-type", b"application/json")
 
 
 class Reply(Response[Any]):
-    """An answer in its final form. It is an ASGI app; to Litestar it passes for a response of its own."""
+    """An answer in its final form. It is an ASGI app; to Litestar it passes for a response of its own.
+
+    One that is not `is_whole` comes in parts, and only calling it brings them.
+    """
+
+    is_whole: ClassVar[bool] = True
 
     def __init__(self, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
         # Not the base class's: what it prepares is for content that is still to be encoded.

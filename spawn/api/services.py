@@ -7,6 +7,7 @@ from spawn_providers.base import Provider
 
 from spawn.api.gate import Gate
 from spawn.clock import Clock
+from spawn.outbound.outbound import Outbound
 from spawn.payments.exact import Terms
 from spawn.payments.sessions import Sessions
 from spawn.services.billing import Billing
@@ -28,4 +29,5 @@ class Services:
     providers: Mapping[str, Provider]
     schema: str
     sessions: Sessions
+    outbound: Outbound
     billing: Billing

@@ -105,7 +105,7 @@ def _tell_chunk(tx: Tx, change: PriceChange, now: int) -> PriceChange | None:
     """Tell the next servers; None, and nothing done, while one of them waits for the change before this one."""
     after = change.told_to or ""
     last = rows.find_chunk_end(tx, after, limit=CHUNK)
-    concerned = [] if last is None else rows.list_concerned(tx, change, after=after, last=last)
+    concerned = [] if last is None else rows.list_concerned(tx, change, after=after, last=last, now=now)
     if any(server.reprice_at is not None and server.reprice_at <= now for server in concerned):
         return None
     for server in concerned:

@@ -14,7 +14,7 @@ from spawn_ledger.tx import Row, Tx
 from spawn_schemas import api
 from spawn_schemas import webhooks as wire
 from spawn_schemas.errors import Code, SpawnError
-from spawn_schemas.events import EventType, WebhookData
+from spawn_schemas.events import PATTERNS, EventType, WebhookData
 from spawn_schemas.ids import Address, Entropy, WebhookId, new_webhook_id
 
 from spawn.domain.targets import BadTarget, Target
@@ -36,9 +36,6 @@ SECRET_BYTES: Final = 24
 ROTATION_S: Final = 86_400
 """How long the secret before still signs as well."""
 NEWEST: Final = 2**62
-
-_TYPES: Final = tuple(event.value for event in EventType)
-_PATTERNS: Final = ("*", *sorted({f"{name.partition('.')[0]}.*" for name in _TYPES}), *_TYPES)
 
 
 class CreateWebhook(UseCase):
@@ -96,16 +93,6 @@ class ListWebhooks(Read):
         return Acted(answer=views.encode(wire.WebhookList(webhooks=found)))
 
 
-class ShowWebhook(Read):
-    """`GET /v1/webhooks/{id}`."""
-
-    def __init__(self, webhook_id: WebhookId) -> None:
-        self._id = webhook_id
-
-    def act(self, tx: Tx, context: Context) -> Acted:
-        return _shown(owned_webhook(tx, self._id, context.wallet))
-
-
 class _OfOne(UseCase):
     """A use case about one webhook of the caller's."""
 
@@ -115,6 +102,13 @@ class _OfOne(UseCase):
     def check(self, tx: Tx, wallet: Address, purse: Purse, now: int) -> None:
         """Raises not_found or forbidden."""
         owned_webhook(tx, self._id, wallet)
+
+
+class ShowWebhook(_OfOne, Read):
+    """`GET /v1/webhooks/{id}`."""
+
+    def act(self, tx: Tx, context: Context) -> Acted:
+        return _shown(owned_webhook(tx, self._id, context.wallet))
 
 
 class UpdateWebhook(_OfOne):
@@ -236,12 +230,12 @@ class RotateSecret(_OfOne):
         return Acted(answer=views.encode(answer), stored=views.encode(replace(answer, secret=None)))
 
 
-class ListDeliveries(Read):
+class ListDeliveries(_OfOne, Read):
     """`GET /v1/webhooks/{id}/deliveries`, newest first; the cursor is opaque to callers."""
 
     def __init__(self, webhook_id: WebhookId, *, cursor: str | None, limit: int) -> None:
         """Raises SpawnError for a cursor that is none of ours."""
-        self._id = webhook_id
+        super().__init__(webhook_id)
         self._before = NEWEST if cursor is None else _read_cursor(cursor)
         self._limit = limit
 
@@ -314,12 +308,12 @@ def _check_count(tx: Tx, wallet: Address) -> None:
 def _known(patterns: tuple[str, ...]) -> tuple[str, ...]:
     """The patterns, each once. Raises SpawnError for one that no event can match."""
     for pattern in patterns:
-        if pattern not in _PATTERNS:
-            close = difflib.get_close_matches(pattern, _PATTERNS, n=1)
+        if pattern not in PATTERNS:
+            close = difflib.get_close_matches(pattern, sorted(PATTERNS), n=1)
             raise SpawnError(
                 Code.INVALID_REQUEST,
                 f"There is no event {pattern}." + (f" Did you mean {close[0]}?" if close else ""),
-                details={"types": list(_PATTERNS)},
+                details={"types": sorted(PATTERNS)},
                 next="Send types of the list, or * for all.",
             )
     return tuple(dict.fromkeys(patterns))

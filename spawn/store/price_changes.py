@@ -41,12 +41,14 @@ SELECT MAX(id) AS last FROM (
   SELECT id FROM server WHERE ended_at IS NULL AND id > :after ORDER BY id LIMIT :limit
 ) AS chunk
 """
-# Whoever ordered at the new price has nothing to be told, unless another change was under way.
+# Whoever ordered at the new price has nothing to be told, unless another change was under way. A server without money
+# keeps what it was promised before: it is cut there only once somebody pays what it owes, which may take weeks.
 SELECT_CONCERNED: Final = """
 SELECT id, wallet, daily_usdc, reprice_at FROM server
 WHERE ended_at IS NULL AND id > :after AND id <= :last AND type = :type AND location = :location
   AND status <> 'destroying' AND priced_at <= :announced_at
   AND (daily_usdc <> :daily_usdc OR reprice_at IS NOT NULL)
+  AND (exhausted_at IS NULL OR reprice_at IS NULL OR reprice_at > :now)
 ORDER BY id
 """
 # Whoever looks at a server looks at the moment when its price changes, too.
@@ -109,7 +111,7 @@ def find_chunk_end(tx: Tx, after: str, *, limit: int) -> str | None:
     return None if row is None else row["last"]
 
 
-def list_concerned(tx: Tx, change: PriceChange, *, after: str, last: str) -> list[Concerned]:
+def list_concerned(tx: Tx, change: PriceChange, *, after: str, last: str, now: int) -> list[Concerned]:
     """The servers from behind `after` up to `last` whose owners the change must be told to."""
     params = {
         "after": after,
@@ -118,6 +120,7 @@ def list_concerned(tx: Tx, change: PriceChange, *, after: str, last: str) -> lis
         "location": change.location,
         "announced_at": change.announced_at,
         "daily_usdc": change.daily_usdc,
+        "now": now,
     }
     return [
         Concerned(**{name: row[name] for name in Concerned.__struct_fields__})

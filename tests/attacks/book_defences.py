@@ -15,6 +15,24 @@ PURSE: Final = "spawn/services/purse.py"
 
 OF_BOOKS: Final = (
     Defence(
+        name="what a barred wallet may do",
+        file="spawn/services/acting.py",
+        before="    if not may_act or (pays and barred is Barred.BLOCKED):",
+        after="    if pays and barred is Barred.BLOCKED:",
+        attacks=(
+            "barred: suspended, an order",
+            "barred: suspended, a key",
+            "barred: blocked, a claim",
+        ),
+    ),
+    Defence(
+        name="that a blocked wallet pays nothing",
+        file="spawn/services/acting.py",
+        before="    if not may_act or (pays and barred is Barred.BLOCKED):",
+        after="    if not may_act:",
+        attacks=("barred: blocked, identifying itself by a payment",),
+    ),
+    Defence(
         name="whose server it is",
         file=OWNERSHIP,
         before="if server.wallet != wallet:",

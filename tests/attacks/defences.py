@@ -7,5 +7,12 @@ from tests.attacks.defence import Defence
 from tests.attacks.payment_defences import OF_PAYMENTS
 from tests.attacks.proof_defences import OF_PROOFS
 from tests.attacks.request_defences import OF_REQUESTS
+from tests.attacks.webhook_defences import OF_WEBHOOKS
 
-DEFENCES: Final[tuple[Defence, ...]] = (*OF_PAYMENTS, *OF_PROOFS, *OF_REQUESTS, *OF_BOOKS)
+DEFENCES: Final[tuple[Defence, ...]] = (
+    *OF_PAYMENTS,
+    *OF_PROOFS,
+    *OF_REQUESTS,
+    *OF_BOOKS,
+    *OF_WEBHOOKS,
+)

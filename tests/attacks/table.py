@@ -3,6 +3,7 @@
 from typing import Final
 
 from tests.attacks import (
+    barred,
     bodies,
     browsers,
     chain,
@@ -19,6 +20,7 @@ from tests.attacks import (
     signatures,
     suspense,
     version1,
+    webhooks,
     wires,
 )
 from tests.attacks.kit import Attack
@@ -35,11 +37,13 @@ ATTACKS: Final[tuple[Attack, ...]] = (
     *money.money.attacks,
     *chain.chain.attacks,
     *suspense.suspense.attacks,
+    *webhooks.webhook.attacks,
     *races.race.attacks,
     *browsers.browser.attacks,
     *version1.version1.attacks,
     *sessions.sign_in.attacks,
     *sessions.session.attacks,
     *limits.limit.attacks,
+    *barred.bar.attacks,
     *wires.wire.attacks,
 )

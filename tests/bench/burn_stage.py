@@ -31,7 +31,8 @@ SELECT 'srv_' || lower(hex(randomblob(13))), printf('0x%040x', 1000000 + n / :pe
 FROM number
 """
 _FUNDING: Final = (
-    "INSERT INTO account (id, balance, held) SELECT 'srv:' || id, 5000000, 0 FROM server",
+    # In the order in which they were rented, as they would have come about, and not in that of their ids.
+    "INSERT INTO account (id, balance, held) SELECT 'srv:' || id, 5000000, 0 FROM server NOT INDEXED",
     "INSERT INTO account (id, balance, held) SELECT DISTINCT 'wallet:' || wallet, 2000000, 0 FROM server",
     "INSERT INTO transfer (id, debit, credit, amount, code, reference, at) "
     "SELECT 'topup|' || id, :usdc, id, balance, 'topup', id, :since FROM account WHERE balance > 0",

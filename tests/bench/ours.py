@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from spawn import server
-from spawn.app import Parts, open_parts
+from spawn.clock import Clock
+from spawn.parts import Parts, open_parts
 from spawn.payments.exact import ExactPayment
 from spawn.payments.facilitator import Settled
 from spawn.setting_reader import read_settings
@@ -90,8 +91,8 @@ def main(chain: str, profile_folder: str | None = None) -> None:
     listener = server.listen(settings)
     migrate(settings.database_url)
 
-    async def open_ours(settings: Settings) -> Parts:
-        parts = await open_parts(settings)
+    async def open_ours(settings: Settings, *, clock: Clock | None = None, wall: Clock | None = None) -> Parts:
+        parts = await open_parts(settings, clock=clock, wall=wall)
         if chain == "instant":
             parts.rail = replace(parts.rail, facilitator=InstantChain())
         asyncio.get_running_loop().add_signal_handler(signal.SIGURG, _name_threads)

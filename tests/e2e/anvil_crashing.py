@@ -22,9 +22,10 @@ import httpx
 import msgspec
 from spawn_schemas.ids import Address
 
-from spawn.app import Parts, Service, build, open_parts, recover
+from spawn.app import Service, build
 from spawn.evm.node import Block, Log, Node, Receipt
 from spawn.evm.web3_node import Web3Node
+from spawn.parts import Parts, open_parts, recover
 from spawn.payments.exact import ExactPayment
 from spawn.rails import self_rail
 from spawn.settings import Settings

@@ -17,7 +17,7 @@ from spawn_providers.base import Change, Instance, Op, OpState, Provider, Spec, 
 from spawn_providers.catalog import Catalog
 from spawn_schemas.ids import ServerId
 
-from spawn.app import Parts
+from spawn.parts import Parts
 from spawn.payments.exact import ExactPayment
 from spawn.payments.facilitator import Facilitator, Rejected, Settled
 from spawn.store.database import NO_PARAMS, Database

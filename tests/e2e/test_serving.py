@@ -24,7 +24,8 @@ GROWTH_MAX_KIB: Final = 4096
 
 SERVE: Final = """
 import asyncio, sys, spawn.cli, spawn.server
-from spawn.app import build, open_parts
+from spawn.app import build
+from spawn.parts import open_parts
 from spawn.setting_reader import read_settings
 
 async def serve():

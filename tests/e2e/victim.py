@@ -24,7 +24,8 @@ from litestar.di import Provide
 
 from spawn.api.front import Front
 from spawn.api.routes import HANDLERS
-from spawn.app import Parts, Service, build, open_parts
+from spawn.app import Service, build
+from spawn.parts import Parts, open_parts
 from spawn.settings import Settings
 from tests.e2e.crashing import Points, crashing, die
 from tests.harness import VirtualClock, settings_in

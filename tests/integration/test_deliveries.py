@@ -178,7 +178,7 @@ async def test_a_crash_between_sending_and_recording_sends_the_same_event_again(
             _, secret = await hook(world, owner, receiver.url)
             one, two = await happen(world, owner, "srv_a", "srv_a")
             # The claim is committed and the event sent, but the process dies before it can write that down.
-            service = world.service.deliveries
+            service = world.service.workers.deliveries
             (work,) = (await service._claim()).work
             await world.parts.outbound.post(work.url, deliveries.signed(work, world.clock.now_s()), work.body)
             clock = world.clock
@@ -197,14 +197,22 @@ async def test_what_was_lost_to_another_claim_is_not_recorded(tmp_path: Path) ->
         owner = await world.customer()
         at, _ = await hook(world, owner, receiver.url)
         await happen(world, owner, "srv_a")
-        service = world.service.deliveries
+        service = world.service.workers.deliveries
         (late,) = (await service._claim()).work
         world.clock.advance(deliveries.CLAIM_S)
-        await send(world)
-        (before,) = await log_of(world, owner, at)
-        await world.parts.db.write(lambda tx: deliveries.record(tx, late, None, "late", world.clock.now_s()))
-        assert await log_of(world, owner, at) == [before]
-        assert (before["state"], before["attempts"]) == ("delivered", 2)
+        (current,) = (await service._claim()).work
+        had = await world.rows("SELECT * FROM delivery")
+        for error in ("late", None):
+            await world.parts.db.write(
+                lambda tx, error=error: deliveries.record(tx, late, None, error, world.clock.now_s())  # type: ignore[misc]  # bound in the loop
+            )
+        assert [dict(row) for row in await world.rows("SELECT * FROM delivery")] == [dict(row) for row in had]
+        answer = await world.parts.outbound.post(current.url, {}, b"{}")
+        await world.parts.db.write(
+            lambda tx: deliveries.record(tx, current, answer, None, world.clock.now_s())
+        )
+        (entry,) = await log_of(world, owner, at)
+        assert (entry["state"], entry["attempts"]) == ("delivered", 2)
 
 
 async def test_for_a_day_after_a_rotation_both_secrets_verify(tmp_path: Path) -> None:
@@ -395,12 +403,12 @@ async def test_dead_hosts_hold_up_nobody(tmp_path: Path) -> None:
         began = time.monotonic()
         await world.service.jobs["deliveries"].tick(world.clock.now_s())
         while len(receiver.got) < 29 and time.monotonic() - began < 5:
-            await world.service.deliveries.start_due()
+            await world.service.workers.deliveries.start_due()
         assert len(receiver.got) == 29
         assert time.monotonic() - began < 0.6, "before the dead one's first request had timed out"
         assert len(silent) - 1 <= deliveries.PER_HOST
         assert in_order(receiver.got)
-        await world.service.deliveries.stop()
+        await world.service.workers.deliveries.stop()
 
 
 async def test_who_has_failed_for_a_minute_is_asked_one_at_a_time(tmp_path: Path) -> None:
@@ -454,7 +462,7 @@ async def test_a_claim_is_lost_with_the_process_and_not_with_a_cancelled_task(tm
         at, _ = await hook(world, owner, f"http://127.0.0.1:{silent[0]}/")
         await happen(world, owner, "srv_a")
         await world.service.jobs["deliveries"].tick(world.clock.now_s())
-        await world.service.deliveries.stop()
+        await world.service.workers.deliveries.stop()
         assert await pending(world) == 1
         await world.sign(owner, "PATCH", at, {"url": receiver.url})
         world.clock.advance(deliveries.CLAIM_S)

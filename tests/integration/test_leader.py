@@ -107,9 +107,9 @@ async def test_an_orderly_end_lets_the_next_one_start_at_once(db: SqliteDatabase
 async def test_a_start_with_an_exclusive_database_does_not_wait(tmp_path: Path) -> None:
     clock = VirtualClock()
     async with open_world(tmp_path, clock=clock) as world:
-        assert await world.service.leader.token() == 1
+        assert await world.service.workers.leader.token() == 1
     async with open_world(tmp_path, clock=clock) as world:
-        assert await world.service.leader.token() == 2
+        assert await world.service.workers.leader.token() == 2
 
 
 async def test_a_token_is_never_used_again(db: SqliteDatabase, real: VirtualClock) -> None:

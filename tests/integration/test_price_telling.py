@@ -189,3 +189,21 @@ async def test_a_price_pinned_after_the_announcement_is_left_alone(tmp_path: Pat
         )
         await world.tick("prices")
         assert await told(world) == everybody[:-1]
+
+
+async def test_a_server_without_money_holds_nobody_up_and_keeps_what_it_was_promised(tmp_path: Path) -> None:
+    async with open_world(tmp_path, grace_s=30 * 86_400) as world:
+        poor = await rent(world, await world.customer("4.05"), deposit="4.00")
+        rich = await rent(world, await world.customer("60.00"))
+        await announce(world)
+        await world.burn_until(world.clock.now_s() + NOTICE_S + 5 * 86_400)
+        assert (await world.server(poor)).exhausted_at is not None
+        assert await pending(world, poor) == RAISED
+        await announce(world, 130_000)
+        await world.tick("prices")
+        assert await pending(world, poor) == RAISED
+        assert await pending(world, rich) == 130_000
+
+
+async def pending(world: World, server: str) -> int | None:
+    return (await world.server(server)).reprice_usdc

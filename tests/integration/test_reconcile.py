@@ -28,7 +28,7 @@ GRACE_S = 300
 
 async def look(world: World, after_s: int = 0) -> None:
     world.clock.advance(after_s)
-    await world.service.reconciler.run()
+    await world.service.workers.reconciler.run()
 
 
 async def everything(world: World) -> list[dict[str, object]]:

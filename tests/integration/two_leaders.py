@@ -141,7 +141,7 @@ class Process:
 @asynccontextmanager
 async def two_processes(world: World) -> AsyncIterator[tuple[Process, Process]]:
     """Two more processes on the world's database; its own has let go of the lease."""
-    await world.service.leader.resign()
+    await world.service.workers.leader.resign()
     first, second = await _process(world, "first"), await _process(world, "second")
     yield first, second
     for process in (first, second):
@@ -153,7 +153,7 @@ async def _process(world: World, name: str) -> Process:
     clock, db = SkewedClock(world.clock), Pausing(world.parts.db)
     parts = replace(world.parts, clock=clock, db=db, entropy=SeededEntropy(name))
     service = await build(world.settings, parts, ticking=False)
-    count = leased(counting(Fenced(db, service.leader)), service.leader)
+    count = leased(counting(Fenced(db, service.workers.leader)), service.workers.leader)
     return Process(clock=clock, db=db, service=service, jobs={**service.jobs, "count": count})
 
 

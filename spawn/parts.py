@@ -1,0 +1,106 @@
+"""What touches the world: the database, the chain, the providers, the way out to receivers, time and randomness.
+
+Invariant: what is opened here is closed in reverse order, also when a later part refuses. A part may be handed in
+instead of being opened, which is how tests put a fault between the service and its world.
+"""
+
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from spawn_providers.base import Provider
+from spawn_providers.simulated import SimulatedProvider
+from spawn_schemas.ids import Entropy
+
+from spawn.clock import Clock, SystemClock, SystemEntropy
+from spawn.outbound.outbound import Outbound
+from spawn.outbound.resolver import SystemResolver
+from spawn.rails import Rail, needs_file, open_rail
+from spawn.settings import Settings
+from spawn.store import leases, operations, reservations
+from spawn.store.database import Database
+from spawn.store.migrate import parse_database_url, require_current
+from spawn.store.sqlite import SqliteDatabase
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Parts:
+    """What touches the world. `opened` closes in reverse order at the end."""
+
+    db: Database
+    rail: Rail
+    providers: Mapping[str, Provider]
+    outbound: Outbound
+    clock: Clock
+    entropy: Entropy
+    wall: Clock | None = None
+    """What proofs and challenges go by, where a developer lets the clock of the books run ahead of it."""
+    opened: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    @property
+    def proofs_clock(self) -> Clock:
+        return self.wall or self.clock
+
+    async def close(self) -> None:
+        await self.opened.aclose()
+
+
+async def open_parts(
+    settings: Settings,
+    *,
+    clock: Clock | None = None,
+    wall: Clock | None = None,
+    entropy: Entropy | None = None,
+) -> Parts:
+    """Open the database, the chain and the providers that the settings name.
+
+    Raises StoreError (SchemaMismatch, DatabaseBusy, UnsuitableFilesystem and others), each with a message that says
+    what to do. What was opened before is closed again.
+    """
+    clock = clock or SystemClock()
+    require_current(settings.database_url)
+    async with AsyncExitStack() as opened:
+        db = await SqliteDatabase.open(parse_database_url(settings.database_url), on_fatal=_die)
+        opened.push_async_callback(db.close)
+        entropy = entropy or SystemEntropy()
+        rail = open_rail(settings, db, wall or clock, entropy, opened)
+        cloud = SimulatedProvider(
+            Path(settings.simulated_path),
+            now_ms=clock.now_ms,
+            seed=settings.simulated_seed,
+            speed=settings.simulated_speed,
+        )
+        opened.push_async_callback(cloud.aclose)
+        with needs_file(settings.simulated_path, "SPAWN_SIMULATED_PATH"):
+            await cloud.catalog()  # opens its file, which is otherwise left to the first call
+        resolver = SystemResolver()
+        opened.callback(resolver.close)
+        return Parts(
+            db=db,
+            rail=rail,
+            outbound=Outbound(settings.outbound_rules, resolver),
+            providers={cloud.name: cloud},
+            clock=clock,
+            wall=wall,
+            entropy=entropy,
+            opened=opened.pop_all(),
+        )
+
+
+def _die(error: BaseException) -> None:
+    """A commit that failed leaves us not knowing what is on disk: stop at once, and let the next start read it."""
+    log.critical("the database failed; stopping so that the next start can recover", exc_info=error)
+    os._exit(1)
+
+
+async def recover(parts: Parts) -> None:
+    """Free the claims of a process that died: with an exclusive database nobody else can hold one."""
+    if parts.db.exclusive:
+        await parts.db.write(lambda tx: tx.execute(operations.RELEASE_CLAIMS, {}))
+        await parts.db.write(lambda tx: tx.execute(reservations.RELEASE_CLAIMS, {}))
+        await parts.db.write(lambda tx: tx.execute(leases.RELEASE_LEASES, {}))

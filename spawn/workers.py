@@ -1,0 +1,135 @@
+"""What goes on by itself while the app is up: jobs, operations, deliveries, the relayer, the operator's desk.
+
+Invariant: it starts after what a dead process left behind was freed, and stops before anything it needs is closed.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from spawn.desk import open_desk
+from spawn.jobs.burn import Burn
+from spawn.jobs.deliveries import Deliveries as Sending
+from spawn.jobs.incidents import Incidents
+from spawn.jobs.leader import Fenced, Leader, holder_name, leased
+from spawn.jobs.operations import Operations
+from spawn.jobs.prices import Prices
+from spawn.jobs.settlements import Settlements
+from spawn.jobs.suspense import Suspense
+from spawn.jobs.sweep import Sweep
+from spawn.jobs.ticker import Job, Ticker
+from spawn.jobs.treasury import Treasury
+from spawn.parts import Parts, recover
+from spawn.services.admin import Clerk
+from spawn.services.billing import Billing
+from spawn.services.deliveries import Deliveries
+from spawn.services.operator import Operator
+from spawn.services.price_list import PriceList
+from spawn.services.reconcile import Reconciler
+from spawn.settings import Settings
+from spawn.store.migrate import parse_database_url
+from spawn.store.secrets import Vault
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """The jobs, which tests tick by hand, and whom they set to work."""
+
+    operator: Operator
+    deliveries: Deliveries
+    reconciler: Reconciler
+    leader: Leader
+    clerk: Clerk
+    jobs: Mapping[str, Job]
+
+
+def hire(
+    settings: Settings,
+    parts: Parts,
+    operator: Operator,
+    vault: Vault,
+    billing: Billing,
+    prices: PriceList,
+) -> Workers:
+    """Build them; nobody works before `working`."""
+    leader = Leader(parts.db, parts.clock, holder_name(parts.entropy))
+    deliveries = Deliveries(
+        parts.db, parts.outbound, vault, parts.clock, parts.entropy, wall=parts.proofs_clock
+    )
+    return Workers(
+        operator=operator,
+        deliveries=deliveries,
+        reconciler=Reconciler(parts.db, parts.providers, parts.clock, billing),
+        leader=leader,
+        clerk=Clerk(parts.db, prices, parts.clock, parts.entropy),
+        jobs=_jobs(settings, parts, operator, deliveries, leader, billing, prices),
+    )
+
+
+@asynccontextmanager
+async def working(
+    settings: Settings, parts: Parts, workers: Workers, *, ticking: bool
+) -> AsyncIterator[None]:
+    """Everybody at work, the jobs only when `ticking`; at the end they stop in order."""
+    ticker = Ticker(tuple(workers.jobs.values()), parts.clock) if ticking else None
+    await recover(parts)
+    if parts.rail.relayer is not None:
+        await parts.rail.relayer.start()
+    if ticker is not None:
+        ticker.start()
+    try:
+        async with open_desk(parse_database_url(settings.database_url), workers.clerk.carry_out):
+            yield
+    finally:
+        if ticker is not None:
+            ticker.stop()
+        await workers.deliveries.stop()
+        await workers.operator.stop()
+        if parts.rail.relayer is not None:
+            await parts.rail.relayer.stop()
+        await workers.leader.resign()
+
+
+def _jobs(
+    settings: Settings,
+    parts: Parts,
+    operator: Operator,
+    deliveries: Deliveries,
+    leader: Leader,
+    billing: Billing,
+    prices: PriceList,
+) -> dict[str, Job]:
+    """Each writes through the fence; the Operator's own claims are its fence (spawn.jobs.operations)."""
+    db = Fenced(parts.db, leader)
+    jobs = (
+        Job(name="operations", every_s=settings.tick_s, tick=Operations(db, operator).tick),
+        Job(name="settlements", every_s=10, tick=Settlements(db, parts.rail.facilitator).tick),
+        Job(name="burn", every_s=settings.burn_every_s, tick=Burn(db, billing).tick),
+        Job(name="deliveries", every_s=settings.tick_s, tick=Sending(db, deliveries).tick),
+        Job(name="prices", every_s=10, tick=Prices(db, prices).tick),
+        Job(
+            name="reconcile",
+            every_s=settings.reconcile_every_s,
+            tick=Reconciler(db, parts.providers, parts.clock, billing).tick,
+        ),
+        Job(name="incidents", every_s=60, tick=Incidents(db).tick),
+        Job(name="sweep", every_s=60, tick=Sweep(db).tick),
+        Job(
+            name="suspense",
+            every_s=settings.suspense_every_s,
+            tick=Suspense(db, parts.rail.arrivals).tick,
+        ),
+        Job(
+            name="treasury",
+            # The last comparison is in a table: a service that restarts every day compares all the same.
+            every_s=min(settings.treasury_every_s, 60),
+            tick=Treasury(
+                db,
+                parts.rail.holdings,
+                settings.pay_to,
+                every_s=settings.treasury_every_s,
+                facilitators=parts.rail.standings,
+            ).tick,
+        ),
+    )
+    return {job.name: leased(job, leader) for job in jobs}
