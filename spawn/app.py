@@ -87,8 +87,7 @@ async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Se
     await require_same_chain(parts.db, parts.rail)
     await parts.db.write(lambda tx: vault.prove(tx, parts.clock.now_s()))
     name, provider = next(iter(parts.providers.items()))
-    prices = PriceList(await provider.catalog(), settings)
-    await prices.refresh(parts.db)
+    prices = await PriceList.read(await provider.catalog(), settings, parts.db)
     billing = Billing(parts.entropy, settings.warning_policy)
     shop = Shop(
         prices=prices,

@@ -287,7 +287,7 @@ async def _carry_out(settings: Settings, db: Any, order: "Order") -> "Answer":
     # The simulated provider, the only one of this version, sells this catalog.
     prices = PriceList(DEFAULT_CATALOG, settings)
     answer = await desk.carried_out(Clerk(db, prices, clock, SystemEntropy()).carry_out, order)
-    await Prices(db, prices).tick(clock.now_s())
+    await Prices(db).tick(clock.now_s())
     return answer
 
 

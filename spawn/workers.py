@@ -13,7 +13,7 @@ from spawn.jobs.deliveries import Deliveries as Sending
 from spawn.jobs.incidents import Incidents
 from spawn.jobs.leader import Fenced, Leader, holder_name, leased
 from spawn.jobs.operations import Operations
-from spawn.jobs.prices import Prices
+from spawn.jobs.prices import Listing, Prices
 from spawn.jobs.settlements import Settlements
 from spawn.jobs.suspense import Suspense
 from spawn.jobs.sweep import Sweep
@@ -106,7 +106,7 @@ def _jobs(
         Job(name="settlements", every_s=10, tick=Settlements(db, parts.rail.facilitator).tick),
         Job(name="burn", every_s=settings.burn_every_s, tick=Burn(db, billing).tick),
         Job(name="deliveries", every_s=settings.tick_s, tick=Sending(db, deliveries).tick),
-        Job(name="prices", every_s=10, tick=Prices(db, prices).tick),
+        Job(name="prices", every_s=10, tick=Prices(db).tick),
         Job(
             name="reconcile",
             every_s=settings.reconcile_every_s,
@@ -132,4 +132,6 @@ def _jobs(
             ).tick,
         ),
     )
-    return {job.name: leased(job, leader) for job in jobs}
+    # Everybody's own: it writes nothing.
+    listing = Job(name="listing", every_s=10, tick=Listing(parts.db, prices).tick)
+    return {job.name: leased(job, leader) for job in jobs} | {listing.name: listing}

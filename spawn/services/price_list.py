@@ -1,7 +1,7 @@
 """What is for sale at this moment: the provider's catalog with what the operator announced since.
 
 Invariant: whoever announces a price in this process sells at it from the next order on; another process does within
-one tick of its `prices` job.
+one tick of its `listing` job.
 """
 
 from typing import Self

@@ -110,7 +110,7 @@ async def test_a_crash_at_any_write_leaves_nobody_out(tmp_path: Path, at: int, a
         assert isinstance(world.parts.db, SqliteDatabase)
         dying = Dying(world.parts.db, at, after_commit=after_commit)
         with pytest.raises(Died):
-            await Prices(dying, world.service.services.shop.prices).tick(world.clock.now_s())
+            await Prices(dying).tick(world.clock.now_s())
     async with open_world(tmp_path, clock=world.clock) as world:
         await world.tick("prices")
         assert await told(world) == everybody
