@@ -8,7 +8,7 @@ UV := $(BIN)/uv
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: help setup demo test check format types imports bench bench-settlement soak fuzz anvil lock openapi clean
+.PHONY: help setup demo test check format types imports bench bench-burn bench-settlement soak fuzz anvil lock openapi clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -49,6 +49,9 @@ check: format types imports test ## Everything CI checks
 
 bench: $(READY) ## Benchmarks: ratios against named peers, in one run
 	$(BIN)/python -m tests.bench $(ARGS)
+
+bench-burn: $(READY) ## A million servers, 100,000 due at once, settled with the API under load
+	$(BIN)/python -m tests.bench.burn $(ARGS)
 
 bench-settlement: $(READY) ## Settling on anvil beside web3.py and the x402 facilitator, and gas; needs Node and npm
 	$(BIN)/python -m tests.bench.settlement $(ARGS)
