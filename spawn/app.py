@@ -28,6 +28,7 @@ from spawn.api.requests import JsonRequest, answer_options, arrival_of
 from spawn.api.routes import HANDLERS, ROUTES, fees
 from spawn.api.services import Services
 from spawn.api.stencils import Stencils
+from spawn.api.streams import Streams
 from spawn.jobs.ticker import Job
 from spawn.parts import Parts
 from spawn.payments.challenge import Challenges
@@ -138,6 +139,7 @@ def _services(
         providers=parts.providers,
         schema=head_version(),
         sessions=sessions,
+        streams=Streams.of(settings, parts.db),
         outbound=parts.outbound,
         billing=shop.billing,
     )

@@ -115,8 +115,9 @@ def dev(listen: str | None, speed: float | None, chain: str, fast_forward: bool)
 
     if speed is None and "SPAWN_SIMULATED_SPEED" not in os.environ:
         speed = 20.0
+    nearby = None if "SPAWN_WEBHOOK_NETWORKS" in os.environ else "127.0.0.0/8,::1"
     here = _chain_settings(chain)
-    settings = _settings(listen=listen, simulated_speed=speed, **here)
+    settings = _settings(listen=listen, simulated_speed=speed, webhook_networks=nearby, **here)
     listener = _listen(settings)
     with _chain(settings, chain) as where:
         migrate(settings.database_url)

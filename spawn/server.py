@@ -144,7 +144,10 @@ def _spare_the_collector() -> None:
 
 
 async def _let_go(parts: Parts, service: Service) -> None:
-    """Whoever waits for the chain is told that it is unclear, with the transaction where it is ours."""
+    """Whoever follows events is let go, and whoever waits for the chain is told that it is unclear, with the
+    transaction where it is ours.
+    """
+    service.services.streams.watch.stop()
     if parts.rail.relayer is not None:
         await parts.rail.relayer.stop()
     service.paid_calls.stop_waiting()

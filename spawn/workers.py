@@ -113,7 +113,7 @@ def _jobs(
             tick=Reconciler(db, parts.providers, parts.clock, billing).tick,
         ),
         Job(name="incidents", every_s=60, tick=Incidents(db).tick),
-        Job(name="sweep", every_s=60, tick=Sweep(db).tick),
+        Job(name="sweep", every_s=60, tick=Sweep(db, events_keep_s=settings.events_keep_s).tick),
         Job(
             name="suspense",
             every_s=settings.suspense_every_s,

@@ -90,7 +90,6 @@ def _events() -> None:
         never_reuses_ids=True,
     )
     op.create_index("event_by_wallet", "event", ["wallet", "seq"])
-    op.create_index("event_by_age", "event", ["at"])
 
 
 def _webhooks() -> None:
@@ -108,6 +107,7 @@ def _webhooks() -> None:
         sa.CheckConstraint("enabled IN (0, 1)", name="webhook_enabled"),
     )
     op.create_index("webhook_by_wallet", "webhook", ["wallet", "created_at", "id"])
+    _index_where("webhook_deleted", "webhook", ["id"], "disabled_reason = 'deleted'")
     _table(
         "delivery",
         sa.Column("webhook_id", sa.Text, sa.ForeignKey("webhook.id", ondelete="CASCADE"), primary_key=True),

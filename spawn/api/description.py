@@ -13,16 +13,19 @@ import msgspec
 from litestar import Litestar
 from litestar.di import Provide
 from litestar.openapi.config import OpenAPIConfig
-from spawn_schemas import api, refusals, suspense, webhooks
+from spawn_schemas import api, events, refusals, suspense, webhooks
 
 from spawn import __version__
+from spawn.api import event_examples
 from spawn.api.arrivals import Arrival
-from spawn.api.examples import REQUESTS, RESPONSES
+from spawn.api.examples import REQUESTS, RESPONSES, answered
 from spawn.api.priced import price_tag
 from spawn.api.routes import HANDLERS, ROUTES
 from spawn.api.routing import Route
 from spawn.api.services import Services
+from spawn.api.streams import CONTENT_TYPE
 from spawn.domain.charges import Charge, Kind
+from spawn.domain.events import CURSOR_PATTERN
 
 INTRODUCTION: Final = (
     "Rent computers over HTTP with no signup. Payment is authentication: the wallet that pays (x402, USDC on Base) "
@@ -85,9 +88,21 @@ _KEY_PARAMETER: Final[dict[str, Any]] = {
     "for 24 hours; with another request it is a 409.",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[ -~]+$(?!\n)"},
 }
+_LAST_EVENT_ID: Final[dict[str, Any]] = {
+    "in": "header",
+    "name": "Last-Event-ID",
+    "required": False,
+    "description": "Where a stream broke off; it counts before `after`, and only for streams.",
+    "schema": {"type": "string", "pattern": CURSOR_PATTERN},
+}
+_FOLLOWING: Final = (
+    "Oldest first. Ask on with `next_cursor`; with `wait` the answer comes as soon as there is something new. With "
+    "`Accept: text/event-stream` the same events come as server-sent events, as they happen: `id` is a cursor, `event` "
+    "the type, `data` the event. A stream lasts 15 minutes at most, and goes on where `Last-Event-ID` says."
+)
 
 
-_WIRE: Final = (api, refusals, suspense, webhooks)
+_WIRE: Final = (api, events, refusals, suspense, webhooks)
 """Where the structs of requests and answers are."""
 
 
@@ -107,6 +122,7 @@ def document() -> dict[str, Any]:
             _add_headers(operation, route.charge)
             _without_null(operation)
             operation["x-price"] = price_tag(route.charge)
+    _add_stream(document["paths"]["/v1/events"]["get"])
     for name, schema in document["components"]["schemas"].items():
         struct = next(getattr(module, name) for module in _WIRE if hasattr(module, name))
         if told := struct.__doc__:
@@ -114,6 +130,7 @@ def document() -> dict[str, Any]:
         if struct.__struct_config__.forbid_unknown_fields:
             schema["additionalProperties"] = False
     _without_any(document)
+    _add_event_data(document["components"]["schemas"])
     return document
 
 
@@ -159,7 +176,7 @@ def _add_examples(operation: dict[str, Any], route: str) -> None:
         request["content"]["application/json"]["example"] = msgspec.to_builtins(REQUESTS[route])
     for status, response in operation["responses"].items():
         if status.startswith("2") and route in RESPONSES:
-            response["content"]["application/json"]["example"] = msgspec.to_builtins(RESPONSES[route])
+            response["content"]["application/json"]["example"] = answered(route)
 
 
 def _add_identity(operation: dict[str, Any], route: Route) -> None:
@@ -188,6 +205,23 @@ def _add_headers(operation: dict[str, Any], charge: Charge) -> None:
             response["headers"] = {
                 name: {**header, "schema": {"type": "string"}} for name, header in headers.items()
             }
+
+
+def _add_stream(operation: dict[str, Any]) -> None:
+    """What the framework cannot know: that the list is also to be had as it grows."""
+    operation["description"] += f"\n\n{_FOLLOWING}\n\n{event_examples.table()}"
+    operation["parameters"].append(_LAST_EVENT_ID)
+    operation["responses"]["200"]["content"][CONTENT_TYPE] = {"schema": {"type": "string"}}
+
+
+def _add_event_data(schemas: dict[str, Any]) -> None:
+    """The shapes of an event's `data`, which the framework sees as JSON of any kind."""
+    structs = sorted(set(events.TYPES.values()), key=lambda struct: struct.__name__)
+    refs, shapes = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
+    for shape in shapes.values():
+        shape["description"] = inspect.cleandoc(shape["description"])
+    schemas.update(shapes)
+    schemas["EventView"]["properties"]["data"] = {"oneOf": [*refs]}
 
 
 def _without_null(operation: dict[str, Any]) -> None:

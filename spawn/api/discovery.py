@@ -14,7 +14,7 @@ import msgspec
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import BodyKwarg, PathParameter, QueryParameter
 
-from spawn.api.examples import REQUESTS, RESPONSES
+from spawn.api.examples import REQUESTS, RESPONSES, answered
 
 SERVICE_NAME: Final = "spawn"
 """How a catalogue calls us: at most 32 printable ASCII characters (x402, `bazaar`)."""
@@ -62,7 +62,7 @@ def bazaar(handler: HTTPRouteHandler, path: str) -> Json:
         **template,
         "info": {
             "input": values,
-            "output": {"type": "json", "example": msgspec.to_builtins(RESPONSES[route])},
+            "output": {"type": "json", "example": answered(route)},
         },
         "schema": {
             "$schema": _DRAFT,

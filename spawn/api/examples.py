@@ -2,7 +2,10 @@
 
 from typing import Any, Final
 
-from spawn_schemas import api, suspense, webhooks
+import msgspec
+from spawn_schemas import api, events, suspense, webhooks
+
+from spawn.api.event_examples import example
 
 _WALLET: Final = "0x8ba1f109551bd432803012645ac136ddd64dba72"
 _SERVER_ID: Final = "srv_mfzwizltoq4dgnbvgy3tqojqme"
@@ -176,6 +179,9 @@ RESPONSES: Final[dict[str, Any]] = {
     "GET /v1/webhooks/{webhook_id}/deliveries": webhooks.DeliveryList(
         deliveries=(_DELIVERY,), next_cursor="c1042"
     ),
+    "GET /v1/events": events.EventList(
+        events=(example(events.EventType.DEPOSIT_LOW),), next_cursor="evt_42", has_more=False, gap=False
+    ),
     "POST /v1/sessions": api.SessionOpened(
         session=api.SessionView(
             token="spawn_session_i6Hx...",  # noqa: S106 - an example's, and not whole
@@ -224,3 +230,8 @@ RESPONSES: Final[dict[str, Any]] = {
     ),
     "GET /health": api.Health(status="ok", version="0.1.0", schema="0001", providers=("simulated",)),
 }
+
+
+def answered(route: str) -> Any:
+    """The route's example answer as a client reads it."""
+    return msgspec.json.decode(msgspec.json.encode(RESPONSES[route]))

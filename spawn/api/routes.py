@@ -7,7 +7,7 @@ from litestar.handlers import HTTPRouteHandler
 from spawn_schemas import api
 from spawn_schemas.money import format_usdc
 
-from spawn.api import balance, keys, public, servers, sessions, suspense, webhooks
+from spawn.api import balance, events, keys, public, servers, sessions, suspense, webhooks
 from spawn.api.routing import Routes
 from spawn.domain.charges import Charge, Kind
 
@@ -16,6 +16,7 @@ HANDLERS: tuple[HTTPRouteHandler, ...] = (
     *keys.HANDLERS,
     *balance.HANDLERS,
     *suspense.HANDLERS,
+    *events.HANDLERS,
     *webhooks.HANDLERS,
     *sessions.HANDLERS,
     *public.HANDLERS,

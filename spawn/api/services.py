@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from spawn_providers.base import Provider
 
 from spawn.api.gate import Gate
+from spawn.api.streams import Streams
 from spawn.clock import Clock
 from spawn.outbound.outbound import Outbound
 from spawn.payments.exact import Terms
@@ -31,3 +32,4 @@ class Services:
     sessions: Sessions
     outbound: Outbound
     billing: Billing
+    streams: Streams

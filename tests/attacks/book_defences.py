@@ -55,6 +55,16 @@ OF_BOOKS: Final = (
         ),
     ),
     Defence(
+        name="whose events they are",
+        file="spawn/store/events.py",
+        before="WHERE wallet = :wallet AND seq > :after",
+        after="WHERE (wallet = :wallet OR 1 = 1) AND seq > :after",
+        attacks=(
+            "ownership: the owner's events from the first on",
+            "ownership: the owner's events of what happened to the owner's server",
+        ),
+    ),
+    Defence(
         name="fund is money from outside",
         file=GATE,
         before="if charge.kind is Kind.FUNDED and fund is not None:",

@@ -76,7 +76,7 @@ class Attack:
     `at_once` together. `answer` is what each gets, or how many get what, in this order unless they are sent together.
     `effect` is the change of `Scene.totals` that is due; where it is empty, nothing at all may change. `why` says which
     rule or incident it is about; a number with # is an issue of github.com/x402-foundation/x402. An attack that is
-    `alone`, or has `settings`, has a scene of its own.
+    `alone`, or has `settings`, has a scene of its own. No answer says any of `hidden`.
     """
 
     name: str
@@ -87,6 +87,7 @@ class Attack:
     at_once: bool = False
     alone: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
+    hidden: Callable[[Scene], Sequence[str]] = lambda _: ()
 
     @property
     def needs_own_scene(self) -> bool:
@@ -143,6 +144,8 @@ async def strike(attack: Attack, scene: Scene, wires: Sequence[Sent]) -> None:
         _whole(answers)
         in_turn = [answer for answer, count in expected.items() for _ in range(count)]
         assert [*map(seen, answers)] == in_turn, [answer.text for answer in answers]
+    hidden = attack.hidden(scene)
+    assert not [answer.text for answer in answers if any(text in answer.text for text in hidden)]
     if attack.effect:
         has = await scene.totals()
         moved = {name: has[name] - had[name] for name in has if has[name] != had[name]}

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from tests.attacks.kit import NOT_YOURS, NOTHING_THERE, Theme, refused
+from tests.attacks.kit import BAD_REQUEST, NOT_YOURS, NOTHING_THERE, Theme, refused, served
 from tests.attacks.scene import SMALL, Scene, Wire
+from tests.attacks.sessions import bearer, token_of
 
 theft = Theme("ownership")
 
@@ -114,3 +115,54 @@ async def _(scene: Scene) -> list[Wire]:
     target = f"/v1/servers/{scene.server}"
     await scene.honest(scene.sign(scene.owner, "DELETE", target))
     return [scene.sign(scene.owner, "DELETE", target), await scene.pay(scene.owner, "DELETE", target)]
+
+
+EVENTS = "/v1/events"
+
+
+def of_the_owner(scene: Scene) -> tuple[str, ...]:
+    """What only an event of the owner's would say."""
+    return (scene.server, scene.ssh_key, scene.owner.address)
+
+
+for name, query in (
+    ("from the first on", "?after=evt_0&limit=100"),
+    ("after a guessed one", "?after=evt_1&limit=100"),
+    ("of a type", "?type=server.*"),
+    ("of everything, twice", "?type=*&type=*"),
+    ("of a wallet that the query names", "?wallet={owner}&owner={owner}"),
+    ("of what happened to the owner's wallet", "?resource={owner}"),
+    ("of what happened to the owner's server", "?resource={server}"),
+    ("of what happened to the owner's key", "?resource={key}"),
+):
+
+    @theft(
+        f"the owner's events {name}",
+        "promise 3: who signs hears of his own things, and no query says whose",
+        served(),
+        effect={"calls": 2},
+        hidden=of_the_owner,
+    )
+    async def _(scene: Scene, query: str = query) -> list[Wire]:
+        owner, key = scene.owner.address, scene.ssh_key
+        target = EVENTS + query.format(owner=owner, server=scene.server, key=key)
+        by_session = scene.ask("GET", target, None, bearer(await token_of(scene, scene.thief)))
+        return [scene.sign(scene.thief, "GET", target), by_session]
+
+
+for name, query in (
+    ("SQL for a cursor", "?after=evt_1%27--"),
+    ("another list's cursor", "?after=c1"),
+    ("a cursor of 4000 digits", "?after=evt_" + "9" * 4_000),
+    ("a pattern for a type", "?type=%25"),
+    ("half a type", "?type=server"),
+):
+
+    @theft(f"{name} in a list of events", "what is asked for is one of a list", BAD_REQUEST)
+    async def _(scene: Scene, query: str = query) -> Wire:
+        return scene.sign(scene.thief, "GET", EVENTS + query)
+
+
+@theft("a resource that is SQL", "a value is data", served(), effect={"calls": 1}, hidden=of_the_owner)
+async def _(scene: Scene) -> Wire:
+    return scene.sign(scene.thief, "GET", EVENTS + "?resource=%27%20OR%201=1--")

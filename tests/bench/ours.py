@@ -91,7 +91,9 @@ def main(chain: str, profile_folder: str | None = None) -> None:
     listener = server.listen(settings)
     migrate(settings.database_url)
 
-    async def open_ours(settings: Settings, *, clock: Clock | None = None, wall: Clock | None = None) -> Parts:
+    async def open_ours(
+        settings: Settings, *, clock: Clock | None = None, wall: Clock | None = None
+    ) -> Parts:
         parts = await open_parts(settings, clock=clock, wall=wall)
         if chain == "instant":
             parts.rail = replace(parts.rail, facilitator=InstantChain())

@@ -331,7 +331,10 @@ def funded(tx: SqliteTx) -> None:
         ),
         ("UPDATE account SET held = balance + 1 WHERE id LIKE 'srv:%'", {"held", "never negative"}),
         ("DELETE FROM account WHERE id LIKE 'srv:%'", {"customer has a row", "books balance"}),
-        ("INSERT INTO account (id, balance, held) VALUES ('rev:opfee', 0, 0)", {"cached balance", "operator is derived"}),
+        (
+            "INSERT INTO account (id, balance, held) VALUES ('rev:opfee', 0, 0)",
+            {"cached balance", "operator is derived"},
+        ),
         (
             "INSERT INTO transfer (id, debit, credit, amount, code, reference, at) "
             f"VALUES ('stray', '{EXT_USDC}', '{WALLET}', 7, 'topup', 'res_9', 0)",
