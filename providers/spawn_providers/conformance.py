@@ -67,7 +67,9 @@ class ProviderConformance:
             same is not None and same.created_at == first.created_at, "a machine's beginning moved with time"
         )
         if first.created_at is None or later.created_at is None:
-            require(first.created_at is later.created_at, "a provider says when its machines began, or does not")
+            require(
+                first.created_at is later.created_at, "a provider says when its machines began, or does not"
+            )
         else:
             require(first.created_at + 120 <= later.created_at, "a later machine did not begin later")
 
