@@ -65,8 +65,10 @@ JOIN account ON account.id = 'srv:' || server.id
 WHERE server.wallet = :wallet AND server.ended_at IS NULL AND server.due_at IS NOT NULL ORDER BY server.id
 """
 SELECT_ANY_DUE: Final = "SELECT id FROM server WHERE due_at IS NOT NULL AND due_at <= :now LIMIT 1"
-SELECT_DUE_WALLETS: Final = """
-SELECT DISTINCT wallet FROM server WHERE due_at <= :now AND wallet > :after ORDER BY wallet LIMIT :limit
+# Pages in the order of the index: to order by wallet would read every server there is, due or not.
+SELECT_DUE: Final = """
+SELECT wallet, due_at, id FROM server WHERE due_at <= :now AND (due_at, id) > (:after_due_at, :after_id)
+ORDER BY due_at, id LIMIT :limit
 """
 SELECT_LIVE: Final = "SELECT * FROM server WHERE ended_at IS NULL AND id > :after ORDER BY id LIMIT :limit"
 

@@ -199,7 +199,7 @@ OF_BOOKS: Final = (
     Defence(
         name="what waits is the call's payment",
         file="spawn/services/funds.py",
-        before="        return claim(tx, arrival, at)\n",
+        before="        is_new = claim(tx, arrival, at)\n",
         after="        return False\n",
         attacks=("suspense: a payment that a stranger submitted and the watcher saw first",),
     ),

@@ -21,6 +21,7 @@ from spawn_schemas.money import Usdc
 from spawn.domain.warnings import Policy
 from spawn.services.billing import Billing
 from spawn.store.burning import INSERT_BURN_DUE, SELECT_LAST, START, Place, settle_chunk
+from spawn.store.servers import SELECT_DUE
 from tests.arch.sql import Query
 from tests.harness import SeededEntropy
 from tests.integration.ledger_books import NOW, SqliteTx, add_server, open_books
@@ -362,7 +363,7 @@ def test_a_meter_that_moved_meanwhile_undoes_the_chunk(tmp_path: Path) -> None:
         settle_chunk(Moving(tx.connection), now=NOW, horizon_s=HORIZON_S)
 
 
-@pytest.mark.parametrize(("query", "seen"), [(SELECT_LAST, 1), (INSERT_BURN_DUE, 2)], ids=["page", "set"])
+@pytest.mark.parametrize(("query", "seen"), [(SELECT_LAST, 1), (INSERT_BURN_DUE, 2), (SELECT_DUE, 1)])
 def test_only_due_servers_are_looked_at(tmp_path: Path, query: str, seen: int) -> None:
     tx = books(tmp_path / "books.db", [], NOW)
     anything = dict.fromkeys(Query(name="explained", sql=query).parameters, 0)

@@ -33,6 +33,8 @@ ORDER: Final[dict[str, Any]] = {
 }
 FUND: Final = "0.90"
 """With the fee below the $1 that stock clients pay without asking; enough for a deposit, a resize and a rest."""
+RECEIVER: Final = "http://127.0.0.1:9/nobody"
+"""Where nobody listens (RFC 863's port); `spawn dev` lets webhooks reach this machine."""
 IDENTIFYING: Final = "0.001"
 """What it costs to prove who asks on a free route: all of it is credited."""
 
@@ -192,6 +194,7 @@ async def live_a_life(shopper: Shopper) -> None:
     await _change_it(shopper, server_id)
     await _switch_it(shopper, server_id)
     await _account_for_it(shopper)
+    await _be_told(shopper, server_id)
     await _read_by_session(shopper, server_id)
     assert await shopper.buy("DELETE", "/v1/ssh-keys/{key_id}", key_id=key["id"]) == {"status": "deleted"}
     gone = await shopper.buy("DELETE", "/v1/servers/{server_id}", server_id=server_id)
@@ -238,6 +241,26 @@ async def _account_for_it(shopper: Shopper) -> None:
         assert paid_in["deposited"] == "0.50"
 
 
+async def _be_told(shopper: Shopper, server_id: str) -> None:
+    of_server = f"?resource={server_id}&limit=100"
+    events = (await shopper.buy("GET", "/v1/events", query=of_server, credited=IDENTIFYING))["events"]
+    assert {"server.created", "server.running", "server.rebuilt", "server.resized"} <= {
+        event["type"] for event in events
+    }
+    wanted = {"url": RECEIVER, "types": ["server.*"]}
+    webhook = (await shopper.buy("POST", "/v1/webhooks", wanted))["webhook"]
+    one, its = "/v1/webhooks/{webhook_id}", {"webhook_id": webhook["id"]}
+    assert (await shopper.buy("GET", "/v1/webhooks"))["webhooks"] == [webhook]
+    assert (await shopper.buy("GET", one, **its))["webhook"]["url"] == RECEIVER
+    changed = (await shopper.buy("PATCH", one, {"description": "mine"}, **its))["webhook"]
+    assert changed["description"] == "mine"
+    assert (await shopper.buy("POST", f"{one}/secret", **its))["secret"].startswith("whsec_")
+    tested = await shopper.buy("POST", f"{one}/test", **its)
+    sent = (await shopper.buy("GET", f"{one}/deliveries", **its))["deliveries"]
+    assert [delivery["event"] for delivery in sent] == [tested["event"]]
+    assert await shopper.buy("DELETE", one, **its) == {"status": "deleted"}
+
+
 async def _read_by_session(shopper: Shopper, server_id: str) -> None:
     """Every route that is read, once more, with a bearer; a client that signs by itself would sign these too."""
     opened = await shopper.buy(*SESSIONS, credited=IDENTIFYING)
@@ -251,3 +274,5 @@ async def _read_by_session(shopper: Shopper, server_id: str) -> None:
     assert parse_usdc((await shopper.read(token, "/v1/balance"))["available"]) > 0
     assert (await shopper.read(token, "/v1/balance/transactions"))["transactions"]
     assert (await shopper.read(token, "/v1/suspense"))["arrivals"] == []
+    assert (await shopper.read(token, "/v1/events"))["events"]
+    assert (await shopper.read(token, "/v1/webhooks"))["webhooks"] == []
