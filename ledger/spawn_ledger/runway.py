@@ -91,7 +91,12 @@ def runways(fundings: Sequence[Funding], available_usdc: Usdc, now: int) -> dict
 
 
 def ends(fundings: Sequence[Funding], available_usdc: Usdc, until: int) -> dict[ServerId, int]:
-    """The last fully paid second of each server, exact below `until`, else `until` or later."""
+    """The last fully paid second of each server, exact below `until`, else `until` or later.
+
+    Raises ValueError for money that is below zero: no second would be the last.
+    """
+    if available_usdc < 0:
+        raise ValueError(f"a wallet never has {available_usdc} micro-USDC")
     if len(fundings) == 1:
         # The wallet has nobody else to pay for: its money and the server's are one.
         (alone,) = fundings

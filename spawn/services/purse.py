@@ -46,8 +46,12 @@ class Purse:
     ) -> None:
         """Raise `insufficient_deposit` where spending this much would end a server unwarned: see `standing`."""
         paid = self._payment_usdc or Usdc(0)
-        has = standing.of(self._tx, self._wallet, self._now, added=Usdc(paid - self._fee_usdc))
-        standing.refuse_to_starve(has, billing, amount, server_id, daily_usdc, renews=renews)
+        has = standing.of(self._tx, self._wallet, self._now, added=paid)
+        if self._payment_usdc is None:
+            require_fee(has.available_usdc, self._fee_usdc)
+        standing.refuse_to_starve(
+            has.less(self._fee_usdc), billing, amount, server_id, daily_usdc, renews=renews
+        )
 
 
 def require_fee(available: Usdc, fee: Usdc) -> None:
