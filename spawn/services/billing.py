@@ -93,7 +93,7 @@ class Billing:
 
     def repin(self, tx: Tx, before: Server, after: Server, pin: Pin, now: int) -> Server:
         """The server has become `after`, and from this second has another price; it is settled up to now."""
-        changed = meters.pinned(after, pin, now)
+        changed = meters.resized(after, pin, now)
         rows.update_server(tx, before, changed)
         self.reschedule(tx, before.wallet, now)
         return rows.get_server(tx, before.id)

@@ -98,7 +98,7 @@ class CreateServer(UseCase):
         wallet, now = context.wallet, context.now
         self._check_name_and_count(tx, wallet)
         keys = self._owned_keys(tx, wallet)
-        standing.refuse_to_starve(context.standing, self._shop.billing, self._deposit)
+        standing.refuse_to_starve(tx, context.standing, self._shop.billing, self._deposit)
         server = self._new_server(wallet, now)
         servers.insert_server(tx, server)
         tell(tx, EventType.SERVER_CREATED, server, now)

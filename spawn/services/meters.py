@@ -55,6 +55,16 @@ def started(server: Server, now: int) -> Server:
     )
 
 
+def resized(server: Server, pin: Pin, now: int) -> Server:
+    """From this second the server is another machine; it is settled up to now.
+
+    A dearer one begins a month of its own: its days are not free because those of a cheaper one were.
+    """
+    if pin.daily_usdc > server.daily_usdc:
+        server = replace(server, month_s=0)
+    return pinned(server, pin, now)
+
+
 def pinned(server: Server, pin: Pin, now: int) -> Server:
     """From this second the server burns at another rate; it is settled up to now.
 
@@ -127,13 +137,17 @@ def _cost_meter(server: Server) -> Meter | None:
         remainder=server.cost_remainder,
         charged_until=server.cost_until,
         capped_s=server.cost_capped_s,
-        month_s=_month_s(server, server.cost_until),
+        # Whose meters end at the same second, they count the same seconds of the month.
+        month_s=server.month_s,
     )
 
 
 def _month_s(server: Server, at: int) -> int:
-    """How many seconds of the month of `at` were metered by then: a meter never pauses."""
-    return at - max(accrual.month_start(at), server.metered_from or 0)
+    """How many seconds of the month of `at`, no later than the watermark, count by then: a meter never pauses."""
+    start = accrual.month_start(at)
+    if server.charged_until is not None and accrual.month_start(server.charged_until) == start:
+        return server.month_s - (server.charged_until - at)
+    return at - max(start, server.metered_from or 0)
 
 
 def close(tx: Tx, server: Server, now: int) -> tuple[Server, Usdc]:

@@ -7,6 +7,7 @@ import logging
 from typing import assert_never
 
 from msgspec.structs import replace
+from spawn_ledger.accrual import DAY, reserve_for_same_runway
 from spawn_ledger.transfers import Code as TransferCode
 from spawn_ledger.transfers import transfer_id
 from spawn_ledger.tx import Tx
@@ -23,6 +24,7 @@ from spawn.domain.operations import (
     Operation,
     OperationStatus,
     Phase,
+    Resized,
     deadline_at,
     destroy_plan,
     new_operation,
@@ -169,13 +171,16 @@ class Outcomes:
         resized = operation.plan.resized
         if resized is None:
             raise RuntimeError(f"{operation.id} resizes to nothing")
-        # What was set aside for it pays what it owes by now, before it costs something else.
+        self._billing.settle(tx, server.wallet, now, sparing=server.id)
         funds.post_holds(tx, operation.id, TransferCode.DEPOSIT, now)
-        self._billing.settle(tx, server.wallet, now)
         server = servers.get_server(tx, server.id)
+        if server.exhausted_at is not None:
+            # What was set aside for it pays what it owes by now, before it costs something else.
+            self._billing.settle(tx, server.wallet, now)
+            server = servers.get_server(tx, server.id)
         if server.charged_until is None:
             return server
-        back = Usdc(min(max(0, -resized.reserve_delta_usdc), funds.reserve_usdc(tx, server.id)))
+        back = self._comes_back(server, resized, funds.reserve_usdc(tx, server.id))
         funds.withdraw(tx, server, back, id=transfer_id("resize", operation.id), at=now)
         larger = replace(
             server,
@@ -187,6 +192,15 @@ class Outcomes:
         )
         tell(tx, EventType.SERVER_RESIZED, larger, now)
         return self._billing.repin(tx, server, larger, resized.pin, now)
+
+    def _comes_back(self, server: Server, resized: Resized, reserve_usdc: Usdc) -> Usdc:
+        """What a smaller machine sets free: what its owner was told, unless the time that the provider took has cost
+        so much at the old price that the server would then end sooner than it can be warned of.
+        """
+        last_usdc = resized.pin.daily_usdc * self._billing.policy.last_s // DAY + 1
+        same_usdc = reserve_for_same_runway(reserve_usdc, server.daily_usdc, resized.pin.daily_usdc)
+        kept = min(same_usdc, last_usdc)
+        return Usdc(min(max(0, -resized.reserve_delta_usdc), max(0, reserve_usdc - kept)))
 
     def _try_later(
         self, tx: Tx, operation: Operation, server: Server, later: TryLater, now: int

@@ -50,7 +50,7 @@ class Purse:
         if self._payment_usdc is None:
             require_fee(has.available_usdc, self._fee_usdc)
         standing.refuse_to_starve(
-            has.less(self._fee_usdc), billing, amount, server_id, daily_usdc, renews=renews
+            self._tx, has.less(self._fee_usdc), billing, amount, server_id, daily_usdc, renews=renews
         )
 
 

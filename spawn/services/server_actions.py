@@ -101,7 +101,9 @@ class Resize(UseCase):
         server = get_idle(tx, self._server_id, context.wallet, context.now)
         delta = self._delta(server, funds.reserve_usdc(tx, server.id))
         offer = self._offer(server)
-        standing.refuse_to_starve(context.standing, self._shop.billing, delta, server.id, offer.daily_usdc)
+        standing.refuse_to_starve(
+            tx, context.standing, self._shop.billing, delta, server.id, offer.daily_usdc
+        )
         plan = plans.resize_plan(
             server,
             offer,

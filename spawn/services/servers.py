@@ -136,7 +136,7 @@ class UpdateServer(UseCase):
         server = get_owned(tx, self._server_id, context.wallet, context.now)
         if self._wanted.auto_renew is not None:
             standing.refuse_to_starve(
-                context.standing, self._billing, Usdc(0), server.id, renews=self._wanted.auto_renew
+                tx, context.standing, self._billing, Usdc(0), server.id, renews=self._wanted.auto_renew
             )
         name = server.name if self._wanted.name is None else self._wanted.name
         auto_renew = server.auto_renew if self._wanted.auto_renew is None else self._wanted.auto_renew
@@ -181,7 +181,7 @@ class FundServer(UseCase):
         self._billing.settle(tx, context.wallet, context.now, sparing=self._server_id)
         server = get_owned(tx, self._server_id, context.wallet, context.now)
         _check_live(server)
-        standing.refuse_to_starve(context.standing, self._billing, self._amount, server.id)
+        standing.refuse_to_starve(tx, context.standing, self._billing, self._amount, server.id)
         funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reference, context.now)
         funds.deposit(tx, server, self._amount, id=transfer_id("deposit", context.reference), at=context.now)
         self._billing.funded(tx, server, context.now)

@@ -9,12 +9,14 @@ import msgspec
 from msgspec.structs import replace
 from spawn_ledger import runway
 from spawn_ledger.accounts import wallet_account
-from spawn_ledger.accrual import DAY, Meter, charge_until
+from spawn_ledger.accrual import DAY, Meter, charge_until, paid_until
 from spawn_ledger.tx import Row, Tx
 from spawn_schemas.ids import Address, ServerId
 from spawn_schemas.money import Usdc
 
+from spawn.domain.operations import Resized
 from spawn.services.billing import Billing, Funded
+from spawn.store import operations
 from spawn.store.database import Database
 
 # All that a list of servers shows is read with it: nearly every call reads one, and a second look costs a fifth of it.
@@ -50,6 +52,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     `pressing`: the burn must be settled before the wallet spends, because something is due, or lives from the wallet.
     """
 
+    wallet: Address
     at: int
     available_usdc: Usdc
     reserved_usdc: Usdc
@@ -87,15 +90,16 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 
 async def read(db: Database, wallet: Address, now: int) -> Standing:
     """The wallet's standing from outside a transaction."""
-    return _standing(await db.read(SELECT_STANDING, _params(wallet)), now)
+    return _standing(wallet, await db.read(SELECT_STANDING, _params(wallet)), now)
 
 
 def of(tx: Tx, wallet: Address, now: int, *, added: Usdc = _NOTHING) -> Standing:
     """The wallet's standing inside a transaction, its own changes included, as it would be with `added` money."""
-    return _standing(tx.all(SELECT_STANDING, _params(wallet)), now, added)
+    return _standing(wallet, tx.all(SELECT_STANDING, _params(wallet)), now, added)
 
 
 def refuse_to_starve(
+    tx: Tx,
     standing: Standing,
     billing: Billing,
     amount: Usdc,
@@ -107,13 +111,18 @@ def refuse_to_starve(
     """Raise `insufficient_deposit` where an owner's own move would end one of its servers unwarned.
 
     `amount` leaves the available balance, for a new server's reserve or that of `server_id`, which then burns
-    `daily_usdc`, and lives from the balance from then on if it `renews`.
+    `daily_usdc`, and lives from the balance from then on if it `renews`. A server on which a resize runs counts at
+    the dearer of its two prices: by the time that the other is its own, what is spent now is gone.
     """
     if not standing.fundings:
         return
     # What is behind us is owed at the price it had.
     settled = runway.settle(standing.fundings, standing.unsettled_usdc, standing.at)
-    fundings = tuple(map(_charged, standing.fundings, settled.charges))
+    resizing = operations.list_resizing(tx, standing.wallet)
+    fundings = tuple(
+        _dearest(_charged(funding, charge), resizing.get(funding.server_id))
+        for funding, charge in zip(standing.fundings, settled.charges, strict=True)
+    )
     available = settled.available_left
 
     def moved(funding: runway.Funding) -> runway.Funding:
@@ -138,11 +147,21 @@ def _charged(funding: runway.Funding, charge: runway.Charge) -> runway.Funding:
     return replace(funding, meter=charge.meter, reserve_usdc=left)
 
 
+def _dearest(funding: runway.Funding, resized: Resized | None) -> runway.Funding:
+    """The funding as it will be when the resize is done, with what is set aside for it, where that costs more."""
+    if resized is None or resized.pin.daily_usdc <= funding.meter.daily_usdc:
+        return funding
+    reserve_usdc = Usdc(funding.reserve_usdc + max(0, resized.reserve_delta_usdc))
+    return replace(
+        funding, reserve_usdc=reserve_usdc, meter=replace(funding.meter, daily_usdc=resized.pin.daily_usdc)
+    )
+
+
 def _params(wallet: Address) -> dict[str, str]:
     return {"wallet": wallet, "account": wallet_account(wallet)}
 
 
-def _standing(rows: list[Row], now: int, added: Usdc = _NOTHING) -> Standing:
+def _standing(wallet: Address, rows: list[Row], now: int, added: Usdc = _NOTHING) -> Standing:
     balance, held = (rows[0]["wallet_balance"], rows[0]["wallet_held"]) if rows else (0, 0)
     available = Usdc(balance - held + added)
     live = () if not rows or rows[0]["id"] is None else tuple(rows)
@@ -150,7 +169,7 @@ def _standing(rows: list[Row], now: int, added: Usdc = _NOTHING) -> Standing:
     fundings = tuple(map(_funding, metered))
     pressing = any(_presses(row, now) for row in metered)
     if not pressing:
-        reserves = {f.server_id: Usdc(f.reserve_usdc - charge_until(f.meter, now)) for f in fundings}
+        reserves = {f.server_id: _left_usdc(f, now) for f in fundings}
         left = available
     else:
         settled = runway.settle(fundings, available, now)
@@ -160,6 +179,7 @@ def _standing(rows: list[Row], now: int, added: Usdc = _NOTHING) -> Standing:
         }
         left = settled.available_left
     return Standing(
+        wallet=wallet,
         at=now,
         available_usdc=left,
         reserved_usdc=Usdc(sum(reserves.values()) + held),
@@ -178,6 +198,14 @@ def _presses(row: Row, now: int) -> bool:
         return True
     burn = (due_at - row["charged_until"]) * row["daily_usdc"]
     return bool(row["auto_renew"]) and bool(burn >= row["reserve"] * DAY)
+
+
+def _left_usdc(funding: runway.Funding, now: int) -> Usdc:
+    """What is left of a reserve that nothing stands in for: once it has ended it pays for no further second."""
+    charge = charge_until(funding.meter, now)
+    if charge > funding.reserve_usdc:
+        charge = charge_until(funding.meter, paid_until(funding.meter, funding.reserve_usdc))
+    return Usdc(funding.reserve_usdc - charge)
 
 
 def _funding(row: Row) -> runway.Funding:

@@ -8,9 +8,9 @@ from typing import Any, Final
 import msgspec
 from spawn_ledger.tx import Row, Tx
 from spawn_schemas.errors import Code, SpawnError
-from spawn_schemas.ids import ActionId, ServerId
+from spawn_schemas.ids import ActionId, Address, ServerId
 
-from spawn.domain.operations import Operation, OperationStatus, Phase, Plan
+from spawn.domain.operations import Operation, OperationStatus, Phase, Plan, Resized
 from spawn.domain.servers import Command
 
 _plans: Final[msgspec.json.Decoder[Plan]] = msgspec.json.Decoder(Plan)
@@ -43,6 +43,11 @@ SELECT_RUNNING: Final = "SELECT * FROM operation WHERE server_id = :server_id AN
 SELECT_DUE: Final = """
 SELECT id FROM operation
 WHERE status = 'running' AND next_at <= :now AND claim_until <= :now ORDER BY next_at, id LIMIT :limit
+"""
+SELECT_RESIZING: Final = """
+SELECT operation.server_id, operation.plan FROM server
+JOIN operation ON operation.server_id = server.id AND operation.status = 'running'
+WHERE server.wallet = :wallet AND server.ended_at IS NULL AND operation.command = 'resize_server'
 """
 # Times further ahead than anyone sets them were written before the clock was set back.
 SELECT_AHEAD: Final = """
@@ -129,3 +134,12 @@ def find_running(tx: Tx, server_id: ServerId) -> Operation | None:
     """The operation that runs on this server; there is one at most."""
     row = tx.one(SELECT_RUNNING, {"server_id": server_id})
     return None if row is None else operation_from(row)
+
+
+def list_resizing(tx: Tx, wallet: Address) -> dict[ServerId, Resized]:
+    """What those of the wallet's servers are about to be on which a resize runs."""
+    plans = {
+        ServerId(row["server_id"]): _plans.decode(row["plan"]).resized
+        for row in tx.all(SELECT_RESIZING, {"wallet": wallet})
+    }
+    return {server_id: resized for server_id, resized in plans.items() if resized is not None}

@@ -41,12 +41,13 @@ SELECT MAX(id) AS last FROM (
   SELECT id FROM server WHERE ended_at IS NULL AND id > :after ORDER BY id LIMIT :limit
 ) AS chunk
 """
-# Whoever ordered at the new price has nothing to be told, unless another change was under way. A server without money
+# Whoever pays the new price has nothing to be told, unless another change was under way. Since when a server has its
+# price says nothing: the change before this one may have cut it after this one was announced. A server without money
 # keeps what it was promised before: it is cut there only once somebody pays what it owes, which may take weeks.
 SELECT_CONCERNED: Final = """
 SELECT id, wallet, daily_usdc, reprice_at FROM server
 WHERE ended_at IS NULL AND id > :after AND id <= :last AND type = :type AND location = :location
-  AND status <> 'destroying' AND priced_at <= :announced_at
+  AND status <> 'destroying'
   AND (daily_usdc <> :daily_usdc OR reprice_at IS NOT NULL)
   AND (exhausted_at IS NULL OR reprice_at IS NULL OR reprice_at > :now)
 ORDER BY id
@@ -118,7 +119,6 @@ def list_concerned(tx: Tx, change: PriceChange, *, after: str, last: str, now: i
         "last": last,
         "type": change.type,
         "location": change.location,
-        "announced_at": change.announced_at,
         "daily_usdc": change.daily_usdc,
         "now": now,
     }

@@ -9,15 +9,17 @@ import msgspec
 import pytest
 from spawn_ledger.tx import Tx
 from spawn_schemas.ids import ServerId, new_server_id
+from spawn_schemas.money import Usdc
 
-from spawn.domain.price_changes import NOTICE_S
+from spawn.domain.price_changes import NOTICE_S, PriceChange, PriceChangeId
 from spawn.jobs.prices import Prices
 from spawn.services import price_changes
 from spawn.services.admin import AnnouncePrice, Clerk, WithdrawPrice
+from spawn.store import price_changes as rows
 from spawn.store import servers
 from spawn.store.sqlite import SqliteDatabase
 from tests.harness import SeededEntropy, World, open_world
-from tests.integration.server_steps import rent
+from tests.integration.server_steps import DAY, rent
 
 T = TypeVar("T")
 
@@ -177,18 +179,34 @@ async def test_a_chunk_passes_a_bounded_number_of_servers(tmp_path: Path) -> Non
         assert await told(world) == [everybody[-1]]
 
 
-async def test_a_price_pinned_after_the_announcement_is_left_alone(tmp_path: Path) -> None:
+async def untold(world: World, daily: int, effective_at: int) -> None:
+    """A change that the telling has not come to any server with."""
+    change = PriceChange(
+        id=PriceChangeId(f"prc_{daily}"),
+        type="small",
+        location="nbg1",
+        daily_usdc=Usdc(daily),
+        announced_at=world.clock.now_s(),
+        effective_at=effective_at,
+        told_to="",
+    )
+    await world.parts.db.write(lambda tx: rows.insert_change(tx, change))
+
+
+async def test_who_is_cut_late_by_the_change_before_is_told_of_the_next(tmp_path: Path) -> None:
     async with open_world(tmp_path) as world:
-        everybody = await crowd(world)
-        await announce(world)
-        now = world.clock.now_s()
-        await world.parts.db.write(
-            lambda tx: tx.execute(
-                "UPDATE server SET priced_at = :at WHERE id = :id", {"at": now + 1, "id": everybody[-1]}
-            )
-        )
+        server_id = await rent(world, await world.customer("60.00"), deposit="40.00")
+        began = world.clock.now_s()
+        await untold(world, RAISED, began + NOTICE_S)
+        await world.burn_until(began + 2 * DAY)
         await world.tick("prices")
-        assert await told(world) == everybody[:-1]
+        await world.burn_until(began + NOTICE_S + DAY)
+        await untold(world, 180_000, began + NOTICE_S + DAY)
+        await world.burn_until(began + NOTICE_S + 3 * DAY)
+        assert (await world.server(server_id)).daily_usdc == RAISED, "only now, since it was told so late"
+        await world.tick("prices")
+        await world.burn_until(world.clock.now_s() + DAY)
+        assert (await world.server(server_id)).daily_usdc == 180_000
 
 
 async def test_a_server_without_money_holds_nobody_up_and_keeps_what_it_was_promised(tmp_path: Path) -> None:
