@@ -136,6 +136,8 @@ def dev(listen: str | None, speed: float | None, chain: str, fast_forward: bool)
         click.echo(
             f"  next          spawn wallet new; spawn faucet {faucet_options}0xYOUR_ADDRESS   (Ctrl-C stops)"
         )
+        if fast_forward:
+            click.echo("  time          type how much of it shall pass, such as 6h or 3d, and Enter")
         server.serve(settings, listener, log_requests=True, fast_forward=fast_forward)
 
 

@@ -39,8 +39,8 @@ def _table(columns: Sequence[str], lines: Iterable[Sequence[str]], *, right: fro
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
-def _more(command: str, option: str, cursor: object | None) -> list[str]:
-    return [] if cursor is None else [f"more: spawn admin {command} {option} {cursor}"]
+def _more(option: str, cursor: object | None) -> list[str]:
+    return [] if cursor is None else [f"more: the same command with {option} {cursor}"]
 
 
 def wallets(page: WalletPage) -> str:
@@ -52,7 +52,7 @@ def wallets(page: WalletPage) -> str:
     ]
     columns = ("wallet", "available", "reserved", "servers", "barred")
     shown = _table(columns, lines, right=frozenset({"available", "reserved", "servers"}))
-    return "\n".join([shown, *_more("wallets", "--after", page.next)])
+    return "\n".join([shown, *_more("--after", page.next)])
 
 
 def wallet(shown: WalletShown) -> str:
@@ -76,7 +76,7 @@ def notes(lines: Sequence[NoteLine]) -> str:
 
 
 def servers(page: ServerPage) -> str:
-    return "\n".join([_servers(page.servers, with_wallet=True), *_more("servers", "--after", page.next)])
+    return "\n".join([_servers(page.servers, with_wallet=True), *_more("--after", page.next)])
 
 
 def _servers(lines: Sequence[ServerLine], *, with_wallet: bool) -> str:
@@ -113,7 +113,7 @@ def statement(page: StatementPage) -> str:
         ],
         right=frozenset({"amount"}),
     )
-    return "\n".join([table, *_more("statement", "ADDRESS --before", page.next)])
+    return "\n".join([table, *_more("--before", page.next)])
 
 
 def price_changes(lines: Sequence[PriceLine]) -> str:

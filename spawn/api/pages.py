@@ -41,6 +41,8 @@ _RULES: Final = (
     "After a 429, wait for `Retry-After` and send the same again, with the same payment. Calls are counted by wallet, "
     "and by address where they prove none.",
     "Every refusal says in `next` what to do; a call that is refused costs nothing.",
+    "You are warned before a server's money ends: `GET /v1/events?wait=60` costs nothing, and a webhook tells you "
+    "unasked. At the end the server is destroyed with all that is on it.",
 )
 _COLUMNS: Final = ("type", "cores", "memory", "disk", "per day", "deposit", "locations")
 

@@ -67,7 +67,7 @@ def barred_error(barred: Barred) -> SpawnError:
                 Code.SUSPENDED,
                 "This wallet is blocked: no payment of it is taken. It can read and destroy its servers.",
                 details={"barred": barred.value},
-                next="Sign the request instead of paying it; GET /v1/events says why.",
+                next="Sign reads and DELETE instead of paying for them; GET /v1/events?type=wallet.suspended says why.",
             )
         case _:
             assert_never(barred)

@@ -56,7 +56,10 @@ class Command(StrEnum):
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
-    """One rented server. Times are unix seconds; `charged_until` is None before acceptance and after the end."""
+    """One rented server. Times are unix seconds; `charged_until` is None before acceptance and after the end.
+
+    What may be left out is what happens to a server later: nothing of it has, when it is ordered.
+    """
 
     id: ServerId
     wallet: Address
@@ -74,35 +77,35 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     memory_gb: int
     disk_gb: int
     status: Status
-    reason: Reason | None
-    ipv4: str | None
-    ipv6: str | None
+    reason: Reason | None = None
+    ipv4: str | None = None
+    ipv6: str | None = None
     auto_renew: bool
     created_at: int
-    ended_at: int | None
-    missing_since: int | None
+    ended_at: int | None = None
+    missing_since: int | None = None
     daily_usdc: Usdc
-    remainder: int
-    charged_until: int | None
-    charged_usdc: Usdc
-    minimum_usdc: Usdc
-    due_at: int | None
+    remainder: int = 0
+    charged_until: int | None = None
+    charged_usdc: Usdc = Usdc(0)
+    minimum_usdc: Usdc = Usdc(0)
+    due_at: int | None = None
     capped_s: int
-    month_s: int
-    metered_from: int | None
+    month_s: int = 0
+    metered_from: int | None = None
     priced_at: int
-    reprice_at: int | None
-    reprice_usdc: Usdc | None
+    reprice_at: int | None = None
+    reprice_usdc: Usdc | None = None
     cost_daily_usdc: Usdc | None
     cost_capped_s: int
     cost_step_s: int
-    cost_remainder: int
-    cost_until: int | None
-    cost_usdc: Usdc
-    epoch: int
-    warned_s: int | None
-    last_warned_at: int | None
-    exhausted_at: int | None
+    cost_remainder: int = 0
+    cost_until: int | None = None
+    cost_usdc: Usdc = Usdc(0)
+    epoch: int = 0
+    warned_s: int | None = None
+    last_warned_at: int | None = None
+    exhausted_at: int | None = None
 
     @property
     def meter(self) -> Meter | None:

@@ -100,6 +100,16 @@ def inspect(copy: Path) -> Contents:
     return contents
 
 
+def _require_books(copy: Path, backup: Path) -> None:
+    """An empty file is a database to SQLite, and a migration would fill it: books that remember nobody's spending."""
+    try:
+        version = current_version(copy)
+    except (StoreError, sqlite3.DatabaseError) as error:
+        raise UnsoundBackup(f"{backup} is not sound: {error.__cause__ or error}.") from error
+    if version is None:
+        raise UnsoundBackup(f"{backup} has no books of spawn in it: try another backup.")
+
+
 def _check_pages(copy: Path) -> None:
     try:
         with contextlib.closing(connect_reader(copy)) as connection:
@@ -154,6 +164,7 @@ def restoring(backup: Path, database: Path, *, replace: bool) -> Iterator[Place]
         try:
             shutil.copyfile(backup, unfinished)
             unfinished.chmod(0o600)
+            _require_books(unfinished, backup)
             _check_pages(unfinished)
             migrate(f"sqlite:///{unfinished}")
             inspect(unfinished)

@@ -28,7 +28,6 @@ SELECT id, barred FROM account
 WHERE id > :after AND id LIKE :pattern AND (:barred = '' OR barred = :barred)
 ORDER BY id LIMIT :limit
 """
-SELECT_OWNER: Final = "SELECT wallet FROM server WHERE id = :id"
 # Whoever is given money is looked at by the next burn, which settles with it, warns anew, and takes the end back.
 LOOK_AT_ONCE: Final = "UPDATE server SET due_at = :now WHERE wallet = :wallet AND due_at > :now"
 

@@ -175,13 +175,18 @@ def relabel(cloud: Path, sql: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [(None, "there is no backup at copy.db"), ("no database", "not a database")]
+    ("text", "words"),
+    [
+        (None, ["there is no backup at copy.db"]),
+        ("no database", ["copy.db is not sound", "not a database"]),
+        ("", ["copy.db has no books of spawn in it", "another backup"]),
+    ],
 )
-def test_what_is_no_backup_is_refused(tmp_path: Path, text: str | None, words: str) -> None:
+def test_what_is_no_backup_is_refused(tmp_path: Path, text: str | None, words: list[str]) -> None:
     (tmp_path / "spawn.key").write_text("5a" * 32)
     if text is not None:
         (tmp_path / "copy.db").write_text(text * 400)
-    refused(spawn(tmp_path, "restore", "copy.db"), words)
+    refused(spawn(tmp_path, "restore", "copy.db"), *words)
     assert not (tmp_path / "spawn.db").exists()
 
 

@@ -174,6 +174,16 @@ def test_a_database_without_tables_or_of_another_version_is_no_backup(tmp_path: 
     empty.touch()
     with pytest.raises(SchemaMismatch, match="has no tables yet"):
         inspect(empty)
+    foreign = tmp_path / "foreign.db"
+    with contextlib.closing(sqlite3.connect(foreign)) as connection:
+        connection.execute("CREATE TABLE somebody_elses (id INTEGER)")
+    for file in (empty, foreign):
+        with (
+            pytest.raises(UnsoundBackup, match=rf"{file.name} has no books of spawn in it"),
+            restoring(file, tmp_path / "spawn.db", replace=False),
+        ):
+            pass
+    assert beginning(tmp_path, "spawn.db") == ["spawn.db.lock"]
 
 
 # --- putting one in place -----------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ async def test_no_payment_of_a_blocked_wallet_is_taken(tmp_path: Path) -> None:
         ):
             answer = await world.pay(wallet, method, path, body)
             assert code(answer) == (403, "suspended"), (path, answer.text)
-            assert "Sign the request" in answer.json()["error"]["next"]
+            assert "Sign reads and DELETE" in answer.json()["error"]["next"]
         assert code(await world.sign(wallet, "POST", "/v1/suspense/claim")) == (403, "suspended")
         assert await everything(world) == before
 

@@ -104,7 +104,7 @@ async def test_a_restart_and_another_process_sell_at_it(tmp_path: Path) -> None:
             )
         )
         assert await price_now(world) == "0.15", "written by somebody else"
-        await world.tick("prices")
+        await world.tick("listing")
         assert await price_now(world) == "0.20"
     async with open_world(tmp_path) as world:
         assert await price_now(world) == "0.20"

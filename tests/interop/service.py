@@ -141,7 +141,9 @@ def in_folder(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def serving(folder: Path, settings: Mapping[str, str], *command: str) -> Iterator[str]:
+def serving(
+    folder: Path, settings: Mapping[str, str], *command: str, stdin: int | None = None
+) -> Iterator[str]:
     """Run a command of `spawn` that serves, with these settings and no others; yield the host:port where it answers.
 
     Afterwards it must have stopped as it was told. What it says is in `folder`, in `service.log`.
@@ -153,6 +155,7 @@ def serving(folder: Path, settings: Mapping[str, str], *command: str) -> Iterato
             [sys.executable, "-m", "spawn", *command, "--listen", listen],
             env=environment(settings),
             cwd=folder,
+            stdin=stdin,
             stdout=log,
             stderr=subprocess.STDOUT,
         )

@@ -3,7 +3,9 @@
 import pytest
 from click.testing import CliRunner
 
+from spawn import cli_admin_tables
 from spawn.cli_admin import admin
+from spawn.services.admin_looks import Movement, StatementPage
 
 SOMEBODY = "0x8ba1f109551bd432803012645ac136ddd64dba72"
 PRICE = ("price-change", "--type", "small", "--location", "nbg1", "--daily", "1")
@@ -43,3 +45,10 @@ def test_every_command_says_what_it_does(command: str) -> None:
     done = CliRunner().invoke(admin, [command, "--help"])
     assert done.exit_code == 0
     assert admin.commands[command].help
+
+
+def test_a_list_that_goes_on_says_how_without_forgetting_what_was_asked_for() -> None:
+    """The command is not repeated: it would have to repeat its filters and its address, too."""
+    burn = Movement(at="2026-02-24T10:00:00Z", code="burn", amount="-0.01", kind="out", reference="srv_1")
+    shown = cli_admin_tables.statement(StatementPage(movements=(burn,), next=53))
+    assert shown.splitlines()[-1] == "more: the same command with --before 53"
