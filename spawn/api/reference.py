@@ -18,7 +18,8 @@ _GROUPS: Final = (
     ("ssh-keys", "SSH keys", ("/v1/ssh-keys",)),
     ("balance", "Balance", ("/v1/balance", "/v1/suspense")),
     ("sessions", "Sessions", ("/v1/sessions",)),
-    ("free", "Free for all", ("/v1/", "/health")),
+    ("events", "Events and webhooks", ("/v1/events", "/v1/webhooks")),
+    ("free", "Free for all", ("/v1/catalog", "/v1/actions", "/health")),
 )
 """Id, title and the beginnings of paths; the first that fits takes the route."""
 

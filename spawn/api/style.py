@@ -31,7 +31,8 @@ th, td { text-align: left; padding: .5rem 1rem .5rem 0; border-bottom: 1px solid
 th { font-size: .8rem; font-weight: 600; color: var(--dim); }
 td.num, th.num { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 td p { margin: 0; } td .dim { font-size: .92em; }
-@media (min-width: 40rem) { td:first-child code { overflow-wrap: break-word; } }
+@media (min-width: 40rem) { td:first-child code { overflow-wrap: break-word; }
+  td:first-child:not(.route) code { white-space: nowrap; } }
 @media (min-width: 56rem) { td.route, td.route code { white-space: nowrap; } }
 .verb { font: 700 .8em/1 ui-monospace, SFMono-Regular, Menlo, monospace; color: var(--accent); min-width: 3.9rem;
   display: inline-block; }

@@ -113,7 +113,8 @@ def test_wrong_nesting_is_found() -> None:
 def test_a_page_asks_nobody_for_anything(service: RunningService, path: str) -> None:
     html = page(service, path)
     assert re.findall(r"(?:src|href|action)=\"(?!/|#|data:,)", html) == []
-    assert re.findall(r"https?://|url\(|@import|<script", html) == []
+    # An example may name a site in its text; nothing that a browser follows by itself may.
+    assert re.findall(r"<[^>]*https?://|url\(|@import|<script", html) == []
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
