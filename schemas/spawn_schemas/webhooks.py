@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from spawn_schemas.api import Moment
+from spawn_schemas.events import PATTERNS
 
 WebhookUrl = Annotated[
     str,
@@ -24,6 +25,7 @@ EventPattern = Annotated[
         pattern=r"^(\*|[a-z_]{1,32}\.(\*|[a-z_]{1,32}))$(?!\n)",
         description="A type of event, all types of one thing (`server.*`), or all (`*`).",
         examples=["server.*"],
+        extra_json_schema={"enum": sorted(PATTERNS)},
     ),
 ]
 EventPatterns = Annotated[tuple[EventPattern, ...], msgspec.Meta(min_length=1, max_length=50)]

@@ -25,7 +25,6 @@ from spawn.api.routing import Route
 from spawn.api.services import Services
 from spawn.api.streams import CONTENT_TYPE
 from spawn.domain.charges import Charge, Kind
-from spawn.domain.events import CURSOR_PATTERN
 
 INTRODUCTION: Final = (
     "Rent computers over HTTP with no signup. Payment is authentication: the wallet that pays (x402, USDC on Base) "
@@ -92,8 +91,8 @@ _LAST_EVENT_ID: Final[dict[str, Any]] = {
     "in": "header",
     "name": "Last-Event-ID",
     "required": False,
-    "description": "Where a stream broke off; it counts before `after`, and only for streams.",
-    "schema": {"type": "string", "pattern": CURSOR_PATTERN},
+    "description": "A cursor, where a stream broke off; it counts before `after`, and only for streams.",
+    "schema": {"type": "string"},  # whoever asks for the list may send anything
 }
 _FOLLOWING: Final = (
     "Oldest first. Ask on with `next_cursor`; with `wait` the answer comes as soon as there is something new. With "
@@ -129,6 +128,7 @@ def document() -> dict[str, Any]:
             schema["description"] = inspect.cleandoc(told)
         if struct.__struct_config__.forbid_unknown_fields:
             schema["additionalProperties"] = False
+            _add_items(schema, struct)
     _without_any(document)
     _add_event_data(document["components"]["schemas"])
     return document
@@ -222,6 +222,17 @@ def _add_event_data(schemas: dict[str, Any]) -> None:
         shape["description"] = inspect.cleandoc(shape["description"])
     schemas.update(shapes)
     schemas["EventView"]["properties"]["data"] = {"oneOf": [*refs]}
+
+
+def _add_items(schema: dict[str, Any], struct: type[msgspec.Struct]) -> None:
+    """What the items of a list may be, which the framework forgets where it is said of them and not of the list."""
+    _, shapes = msgspec.json.schema_components([struct])
+    for name, told in shapes[struct.__name__]["properties"].items():
+        lists = [told, *told.get("anyOf", ())]
+        items = next((one["items"] for one in lists if "items" in one), None)
+        for one in (schema["properties"][name], *schema["properties"][name].get("oneOf", ())):
+            if items is not None and one.get("type") == "array":
+                one["items"] = items
 
 
 def _without_null(operation: dict[str, Any]) -> None:
