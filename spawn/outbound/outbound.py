@@ -17,7 +17,6 @@ from ipaddress import IPv6Address
 from typing import Final
 
 import httpcore
-import httpx
 import msgspec
 
 from spawn.domain.targets import Address, BadTarget, Rules, Target, check_address, parse_target
@@ -145,7 +144,7 @@ class _Dialler(httpcore.AsyncNetworkBackend):
 @functools.cache
 def _public_trust() -> ssl.SSLContext:
     """Whom browsers trust, made once: it takes longer than a connection."""
-    return httpx.create_ssl_context(trust_env=False)
+    return httpcore.default_ssl_context()
 
 
 def _is_own(address: Address) -> bool:
