@@ -41,10 +41,20 @@ class _Wallet(click.ParamType[Address]):
     name = "address"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Address:
+        text = str(value)
         try:
-            return parse_address(str(value))
+            address = parse_address(text)
         except ValueError as error:
             self.fail(f"{error}.", param, ctx)
+        if text[2:] not in {text[2:].lower(), text[2:].upper()} and text[2:] != _checksummed(address)[2:]:
+            self.fail("its capitals say that a digit is wrong (EIP-55): copy it once more.", param, ctx)
+        return address
+
+
+def _checksummed(address: Address) -> str:
+    from spawn.payments.curve import checksummed
+
+    return checksummed(address)
 
 
 class _Amount(click.ParamType[Usdc]):

@@ -52,3 +52,19 @@ def test_a_list_that_goes_on_says_how_without_forgetting_what_was_asked_for() ->
     burn = Movement(at="2026-02-24T10:00:00Z", code="burn", amount="-0.01", kind="out", reference="srv_1")
     shown = cli_admin_tables.statement(StatementPage(movements=(burn,), next=53))
     assert shown.splitlines()[-1] == "more: the same command with --before 53"
+
+
+@pytest.mark.parametrize(
+    ("address", "fits"),
+    [
+        ("0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed", True),  # of EIP-55 itself
+        ("0x5aaeb6053f3e94c9b9a09f33669435e7ef1beaed", True),
+        ("0x5AAEB6053F3E94C9B9A09F33669435E7EF1BEAED", True),
+        ("0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAee", False),
+        ("0x5AAeb6053F3E94C9b9A09f33669435E7Ef1BeAed", False),
+    ],
+)
+def test_capitals_that_do_not_fit_the_digits_are_a_mistake(address: str, fits: bool) -> None:
+    done = CliRunner().invoke(admin, ["credit", address])
+    assert done.exit_code == 2
+    assert ("Missing argument 'AMOUNT'" if fits else "(EIP-55)") in done.output
