@@ -109,7 +109,7 @@ class SqliteTx:
         return [dict(zip(statement.columns, row, strict=True)) for row in rows]
 
 
-class _Write:
+class Write:
     """A caller's function on its way through the writer, and what became of it."""
 
     __slots__ = ("error", "fn", "future", "result")
@@ -134,6 +134,45 @@ class _Write:
             self.future.set_exception(self.error)
 
 
+def commit(connection: sqlite3.Connection, tx: SqliteTx, batch: Sequence[Write]) -> bool:
+    """Run and commit a batch; False when its only write failed, and there was nothing to commit.
+
+    Raises what is fatal; every other error belongs to the write it came from. Nearly every batch has none: it is run
+    as a whole, and only after an error again with each write apart.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for write in batch:
+            write.result = write.fn(tx)
+    except BaseException as error:
+        if _is_disk_error(error):
+            raise
+        # The error may have taken the whole transaction with it.
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        if len(batch) == 1:
+            batch[0].error = error
+            return False
+        connection.execute("BEGIN IMMEDIATE")
+        _run_apart(connection, tx, batch)
+    connection.execute("COMMIT")
+    return True
+
+
+def _run_apart(connection: sqlite3.Connection, tx: SqliteTx, batch: Sequence[Write]) -> None:
+    for write in batch:
+        connection.execute("SAVEPOINT one_write")
+        try:
+            write.result = write.fn(tx)
+        except BaseException as error:
+            if _is_disk_error(error):
+                raise
+            write.error = error
+            # Fatal in its turn when the error took the whole transaction with it.
+            connection.execute("ROLLBACK TO one_write")
+        connection.execute("RELEASE one_write")
+
+
 class Writer:
     """The thread that writes. Everything but `_run` and what it calls happens on the event loop."""
 
@@ -149,8 +188,8 @@ class Writer:
         self._tx = SqliteTx(connection)
         self._queue_limit = queue_limit
         self._on_fatal = on_fatal
-        self._gathered: list[_Write] = []
-        self._queue: SimpleQueue[list[_Write] | None] = SimpleQueue()
+        self._gathered: list[Write] = []
+        self._queue: SimpleQueue[list[Write] | None] = SimpleQueue()
         self._waiting = 0
         self._loop = asyncio.get_running_loop()
         self._stopped = self._loop.create_future()
@@ -165,7 +204,7 @@ class Writer:
         self._waiting += 1
         if not self._gathered:
             self._loop.call_soon(self._hand_over)
-        self._gathered.append(_Write(fn, future))
+        self._gathered.append(Write(fn, future))
         return future
 
     def _hand_over(self) -> None:
@@ -181,10 +220,11 @@ class Writer:
         self._thread.join()
 
     def _run(self) -> None:
-        batch: list[_Write] = []
+        batch: list[Write] = []
         try:
             while batch := self._take():
-                self._commit(batch)
+                if commit(self._connection, self._tx, batch):
+                    self.commits += 1
                 self._loop.call_soon_threadsafe(self._answer, batch)
         except BaseException as error:  # noqa: BLE001 - whatever ends this thread, its callers must hear of it
             self._loop.call_soon_threadsafe(self._fail, batch, error)
@@ -194,9 +234,9 @@ class Writer:
                 self._connection.close()
             self._loop.call_soon_threadsafe(self._stopped.set_result, None)
 
-    def _take(self) -> list[_Write]:
+    def _take(self) -> list[Write]:
         """Wait for a write and return all that are there by now; an empty list means to stop."""
-        batch: list[_Write] = []
+        batch: list[Write] = []
         gathered = self._queue.get()
         while gathered is not None:
             batch += gathered
@@ -207,50 +247,12 @@ class Writer:
             self._queue.put(None)
         return batch
 
-    def _commit(self, batch: list[_Write]) -> None:
-        """Run and commit a batch. Raises what is fatal; every other error belongs to the write it came from.
-
-        Nearly every batch has none: it is run as a whole, and only after an error again with each write apart.
-        """
-        connection = self._connection
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            for write in batch:
-                write.result = write.fn(self._tx)
-        except BaseException as error:
-            if _is_disk_error(error):
-                raise
-            # The error may have taken the whole transaction with it.
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            if len(batch) == 1:
-                batch[0].error = error
-                return
-            connection.execute("BEGIN IMMEDIATE")
-            self._run_apart(batch)
-        connection.execute("COMMIT")
-        self.commits += 1
-
-    def _run_apart(self, batch: list[_Write]) -> None:
-        connection = self._connection
-        for write in batch:
-            connection.execute("SAVEPOINT one_write")
-            try:
-                write.result = write.fn(self._tx)
-            except BaseException as error:
-                if _is_disk_error(error):
-                    raise
-                write.error = error
-                # Fatal in its turn when the error took the whole transaction with it.
-                connection.execute("ROLLBACK TO one_write")
-            connection.execute("RELEASE one_write")
-
-    def _answer(self, batch: list[_Write]) -> None:
+    def _answer(self, batch: list[Write]) -> None:
         self._waiting -= len(batch)
         for write in batch:
             write.answer()
 
-    def _fail(self, batch: list[_Write], cause: BaseException) -> None:
+    def _fail(self, batch: list[Write], cause: BaseException) -> None:
         self.failure = cause
         unanswered = [*batch, *self._gathered]
         self._gathered = []
