@@ -8,7 +8,7 @@ UV := $(BIN)/uv
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: help setup demo test check format types imports bench bench-burn bench-settlement soak fuzz anvil lock openapi clean
+.PHONY: help setup demo test check format types imports bench bench-burn bench-settlement soak fuzz sim sim-planted anvil lock openapi clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -63,6 +63,14 @@ soak: $(READY) ## A million mixed calls (REQUESTS): memory stays flat, the books
 SECONDS ?= 600
 fuzz: $(READY) ## Fuzz all parsers, for SECONDS together (600)
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
+
+STEPS ?= 100000
+SEED ?=
+sim: $(READY) ## The whole service in a simulated world that breaks whatever it can: STEPS (100,000), SEED (a fresh one)
+	$(BIN)/python -m tests.sim --steps $(STEPS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+sim-planted: $(READY) ## How soon the simulation finds bugs that are planted
+	$(BIN)/python -m tests.sim.planted $(ARGS)
 
 anvil: $(READY) ## Install anvil for `spawn dev --chain anvil`; needs Node and npm
 	@$(BIN)/python -m tests.anvil $(VENV)/anvil

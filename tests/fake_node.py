@@ -6,8 +6,6 @@ for anvil where a test needs thousands of faults, and shares no code with what i
 
 import asyncio
 from collections.abc import Callable, Iterable
-from copy import deepcopy
-from dataclasses import dataclass, field
 from typing import Final
 
 from eth_abi.abi import decode, encode
@@ -39,65 +37,14 @@ from tests.calldata import (
     address_in,
     payment_in,
 )
+from tests.chain_parts import Mined, NodeFaults, State, Transaction, make_receipt, matches
 
 MULTICALL: Final = Address("0xca11bde05977b3631167028862be2a173976ca11")
 GWEI: Final = 10**9
 
 
-@dataclass(kw_only=True)
-class NodeFaults:
-    """What goes wrong next. Counts go down to zero by use."""
-
-    down: bool = False
-    """Nothing is answered."""
-    lose_request: int = 0
-    """A transaction that is sent does not arrive, and the sender is not told."""
-    lose_answer: int = 0
-    """It arrives, and the sender is not told."""
-    swallow: int = 0
-    """It is taken, and forgotten."""
-    least_tip_wei: int = 0
-    """Less is refused."""
-    on_call: Callable[[str], None] = field(default=lambda _: None)
-    """Called with each method's name, before and after it does something; may raise."""
-
-    def take(self, name: str) -> bool:
-        left: int = getattr(self, name)
-        setattr(self, name, max(0, left - 1))
-        return left > 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Transaction:
-    raw: bytes = field(repr=False)
-    hash: str
-    sender: Address
-    nonce: int
-    to: Address
-    data: bytes = field(repr=False)
-    gas_limit: int
-    max_fee_wei: int
-    tip_wei: int
-
-
-@dataclass(kw_only=True)
-class _State:
-    balances: dict[str, int] = field(default_factory=dict)
-    spent: set[tuple[str, str]] = field(default_factory=set)
-    nonces: dict[str, int] = field(default_factory=dict)
-    ether_wei: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(kw_only=True)
-class _Mined:
-    block: Block
-    before: _State = field(repr=False)
-    transactions: list[_Transaction] = field(default_factory=list)
-    receipts: list[Receipt] = field(default_factory=list)
-
-
-class _Reverted(Exception):
-    pass
+class Reverted(Exception):
+    """The contract undoes what it was asked to do."""
 
 
 class FakeNode:
@@ -121,10 +68,13 @@ class FakeNode:
         """The hash of everything that reached the node, accepted or not."""
         self._terms = terms
         self._now = now
-        self._state = _State()
-        self._pool: dict[tuple[Address, int], _Transaction] = {}
+        self._state = State()
+        self._given_usdc: dict[str, int] = {}
+        self._given_wei: dict[str, int] = {}
+        self._pool: dict[tuple[Address, int], Transaction] = {}
         self._salt = 0
-        self._chain = [_Mined(block=self._block(0), before=deepcopy(self._state))]
+        self._chain = [Mined(block=self._block(0), before=self._state)]
+        self._receipts: dict[str, Receipt] = {}
 
     # --- Node ---------------------------------------------------------------------------------------------------
 
@@ -144,7 +94,7 @@ class FakeNode:
 
     async def balance_wei(self, account: Address) -> int:
         await self._answer("balance_wei")
-        return self._state.ether_wei.get(account, 0)
+        return self.ether_wei(account)
 
     async def code(self, account: Address) -> bytes:
         await self._answer("code")
@@ -169,10 +119,10 @@ class FakeNode:
         if number > self._head.number:
             raise NodeUnavailable("header not found")
         after = self._state if number == self._head.number else self._chain[number + 1].before
-        kept, self._state = self._state, deepcopy(after)
+        kept, self._state = self._state, after.copy()
         try:
             answer, _ = self._execute(to, data, self._chain[number].block.at, mined=False)
-        except _Reverted as error:
+        except Reverted as error:
             raise CallReverted from error
         finally:
             self._state = kept
@@ -199,8 +149,7 @@ class FakeNode:
 
     async def receipts(self, transactions: tuple[str, ...]) -> tuple[Receipt | None, ...]:
         await self._answer("receipts")
-        known = {receipt.transaction: receipt for mined in self._chain for receipt in mined.receipts}
-        return tuple(known.get(transaction) for transaction in transactions)
+        return tuple(self._receipts.get(transaction) for transaction in transactions)
 
     async def logs(
         self,
@@ -216,7 +165,7 @@ class FakeNode:
             for mined in self._chain[first_block : last_block + 1]
             for receipt in mined.receipts
             for log in receipt.logs
-            if log.address == address and _matches(log, topics)
+            if log.address == address and matches(log, topics)
         )
 
     # --- the hands of others --------------------------------------------------------------------------------------
@@ -232,18 +181,16 @@ class FakeNode:
 
     def fund(self, wallet: str, usdc: int) -> None:
         """Give somebody money, in the block that is there."""
-        for state in (self._state, *(mined.before for mined in self._chain)):
-            state.balances[wallet] = state.balances.get(wallet, 0) + usdc
+        self._given_usdc[wallet] = self._given_usdc.get(wallet, 0) + usdc
 
     def give_ether(self, account: str, wei: int) -> None:
-        for state in (self._state, *(mined.before for mined in self._chain)):
-            state.ether_wei[account] = state.ether_wei.get(account, 0) + wei
+        self._given_wei[account] = self._given_wei.get(account, 0) + wei
 
     def balance(self, wallet: str) -> int:
-        return self._state.balances.get(wallet, 0)
+        return self._given_usdc.get(wallet, 0) + self._state.balances.get(wallet, 0)
 
     def ether_wei(self, account: str) -> int:
-        return self._state.ether_wei.get(account, 0)
+        return self._given_wei.get(account, 0) + self._state.ether_wei.get(account, 0)
 
     def used(self, account: str) -> int:
         """How many transactions of the account are in blocks."""
@@ -285,6 +232,8 @@ class FakeNode:
         undone = self._chain[len(self._chain) - depth :]
         del self._chain[len(self._chain) - depth :]
         self._state = undone[0].before
+        for receipt in (receipt for mined in undone for receipt in mined.receipts):
+            del self._receipts[receipt.transaction]
         for transaction in (transaction for mined in undone for transaction in mined.transactions):
             if not lose and transaction.raw:
                 self._pool.setdefault((transaction.sender, transaction.nonce), transaction)
@@ -292,22 +241,22 @@ class FakeNode:
 
     def submit(self, payment: ExactPayment) -> None:
         """A stranger brings somebody's authorization to the chain, in a block of its own; it has to be good."""
-        before = deepcopy(self._state)
+        before, self._state = self._state, self._state.copy()
         logs = self._transfer(payment, max(self._now(), self._head.at))
         self._block_of_stranger(before, logs)
 
     def cancel(self, payer: str, nonce: str) -> None:
         """The payer's `cancelAuthorization`, in a block of its own; too late, it does nothing."""
-        before = deepcopy(self._state)
         if (payer, nonce) in self._state.spent:
             return
+        before, self._state = self._state, self._state.copy()
         self._state.spent.add((payer, nonce))
         topics = (AUTHORIZATION_CANCELED, address_topic(payer), bytes.fromhex(nonce[2:]))
         self._block_of_stranger(before, [(self._terms.asset, topics, b"")])
 
     def spend_nonce(self, account: Address) -> None:
         """Somebody who has the same key sends a transaction of his own."""
-        before = deepcopy(self._state)
+        before, self._state = self._state, self._state.copy()
         self._pool.pop((account, self.used(account)), None)
         self._state.nonces[account] = self.used(account) + 1
         self._block_of_stranger(before, [])
@@ -326,9 +275,9 @@ class FakeNode:
         hash_ = "0x" + keccak256(b"block %d" % self._salt).hex()
         return Block(number=number, hash=hash_, at=at, base_fee_wei=self.base_fee_wei)
 
-    def _decode(self, raw: bytes) -> _Transaction:
+    def _decode(self, raw: bytes) -> Transaction:
         fields = TypedTransaction.from_bytes(HexBytes(raw)).as_dict()
-        return _Transaction(
+        return Transaction(
             raw=raw,
             hash="0x" + keccak256(raw).hex(),
             sender=Address(str(Account.recover_transaction(raw)).lower()),
@@ -340,13 +289,13 @@ class FakeNode:
             tip_wei=int(fields["maxPriorityFeePerGas"]),
         )
 
-    def _admit(self, new: _Transaction) -> None:
+    def _admit(self, new: Transaction) -> None:
         old = self._pool.get((new.sender, new.nonce))
         if old is not None and old.hash == new.hash:
             raise AlreadyKnown("already known")
         if new.nonce < self._state.nonces.get(new.sender, 0):
             raise NonceTooLow("nonce too low")
-        if new.gas_limit * new.max_fee_wei > self._state.ether_wei.get(new.sender, 0):
+        if new.gas_limit * new.max_fee_wei > self.ether_wei(new.sender):
             raise OutOfGasMoney("insufficient funds for gas * price + value")
         if new.tip_wei < self.faults.least_tip_wei:
             raise Underpriced("transaction underpriced")
@@ -357,39 +306,44 @@ class FakeNode:
         self._pool[new.sender, new.nonce] = new
 
     def _mine(self, only: set[str] | None) -> None:
-        before = deepcopy(self._state)
-        mined = _Mined(block=self._block(len(self._chain)), before=before)
+        mined = Mined(block=self._block(len(self._chain)), before=self._state)
         for transaction in sorted(self._pool.values(), key=lambda one: one.nonce):
             if only is not None and transaction.hash not in only:
                 continue
             fits = transaction.max_fee_wei >= self.base_fee_wei
             if fits and transaction.nonce == self._state.nonces.get(transaction.sender, 0):
                 del self._pool[transaction.sender, transaction.nonce]
+                if not mined.transactions:
+                    self._state = self._state.copy()
                 mined.transactions.append(transaction)
-                mined.receipts.append(self._run(transaction, mined))
+                self._keep(mined, self._run(transaction, mined))
         self._chain.append(mined)
 
-    def _run(self, transaction: _Transaction, mined: _Mined) -> Receipt:
+    def _run(self, transaction: Transaction, mined: Mined) -> Receipt:
         state = self._state
         state.nonces[transaction.sender] = transaction.nonce + 1
         logs: list[tuple[Address, tuple[bytes, ...], bytes]] = []
         succeeded = True
         try:
             _, logs = self._execute(transaction.to, transaction.data, mined.block.at, mined=True)
-        except _Reverted:
+        except Reverted:
             succeeded = False
         gas_used = 21_000 + 40_000 * len(logs)
         price = min(transaction.max_fee_wei, self.base_fee_wei + transaction.tip_wei)
-        state.ether_wei[transaction.sender] -= gas_used * price
-        return _receipt(transaction.hash, mined, logs, succeeded=succeeded, gas_used=gas_used, price=price)
+        state.ether_wei[transaction.sender] = state.ether_wei.get(transaction.sender, 0) - gas_used * price
+        return make_receipt(
+            transaction.hash, mined, logs, succeeded=succeeded, gas_used=gas_used, price=price
+        )
 
-    def _block_of_stranger(
-        self, before: _State, logs: list[tuple[Address, tuple[bytes, ...], bytes]]
-    ) -> None:
-        mined = _Mined(block=self._block(len(self._chain)), before=before)
+    def _block_of_stranger(self, before: State, logs: list[tuple[Address, tuple[bytes, ...], bytes]]) -> None:
+        mined = Mined(block=self._block(len(self._chain)), before=before)
         hash_ = "0x" + keccak256(b"stranger %d" % self._salt).hex()
-        mined.receipts.append(_receipt(hash_, mined, logs, succeeded=True, gas_used=60_000, price=1))
+        self._keep(mined, make_receipt(hash_, mined, logs, succeeded=True, gas_used=60_000, price=1))
         self._chain.append(mined)
+
+    def _keep(self, mined: Mined, receipt: Receipt) -> None:
+        mined.receipts.append(receipt)
+        self._receipts[receipt.transaction] = receipt
 
     def _execute(
         self, to: Address, data: bytes, at: int, *, mined: bool
@@ -402,7 +356,7 @@ class FakeNode:
         match data[:4]:
             case selector if selector in {TRANSFER_BY_KEY, TRANSFER_BY_BYTES}:
                 if mined and address_in(words[0]) in self.greedy:
-                    raise _Reverted
+                    raise Reverted
                 return b"", self._transfer(payment_in(data[:4], words), at)
             case selector if selector == AUTHORIZATION_STATE:
                 spent = (address_in(words[0]), "0x" + words[1].hex()) in self._state.spent
@@ -410,7 +364,7 @@ class FakeNode:
             case selector if selector == BALANCE_OF:
                 return self.balance(address_in(words[0])).to_bytes(32, "big"), []
             case _:
-                raise _Reverted
+                raise Reverted
 
     def _aggregate(
         self, data: bytes, at: int, *, mined: bool
@@ -423,9 +377,9 @@ class FakeNode:
             out_of_gas = out_of_gas or (mined and address_in(words[0]) in self.greedy)
             try:
                 if out_of_gas:
-                    raise _Reverted
+                    raise Reverted
                 answer, more = self._execute(Address(to), item, at, mined=mined)
-            except _Reverted:
+            except Reverted:
                 answers.append((False, b""))
             else:
                 answers.append((True, answer))
@@ -436,18 +390,13 @@ class FakeNode:
     def _transfer(self, payment: ExactPayment, at: int) -> list[tuple[Address, tuple[bytes, ...], bytes]]:
         state = self._state
         if not payment.valid_after < at < payment.valid_before:
-            raise _Reverted
+            raise Reverted
         if (payment.payer, payment.nonce) in state.spent:
-            raise _Reverted
-        if payment.payer not in self.wallets:
-            try:
-                require_signature(payment, self._terms)
-            except PaymentInvalid as error:
-                raise _Reverted from error
-        if state.balances.get(payment.payer, 0) < payment.value:
-            raise _Reverted
+            raise Reverted
+        if not self._stands_by(payment) or self.balance(payment.payer) < payment.value:
+            raise Reverted
         state.spent.add((payment.payer, payment.nonce))
-        state.balances[payment.payer] -= payment.value
+        state.balances[payment.payer] = state.balances.get(payment.payer, 0) - payment.value
         state.balances[payment.pay_to] = state.balances.get(payment.pay_to, 0) + payment.value
         payer = address_topic(payment.payer)
         used = (AUTHORIZATION_USED, payer, bytes.fromhex(payment.nonce[2:]))
@@ -457,41 +406,12 @@ class FakeNode:
             (self._terms.asset, moved, payment.value.to_bytes(32, "big")),
         ]
 
-
-def _receipt(
-    hash_: str,
-    mined: _Mined,
-    logs: list[tuple[Address, tuple[bytes, ...], bytes]],
-    *,
-    succeeded: bool,
-    gas_used: int,
-    price: int,
-) -> Receipt:
-    first = sum(len(receipt.logs) for receipt in mined.receipts)
-    return Receipt(
-        transaction=hash_,
-        succeeded=succeeded,
-        block_number=mined.block.number,
-        block_hash=mined.block.hash,
-        gas_used=gas_used,
-        gas_price_wei=price,
-        logs=tuple(
-            Log(
-                address=address,
-                topics=topics,
-                data=data,
-                block_number=mined.block.number,
-                block_hash=mined.block.hash,
-                transaction=hash_,
-                index=first + index,
-            )
-            for index, (address, topics, data) in enumerate(logs)
-        ),
-    )
-
-
-def _matches(log: Log, topics: tuple[bytes | tuple[bytes, ...] | None, ...]) -> bool:
-    wanted = [(topic,) if isinstance(topic, bytes) else topic for topic in topics]
-    return len(log.topics) >= len(wanted) and all(
-        choice is None or topic in choice for topic, choice in zip(log.topics, wanted, strict=False)
-    )
+    def _stands_by(self, payment: ExactPayment) -> bool:
+        """Whether the payer's key or code accepts the signature."""
+        if payment.payer in self.wallets:
+            return True
+        try:
+            require_signature(payment, self._terms)
+        except PaymentInvalid:
+            return False
+        return True

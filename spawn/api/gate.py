@@ -67,6 +67,8 @@ class Gate:
         if price.fund_usdc > 0 or charge.kind is Kind.DEPOSIT:
             self._check_limits(charge, price)
         case = None if use_case is None else use_case()
+        if case is not None and case.refusal is not None and arrival.identity is None:
+            raise case.refusal
         try:
             if arrival.invalid is not None:
                 raise arrival.invalid

@@ -127,7 +127,8 @@ _STATUS_OF: Final = {
     InstanceStatus.RUNNING: Status.RUNNING,
     InstanceStatus.STOPPING: Status.STOPPING,
     InstanceStatus.OFF: Status.OFF,
-    InstanceStatus.DELETING: Status.DESTROYING,
+    # We did not order it, or it would not be asked: what comes of it shows when it is gone.
+    InstanceStatus.DELETING: Status.UNKNOWN,
     InstanceStatus.MIGRATING: Status.MIGRATING,
     InstanceStatus.REBUILDING: Status.REBUILDING,
     InstanceStatus.UNKNOWN: Status.UNKNOWN,

@@ -55,12 +55,14 @@ class Outbound:
         *,
         timeout_s: float = TIMEOUT_S,
         tls: ssl.SSLContext | None = None,
+        network: httpcore.AsyncNetworkBackend | None = None,
     ) -> None:
-        """`tls` says whom to trust; by default those whom browsers do."""
+        """`tls` says whom to trust, by default those whom browsers do; `network` dials what was checked."""
         self._rules = rules
         self._resolver = resolver
         self._timeout_s = timeout_s
         self._tls = tls or _public_trust()
+        self._network = network or httpcore.AnyIOBackend()
 
     def target(self, url: str) -> Target:
         """Take a customer's URL apart. Raises BadTarget."""
@@ -85,7 +87,7 @@ class Outbound:
             async with (
                 asyncio.timeout(self._timeout_s),
                 httpcore.AsyncHTTPConnection(
-                    where.origin, ssl_context=self._tls, network_backend=_Dialler(self, target)
+                    where.origin, ssl_context=self._tls, network_backend=_Dialler(self, target, self._network)
                 ) as connection,
                 connection.stream("POST", where, headers=lines, content=body) as response,
             ):
@@ -118,10 +120,10 @@ class Outbound:
 class _Dialler(httpcore.AsyncNetworkBackend):
     """Connects to one target, at an address that was checked for this connection."""
 
-    def __init__(self, outbound: Outbound, target: Target) -> None:
+    def __init__(self, outbound: Outbound, target: Target, network: httpcore.AsyncNetworkBackend) -> None:
         self._outbound = outbound
         self._target = target
-        self._inner = httpcore.AnyIOBackend()
+        self._network = network
 
     async def connect_tcp(
         self,
@@ -135,7 +137,7 @@ class _Dialler(httpcore.AsyncNetworkBackend):
         failed: httpcore.ConnectError | httpcore.ConnectTimeout = httpcore.ConnectError("no address")
         for address in (await self._outbound.addresses(self._target))[:ADDRESSES_MAX]:
             try:
-                return await self._inner.connect_tcp(str(address), self._target.port, CONNECT_S)
+                return await self._network.connect_tcp(str(address), self._target.port, CONNECT_S)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failed = error
         raise failed

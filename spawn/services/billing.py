@@ -90,6 +90,22 @@ class Billing:
             if each.server.id == server.id:
                 ends_at = ends[server.id]
                 self._tell_deposit(tx, EventType.DEPOSIT_FUNDED, each, each.server, None, ends_at, now)
+        if server.id not in ends:
+            self._tell_funded_early(tx, server, now)
+
+    def _tell_funded_early(self, tx: Tx, server: Server, now: int) -> None:
+        """The provider has not accepted yet: when the money ends is not known."""
+        data = DepositData(
+            server=server.id,
+            name=server.name,
+            threshold_s=None,
+            runway_s=None,
+            expires_at=None,
+            destroyed_from=None,
+            deposit_remaining=format_usdc(funds.reserve_usdc(tx, server.id)),
+            daily_burn=format_usdc(server.daily_usdc),
+        )
+        emit(tx, server.wallet, EventType.DEPOSIT_FUNDED, data, resource=server.id, at=now)
 
     def repin(self, tx: Tx, before: Server, after: Server, pin: Pin, now: int) -> Server:
         """The server has become `after`, and from this second has another price; it is settled up to now."""

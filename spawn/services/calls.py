@@ -124,12 +124,15 @@ class UseCase(ABC):
     `fee_from_refund`: the call frees money, and its fee may come out of that.
     `open_to`: the barred wallets that may make it all the same; a read is anybody's, and nobody looks.
     `saves`: the server that it gives money to, and that must not be ended for want of it in the same moment.
+    `refusal`: why it is not for sale now, whoever asks. It may have been when the call was first made, so that a
+    caller who is known is told only after it is certain that this is no repetition.
     """
 
     only_reads: ClassVar[bool] = False
     fee_from_refund: ClassVar[bool] = False
     open_to: ClassVar[frozenset[Barred]] = frozenset()
     saves: ServerId | None = None
+    refusal: SpawnError | None = None
 
     async def wait(self, db: Database, wallet: Address, now: int) -> None:  # noqa: B027 - most calls wait for nothing
         """Wait for something, if the caller asked to, before anything is reserved. Raises SpawnError."""

@@ -69,9 +69,12 @@ class CreateServer(UseCase):
     def __init__(self, shop: Shop, wanted: api.CreateServer) -> None:
         self._shop = shop
         self._wanted = wanted
-        self._offer = find_offer(shop.catalog, wanted.type, wanted.location)
-        find_image(shop.catalog, wanted.image)
-        self._deposit = self._deposit_usdc()
+        try:
+            self._offer = find_offer(shop.catalog, wanted.type, wanted.location)
+            find_image(shop.catalog, wanted.image)
+            self._deposit = self._deposit_usdc()
+        except SpawnError as refusal:
+            self.refusal = refusal
 
     def _deposit_usdc(self) -> Usdc:
         if self._wanted.deposit is None:
@@ -95,6 +98,8 @@ class CreateServer(UseCase):
         purse.refuse_to_starve(self._shop.billing, self._deposit)
 
     def act(self, tx: Tx, context: Context) -> Acted:
+        if self.refusal is not None:
+            raise self.refusal
         wallet, now = context.wallet, context.now
         self._check_name_and_count(tx, wallet)
         keys = self._owned_keys(tx, wallet)

@@ -251,13 +251,15 @@ class Outcomes:
         return ended
 
     def _fail_create(self, tx: Tx, ended: Operation, server: Server, now: int) -> None:
-        """Give everything back; where the provider had begun, order its half-made machine destroyed."""
+        """Give everything back, what its owner added meanwhile too; where the provider had begun, order its half-made
+        machine destroyed.
+        """
         self._vault.erase(tx, server.id)
+        closed = meters.reverse(tx, server, now)
         if server.provider_ref is None:
-            failed = replace(server, status=Status.FAILED, reason=Reason.PROVIDER_REFUSED, ended_at=now)
+            failed = replace(closed, status=Status.FAILED, reason=Reason.PROVIDER_REFUSED, ended_at=now)
             save(tx, server, failed, now)
             return
-        closed = meters.reverse(tx, server, now)
         save(tx, server, replace(closed, status=Status.DESTROYING, reason=Reason.PROVIDER_REFUSED), now)
         # The slot of the one running operation must be free before the next one takes it.
         rows.end_operation(tx, ended)

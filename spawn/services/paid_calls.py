@@ -95,6 +95,8 @@ class PaidCalls:
         Raises `PaymentInvalid` for a payment that does not match the price, `SpawnError` for a refusal.
         """
         try:
+            if use_case.refusal is not None:
+                raise use_case.refusal
             self._admit(call, self._wall.now_s())
             await use_case.wait(self._db, call.identity.wallet, self._clock.now_s())
             # The wait may have been a minute.

@@ -255,6 +255,8 @@ def _reached(operation: Operation, instance: Instance | None) -> bool:
                 and instance.provider_type == change.provider_type
                 and instance.status is not InstanceStatus.MIGRATING
             )
+        case Act(verb=Verb.REBUILD, change=change) if instance is not None and instance.image != change.image:
+            return False
         case Act(until=until):
             return instance is not None and (until is None or instance.status is until)
         case Delete(not_before=_):

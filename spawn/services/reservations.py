@@ -141,7 +141,7 @@ def finish(tx: Tx, reservation: Reservation, use_case: UseCase) -> Completed | S
 def _provider_refusal(operation: Operation) -> SpawnError:
     superseded = operation.error_code == endings.SUPERSEDED
     code = Code.CONFLICT if superseded else Code(operation.error_code or Code.INTERNAL.value)
-    unavailable = code in {Code.HETZNER_UNAVAILABLE, Code.OUT_OF_CAPACITY}
+    unavailable = code in {Code.HETZNER_UNAVAILABLE, Code.OUT_OF_CAPACITY, Code.PROVIDER_FAILED}
     return SpawnError(
         code,
         operation.error_message or "The provider refused.",

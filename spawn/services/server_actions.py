@@ -20,6 +20,7 @@ from spawn.domain.operations import Operation, OperationStatus, Plan, new_operat
 from spawn.domain.servers import Command, Server, Status, check_allowed, check_funded, check_resize
 from spawn.services import funds, standing, views
 from spawn.services.calls import Acted, Completed, Context, UseCase
+from spawn.services.changes import tell_ended
 from spawn.services.create_server import Shop, find_image, find_offer
 from spawn.services.ownership import get_idle
 from spawn.services.purse import Purse
@@ -60,6 +61,7 @@ class Power(UseCase):
         operations.insert_operation(tx, operation)
         answer = views.encode(api.ActionStarted(action=views.action_summary(operation)))
         if nothing_to_do:
+            tell_ended(tx, operation, context.now)
             funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reference, context.now)
             return Acted(answer=answer)
         funds.hold_fee(tx, context.wallet, context.fee_usdc, operation.id, context.now)

@@ -141,8 +141,9 @@ class UpdateServer(UseCase):
         name = server.name if self._wanted.name is None else self._wanted.name
         auto_renew = server.auto_renew if self._wanted.auto_renew is None else self._wanted.auto_renew
         changed = replace(server, name=name, auto_renew=auto_renew)
-        save(tx, server, changed, context.now)
-        tell(tx, EventType.SERVER_UPDATED, changed, context.now)
+        if changed != server:
+            save(tx, server, changed, context.now)
+            tell(tx, EventType.SERVER_UPDATED, changed, context.now)
         funds.charge_fee(tx, context.wallet, context.fee_usdc, context.reference, context.now)
         self._billing.reschedule(tx, context.wallet, context.now)
         view = _view(tx, self._server_id, standing.of(tx, context.wallet, context.now))

@@ -178,6 +178,8 @@ def _standing(wallet: Address, rows: list[Row], now: int, added: Usdc = _NOTHING
             for funding, charge in zip(fundings, settled.charges, strict=True)
         }
         left = settled.available_left
+    # What was added to a server that its provider has not accepted yet is its owner's all the same.
+    reserves |= {ServerId(row["id"]): Usdc(row["reserve"] or 0) for row in live if row["due_at"] is None}
     return Standing(
         wallet=wallet,
         at=now,

@@ -1,0 +1,64 @@
+"""What a life comes to: how long it was, what it did, and the promise that it found broken."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+class Violation(BaseException):
+    """A promise is broken. Not an Exception: nothing of the service may take it for one of its own."""
+
+    def __init__(self, promise: str, text: str, *, move: int, step: int) -> None:
+        super().__init__(f"{promise}: {text}")
+        self.promise = promise
+        self.text = text
+        self.move = move
+        self.step = step
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # It comes back from another process.
+        return _violation, (self.promise, self.text, self.move, self.step)
+
+
+def _violation(promise: str, text: str, move: int, step: int) -> Violation:
+    return Violation(promise, text, move=move, step=step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Life:
+    """What came of one life. `moves` are the numbers of those that were played."""
+
+    seed: str
+    number: int
+    steps: int
+    moves: tuple[int, ...]
+    violation: Violation | None
+    trace_hash: str
+    tail: tuple[str, ...]
+    lived_s: int
+    counts: dict[str, int]
+
+
+class _Listener(logging.Handler):
+    def __init__(self, heard: Callable[[logging.LogRecord], None]) -> None:
+        super().__init__(logging.ERROR)
+        self._heard = heard
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._heard(record)
+
+
+@contextmanager
+def listening(heard: Callable[[logging.LogRecord], None]) -> Iterator[None]:
+    """Hear every error that the service logs: a defect, or something that its operator would have to look into."""
+    logger, listener = logging.getLogger("spawn"), _Listener(heard)
+    before = logger.level, logger.propagate
+    logger.setLevel(logging.ERROR)
+    logger.propagate = False
+    logger.addHandler(listener)
+    try:
+        yield
+    finally:
+        logger.removeHandler(listener)
+        logger.level, logger.propagate = before

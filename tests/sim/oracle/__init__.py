@@ -1,0 +1,1 @@
+"""What must be true, told by whoever shares no code with the service."""
