@@ -84,6 +84,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     ended_at: int | None = None
     missing_since: int | None = None
+    missing_month_s: int = 0
     daily_usdc: Usdc
     remainder: int = 0
     charged_until: int | None = None

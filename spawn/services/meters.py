@@ -143,11 +143,24 @@ def _cost_meter(server: Server) -> Meter | None:
 
 
 def _month_s(server: Server, at: int) -> int:
-    """How many seconds of the month of `at`, no later than the watermark, count by then: a meter never pauses."""
+    """How many seconds of the month of `at` count by then: a meter never pauses."""
     start = accrual.month_start(at)
     if server.charged_until is not None and accrual.month_start(server.charged_until) == start:
         return server.month_s - (server.charged_until - at)
+    missed_at = server.missing_since
+    if missed_at is not None and missed_at <= at and accrual.month_start(missed_at) == start:
+        return server.missing_month_s + at - missed_at
     return at - max(start, server.metered_from or 0)
+
+
+def missed(server: Server, since: int | None) -> Server:
+    """Remember since when its machine is missing (None: it is there), and what of that month counted by then.
+
+    A dearer machine began a month of its own, which nobody can tell any more once the watermark is in the next.
+    """
+    if since is None:
+        return replace(server, missing_since=None)
+    return replace(server, missing_since=since, missing_month_s=_month_s(server, since))
 
 
 def close(tx: Tx, server: Server, now: int) -> tuple[Server, Usdc]:

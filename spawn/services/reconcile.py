@@ -16,7 +16,7 @@ from spawn_schemas.ids import ServerId
 
 from spawn.clock import Clock
 from spawn.domain.servers import FINAL, Server, Status, status_of
-from spawn.services import endings
+from spawn.services import endings, meters
 from spawn.services.billing import Billing
 from spawn.services.changes import save
 from spawn.store import operations, servers
@@ -187,7 +187,7 @@ class Reconciler:
         # What was missed in the future was missed before the clock was set back.
         since = None if there else min(server.missing_since or now, now)
         if since != server.missing_since:
-            noted = replace(server, missing_since=since)
+            noted = meters.missed(server, since)
             save(tx, server, noted, now)
             server = noted
         if since is None or now - since < GRACE_S:

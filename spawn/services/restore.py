@@ -290,7 +290,7 @@ def _sums(tx: Tx) -> _Sums:
 
 def _missed(tx: Tx, server_id: ServerId, since: int) -> None:
     server = servers.get_server(tx, server_id)
-    servers.update_server(tx, server, replace(server, missing_since=since))
+    servers.update_server(tx, server, meters.missed(server, since))
 
 
 def _offer_of(instance: Instance, catalog: Catalog) -> Offer | None:
