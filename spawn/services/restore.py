@@ -35,7 +35,7 @@ from spawn.services import meters, suspense, treasury
 from spawn.services.billing import Billing
 from spawn.services.changes import tell
 from spawn.services.price_list import PriceList
-from spawn.services.reconcile import GRACE_S, SELECT_STRAYS
+from spawn.services.reconcile import SELECT_STRAYS
 from spawn.services.treasury import Treasury
 from spawn.settings import Settings
 from spawn.store import servers
@@ -45,6 +45,8 @@ from spawn.store.database import Database
 PAGES_MAX: Final = 1_000_000
 """Pages of the chain that are read: years of it."""
 _PAGE: Final = 500
+_CLOCKS_APART_S: Final = 86_400
+"""How far our clock may have been ahead of the provider's while the books were kept."""
 
 # The numbers of events that the lost books gave out must not come again: their readers have seen them.
 INSERT_PLACEHOLDER: Final = """
@@ -194,7 +196,7 @@ class Restore:
         """
         if instance.key is None or instance.status is InstanceStatus.DELETING:
             return True
-        if instance.created_at is not None and instance.created_at + GRACE_S < newest_at:
+        if instance.created_at is not None and instance.created_at + _CLOCKS_APART_S < newest_at:
             return True
         return bool(await self._db.read(servers.SELECT_SERVER, {"id": instance.key}))
 

@@ -334,7 +334,7 @@ async def test_a_machine_from_before_the_backup_that_nobody_knew_stays_a_stray(t
     async with open_world(tmp_path, clock=clock) as world:
         seen = await world.cloud.plant_orphan(ServerId("srv_seen"))
         unseen = await world.cloud.plant_orphan(ServerId("srv_unseen"))
-        clock.advance(HOUR)
+        clock.advance(25 * HOUR)
         await world.customer("1.00")
         backup(world, tmp_path / "copy.db")
         later = await world.cloud.plant_orphan(ServerId("srv_later"))
@@ -346,6 +346,19 @@ async def test_a_machine_from_before_the_backup_that_nobody_knew_stays_a_stray(t
     async with open_world(tmp_path, clock=clock) as world:
         await world.run_for(10 * 60, step_s=30)
         assert list(await machines(world)) == [later]
+
+
+async def test_a_customer_s_machine_is_no_stray_because_our_clock_was_ahead(tmp_path: Path) -> None:
+    clock = VirtualClock()
+    async with open_world(tmp_path, clock=clock) as world:
+        clock.step(3 * HOUR)
+        await world.customer("1.00")
+        backup(world, tmp_path / "copy.db")
+        clock.step(-3 * HOUR)
+        rented = await world.rent(await world.customer("9.00"))
+    lose(tmp_path)
+    report = await restore(tmp_path, tmp_path / "copy.db", clock)
+    assert ([one.server for one in report.adopted], report.strays) == ([rented["id"]], [])
 
 
 async def test_whoever_owns_an_adopted_machine_and_has_no_money_is_warned_before_it_ends(
