@@ -166,8 +166,13 @@ class CreateServer(UseCase):
             ipv6_only=server.network == "ipv6",
         )
 
+    def _cheapest(self) -> Offer:
+        """As it was quoted, or cheaper: paying may take a while, and who has an old price is told of no fall."""
+        current = self._shop.catalog.find(self._offer.type, self._offer.location) or self._offer
+        return min(self._offer, current, key=lambda offer: offer.daily_usdc)
+
     def _new_server(self, wallet: Address, now: int) -> Server:
-        wanted, offer = self._wanted, self._offer
+        wanted, offer = self._wanted, self._cheapest()
         pin = self._shop.pin(offer)
         return Server(
             id=new_server_id(self._shop.entropy),

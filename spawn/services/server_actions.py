@@ -12,6 +12,7 @@ from spawn_ledger.accrual import reserve_for_same_runway
 from spawn_ledger.tx import Tx
 from spawn_providers.catalog import Offer
 from spawn_schemas import api
+from spawn_schemas.errors import SpawnError
 from spawn_schemas.ids import Address, ServerId, SshKeyId, new_action_id
 from spawn_schemas.money import Usdc, format_usdc
 
@@ -138,7 +139,10 @@ class Rebuild(UseCase):
     """`POST /v1/servers/{id}/rebuild`: a new system, the wallet's keys applied again."""
 
     def __init__(self, server_id: ServerId, wanted: api.RebuildServer, shop: Shop) -> None:
-        find_image(shop.catalog, wanted.image)
+        try:
+            find_image(shop.catalog, wanted.image)
+        except SpawnError as refusal:
+            self.refusal = refusal
         self._server_id = server_id
         self._wanted = wanted
         self._shop = shop
@@ -148,6 +152,8 @@ class Rebuild(UseCase):
         check_allowed(get_idle(tx, self._server_id, wallet, now), Command.REBUILD)
 
     def act(self, tx: Tx, context: Context) -> Acted:
+        if self.refusal is not None:
+            raise self.refusal
         server = get_idle(tx, self._server_id, context.wallet, context.now)
         check_allowed(server, Command.REBUILD)
         keys = [ssh_keys.find_key(tx, SshKeyId(key_id)) for key_id in server.ssh_keys]

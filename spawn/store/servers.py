@@ -21,15 +21,15 @@ INSERT_SERVER: Final = """
 INSERT INTO server (
   id, wallet, name, type, image, location, network, ssh_keys, provider, provider_type, provider_ref, architecture,
   cores, memory_gb, disk_gb, status, reason, ipv4, ipv6, auto_renew, created_at, ended_at, missing_since,
-  missing_month_s, daily_usdc, remainder, charged_until, charged_usdc, minimum_usdc, due_at, capped_s, month_s, metered_from,
-  priced_at, reprice_at, reprice_usdc, cost_daily_usdc, cost_capped_s, cost_step_s, cost_remainder, cost_until,
-  cost_usdc, epoch, warned_s, last_warned_at, exhausted_at
+  missing_month_s, daily_usdc, remainder, charged_until, charged_usdc, minimum_usdc, due_at, capped_s, month_s,
+  metered_from, priced_at, reprice_at, reprice_usdc, cost_daily_usdc, cost_capped_s, cost_step_s, cost_remainder,
+  cost_until, cost_usdc, epoch, warned_s, last_warned_at, exhausted_at
 ) VALUES (
   :id, :wallet, :name, :type, :image, :location, :network, :ssh_keys, :provider, :provider_type, :provider_ref,
   :architecture, :cores, :memory_gb, :disk_gb, :status, :reason, :ipv4, :ipv6, :auto_renew, :created_at, :ended_at,
   :missing_since, :missing_month_s, :daily_usdc, :remainder, :charged_until, :charged_usdc, :minimum_usdc, :due_at,
-  :capped_s, :month_s, :metered_from, :priced_at, :reprice_at, :reprice_usdc, :cost_daily_usdc, :cost_capped_s, :cost_step_s,
-  :cost_remainder, :cost_until, :cost_usdc, :epoch, :warned_s, :last_warned_at, :exhausted_at
+  :capped_s, :month_s, :metered_from, :priced_at, :reprice_at, :reprice_usdc, :cost_daily_usdc, :cost_capped_s,
+  :cost_step_s, :cost_remainder, :cost_until, :cost_usdc, :epoch, :warned_s, :last_warned_at, :exhausted_at
 )
 """
 UPDATE_SERVER: Final = """
@@ -37,7 +37,8 @@ UPDATE server SET
   name = :name, type = :type, image = :image, provider_type = :provider_type, provider_ref = :provider_ref,
   cores = :cores, memory_gb = :memory_gb, disk_gb = :disk_gb, status = :status, reason = :reason, ipv4 = :ipv4,
   ipv6 = :ipv6, auto_renew = :auto_renew, ended_at = :ended_at, missing_since = :missing_since,
-  missing_month_s = :missing_month_s, daily_usdc = :daily_usdc, remainder = :remainder, charged_until = :charged_until, charged_usdc = :charged_usdc,
+  missing_month_s = :missing_month_s, daily_usdc = :daily_usdc,
+  remainder = :remainder, charged_until = :charged_until, charged_usdc = :charged_usdc,
   minimum_usdc = :minimum_usdc, due_at = :due_at, capped_s = :capped_s, month_s = :month_s,
   metered_from = :metered_from, priced_at = :priced_at, reprice_at = :reprice_at, reprice_usdc = :reprice_usdc,
   cost_daily_usdc = :cost_daily_usdc, cost_capped_s = :cost_capped_s, cost_step_s = :cost_step_s,

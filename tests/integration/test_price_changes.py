@@ -1,5 +1,6 @@
 """A price that is announced: what new orders pay, who is told, what servers cost afterwards, and taking it back."""
 
+import asyncio
 import json
 from collections import Counter
 from fractions import Fraction
@@ -13,7 +14,7 @@ from spawn.domain.price_changes import NOTICE_S
 from spawn.services import admin_looks, price_changes
 from spawn.services.admin import AnnouncePrice, Clerk, WithdrawPrice
 from spawn.services.moments import moment
-from tests.harness import World, open_world
+from tests.harness import ORDER, World, open_world
 from tests.integration.server_steps import DAY, SMALL, compute_usdc, drive, order, rent
 
 RAISED = 200_000
@@ -268,3 +269,19 @@ async def test_a_price_below_its_floor_is_refused(tmp_path: Path) -> None:
     async with open_world(tmp_path) as world:
         with pytest.raises(SpawnError, match="floor"):
             await announce(world, 120_000)
+
+
+async def test_whoever_pays_while_a_price_falls_has_the_lower_price(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        wallet = await world.wallet()
+        body = ORDER | {"fund": "5.00"}
+        payment = await world.payment(wallet, "POST", "/v1/servers", body)
+        world.chain_faults.gate = asyncio.Event()
+        paying = asyncio.create_task(world.send_payment(payment, "POST", "/v1/servers", body))
+        while not await world.rows("SELECT id FROM reservation WHERE state = 'reserved'"):
+            pass  # it is on its way
+        await announce(world, SMALL - 10_000)
+        world.chain_faults.gate.set()
+        answer = await paying
+        assert answer.status_code == 201, answer.text
+        assert (await world.server(answer.json()["server"]["id"])).daily_usdc == SMALL - 10_000
