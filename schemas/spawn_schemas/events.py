@@ -64,8 +64,8 @@ class DepositData(msgspec.Struct, frozen=True, kw_only=True):
 
     `threshold_s` is the warning that this is, in seconds before the end; null where it is none. `runway_s` is how many
     seconds are left, `expires_at` when the money ends, and `destroyed_from` the earliest moment at which the server is
-    destroyed: null each where that is years ahead. `deposit_remaining` is the server's own reserve; one that renews
-    itself also lives on the wallet's balance.
+    destroyed: null each where that is years ahead, or the provider has not accepted the order yet. `deposit_remaining`
+    is the server's own reserve; one that renews itself also lives on the wallet's balance.
     """
 
     server: str

@@ -67,12 +67,14 @@ class Gate:
         if price.fund_usdc > 0 or charge.kind is Kind.DEPOSIT:
             self._check_limits(charge, price)
         case = None if use_case is None else use_case()
-        if case is not None and case.refusal is not None and arrival.identity is None:
+        identity = arrival.identity
+        proven = identity is not None and _may(identity, arrival.route)
+        if case is not None and case.refusal is not None and not proven:
             raise case.refusal
         try:
             if arrival.invalid is not None:
                 raise arrival.invalid
-            if arrival.identity is None or not _may(arrival.identity, arrival.route):
+            if identity is None or not proven:
                 return self._asking.price(arrival, price)
             if case is None:
                 raise SpawnError(
@@ -80,7 +82,7 @@ class Gate:
                     "This call needs a JSON body.",
                     next="GET /openapi.json describes it.",
                 )
-            call = self._paid_call(arrival, arrival.identity, price, fund)
+            call = self._paid_call(arrival, identity, price, fund)
             answer = await self._paid_calls.run(call, case)
         except PaymentInvalid as error:
             return self._asking.mend(arrival, price, error)

@@ -86,26 +86,8 @@ class Billing:
         billed = rows.list_billed(tx, server.wallet)
         available = funds.available_usdc(tx, server.wallet)
         ends = runway.ends(tuple(map(meters.funding, billed)), available, now + runway.HORIZON_S)
-        for each in billed:
-            if each.server.id == server.id:
-                ends_at = ends[server.id]
-                self._tell_deposit(tx, EventType.DEPOSIT_FUNDED, each, each.server, None, ends_at, now)
-        if server.id not in ends:
-            self._tell_funded_early(tx, server, now)
-
-    def _tell_funded_early(self, tx: Tx, server: Server, now: int) -> None:
-        """The provider has not accepted yet: when the money ends is not known."""
-        data = DepositData(
-            server=server.id,
-            name=server.name,
-            threshold_s=None,
-            runway_s=None,
-            expires_at=None,
-            destroyed_from=None,
-            deposit_remaining=format_usdc(funds.reserve_usdc(tx, server.id)),
-            daily_burn=format_usdc(server.daily_usdc),
-        )
-        emit(tx, server.wallet, EventType.DEPOSIT_FUNDED, data, resource=server.id, at=now)
+        rescheduled = next((each.server for each in billed if each.server.id == server.id), server)
+        self._tell_deposit(tx, EventType.DEPOSIT_FUNDED, rescheduled, None, ends.get(server.id), now)
 
     def repin(self, tx: Tx, before: Server, after: Server, pin: Pin, now: int) -> Server:
         """The server has become `after`, and from this second has another price; it is settled up to now."""
@@ -167,7 +149,7 @@ class Billing:
             last_warned_at=notice.last_warned_at,
             exhausted_at=ends_at if left_s < 0 else None,
         )
-        self._tell(tx, billed, told, threshold_s, ends_at, now)
+        self._tell(tx, server, told, threshold_s, ends_at, now)
         due_at = self._due_at(told, billed.reserve_usdc, notice, ends_at, now)
         return replace(told, due_at=due_at)
 
@@ -189,36 +171,40 @@ class Billing:
         return server.due_at if server.due_at is not None and now < server.due_at <= look_at else look_at
 
     def _tell(
-        self, tx: Tx, billed: Billed, told: Server, threshold_s: int | None, ends_at: int, now: int
+        self, tx: Tx, was: Server, told: Server, threshold_s: int | None, ends_at: int, now: int
     ) -> None:
-        was = billed.server
         if threshold_s is not None:
             cause = f"deposit.low|{told.id}|{told.epoch}|{threshold_s}"
-            self._tell_deposit(tx, EventType.DEPOSIT_LOW, billed, told, threshold_s, ends_at, now, cause)
+            self._tell_deposit(tx, EventType.DEPOSIT_LOW, told, threshold_s, ends_at, now, cause)
         if told.exhausted_at is not None and was.exhausted_at is None:
-            self._tell_deposit(tx, EventType.DEPOSIT_EXHAUSTED, billed, told, None, ends_at, now)
+            self._tell_deposit(tx, EventType.DEPOSIT_EXHAUSTED, told, None, ends_at, now)
         if told.exhausted_at is None and was.exhausted_at is not None:
-            self._tell_deposit(tx, EventType.DEPOSIT_RESTORED, billed, told, None, ends_at, now)
+            self._tell_deposit(tx, EventType.DEPOSIT_RESTORED, told, None, ends_at, now)
 
     def _tell_deposit(
         self,
         tx: Tx,
         type: EventType,
-        billed: Billed,
         told: Server,
         threshold_s: int | None,
-        ends_at: int,
+        ends_at: int | None,
         now: int,
         cause: str | None = None,
     ) -> None:
+        """Without `ends_at` nobody knows yet: the provider has not accepted. Nor does anybody plan for years ahead."""
+        runway_s = expires_at = destroyed_from = None
+        if ends_at is not None and ends_at - now < runway.HORIZON_S:
+            runway_s = max(0, ends_at - now)
+            expires_at = moment(ends_at)
+            destroyed_from = moment(max(self._destroyed_from(told, ends_at), now))
         data = DepositData(
             server=told.id,
             name=told.name,
             threshold_s=threshold_s,
-            runway_s=max(0, ends_at - now),
-            expires_at=moment(ends_at),
-            destroyed_from=moment(max(self._destroyed_from(told, ends_at), now)),
-            deposit_remaining=format_usdc(billed.reserve_usdc),
+            runway_s=runway_s,
+            expires_at=expires_at,
+            destroyed_from=destroyed_from,
+            deposit_remaining=format_usdc(funds.reserve_usdc(tx, told.id)),
             daily_burn=format_usdc(told.daily_usdc),
         )
         emit(tx, told.wallet, type, data, resource=told.id, at=now, cause=cause)

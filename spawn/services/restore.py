@@ -27,7 +27,7 @@ from spawn_schemas.ids import Address, ServerId
 from spawn_schemas.money import Usdc
 
 from spawn.domain.pins import Pin, pin_of
-from spawn.domain.servers import Server, Status, status_of
+from spawn.domain.servers import Command, Server, Status, status_of
 from spawn.evm.node import NodeUnavailable
 from spawn.payments.arrivals import Arrivals
 from spawn.payments.holdings import Holdings
@@ -38,7 +38,7 @@ from spawn.services.price_list import PriceList
 from spawn.services.reconcile import SELECT_STRAYS
 from spawn.services.treasury import Treasury
 from spawn.settings import Settings
-from spawn.store import servers
+from spawn.store import operations, servers, webhooks
 from spawn.store.arrivals import MOVE_WATCH, SELECT_WATCH
 from spawn.store.database import Database
 
@@ -171,6 +171,7 @@ class Restore:
         for instance in inventory:
             server = None if instance.key is None else known.pop(instance.key, None)
             if server is not None:
+                await self._replay_rebuild(server, instance, now)
                 await self._replay_resize(server, instance, prices.catalog, now, report)
             elif instance.ref in strays or await self._is_stray(instance, newest_at):
                 report.strays.append(instance.ref)
@@ -233,6 +234,11 @@ class Restore:
         self._billing.settle(tx, owner, now)
         return Adopted(server=server.id, wallet=owner, name=server.name, type=server.type, since=since)
 
+    async def _replay_rebuild(self, server: Server, instance: Instance, now: int) -> None:
+        """What its owner put on it since the backup."""
+        if instance.image != server.image:
+            await self._db.write(lambda tx: _rebuilt(tx, server.id, instance.image, now))
+
     async def _replay_resize(
         self, server: Server, instance: Instance, catalog: Catalog, now: int, report: Report
     ) -> None:
@@ -278,8 +284,13 @@ class Restore:
 
 
 def _begin(tx: Tx, now: int, lost_until: int) -> None:
-    """Payments settled until what was signed before the loss has expired may be those of forgotten calls."""
+    """What the lost books may have known is in doubt: who paid for what, which orders were sent, what was delivered.
+
+    Payments settled until what was signed before the loss has expired may be those of forgotten calls.
+    """
     tx.execute(MOVE_WATCH, {"name": suspense.LOST_UNTIL, "cursor": str(lost_until)})
+    tx.execute(operations.DOUBT)
+    tx.execute(webhooks.FORGET_FAILURES)
     # Beyond every number given out so far, unless there were a thousand events in each second since 1970.
     tx.execute(INSERT_PLACEHOLDER, {"seq": now * 1_000, "at": now})
     tx.execute(DELETE_PLACEHOLDER, {"seq": now * 1_000})
@@ -288,6 +299,17 @@ def _begin(tx: Tx, now: int, lost_until: int) -> None:
 def _sums(tx: Tx) -> _Sums:
     """What the books say came in, and how much of it waits for its sender."""
     return balance_of(tx, EXT_USDC).balance, balance_of(tx, SUSPENSE).balance
+
+
+def _rebuilt(tx: Tx, server_id: ServerId, image: str, now: int) -> None:
+    """The machine has this image; a rebuild that is under way finds out by itself what came of it."""
+    running = operations.find_running(tx, server_id)
+    if running is not None and running.command is Command.REBUILD:
+        return
+    server = servers.get_server(tx, server_id)
+    rebuilt = replace(server, image=image)
+    servers.update_server(tx, server, rebuilt)
+    tell(tx, EventType.SERVER_REBUILT, rebuilt, now)
 
 
 def _missed(tx: Tx, server_id: ServerId, since: int) -> None:

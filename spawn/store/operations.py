@@ -62,6 +62,8 @@ WHERE id IN (
   SELECT id FROM operation
   WHERE status = 'running' AND (next_at > :latest OR claim_until > :claimed_until) LIMIT :limit)
 """
+# The books went on after the copy that they were put back from: what was not sent then may have been since.
+DOUBT: Final = "UPDATE operation SET phase = 'sent' WHERE status = 'running' AND phase = 'queued'"
 RELEASE_CLAIMS: Final = "UPDATE operation SET claim = NULL, claim_until = 0 WHERE status = 'running'"
 
 

@@ -54,6 +54,9 @@ ORDER BY created_at, id LIMIT :limit
 COUNT_WEBHOOKS: Final = """
 SELECT COUNT(*) AS n FROM webhook WHERE wallet = :wallet AND disabled_reason IS DISTINCT FROM 'deleted'
 """
+FORGET_FAILURES: Final = (
+    "UPDATE webhook SET failing_since = NULL WHERE enabled = 1 AND failing_since IS NOT NULL"
+)
 SELECT_DELETED: Final = "SELECT id FROM webhook WHERE disabled_reason = 'deleted' ORDER BY id LIMIT 1"
 DELETE_DELETED: Final = "DELETE FROM webhook WHERE id = :id AND disabled_reason = 'deleted'"
 

@@ -15,6 +15,7 @@ from spawn.services import admin_looks, price_changes
 from spawn.services.admin import AnnouncePrice, Clerk, WithdrawPrice
 from spawn.services.moments import moment
 from tests.harness import ORDER, World, open_world
+from tests.integration.paid_calls import Barrier
 from tests.integration.server_steps import DAY, SMALL, compute_usdc, drive, order, rent
 
 RAISED = 200_000
@@ -276,12 +277,11 @@ async def test_whoever_pays_while_a_price_falls_has_the_lower_price(tmp_path: Pa
         wallet = await world.wallet()
         body = ORDER | {"fund": "5.00"}
         payment = await world.payment(wallet, "POST", "/v1/servers", body)
-        world.chain_faults.gate = asyncio.Event()
+        world.chain_faults.gate = barrier = Barrier()
         paying = asyncio.create_task(world.send_payment(payment, "POST", "/v1/servers", body))
-        while not await world.rows("SELECT id FROM reservation WHERE state = 'reserved'"):
-            pass  # it is on its way
+        await barrier.reached.wait()
         await announce(world, SMALL - 10_000)
-        world.chain_faults.gate.set()
+        barrier.set()
         answer = await paying
         assert answer.status_code == 201, answer.text
         assert (await world.server(answer.json()["server"]["id"])).daily_usdc == SMALL - 10_000
