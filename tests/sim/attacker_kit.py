@@ -47,6 +47,8 @@ WRONG_TIME: Final = frozenset(
     }
 )
 """What is right as well where the service's clock was set while the call was on its way."""
+STALE_SIGN_IN: Final = "402 payment_required"
+"""What a sign-in out of its time is answered: the text of a fresh one."""
 _FRESH_S: Final = 40
 """So long after a proof was made its time is no reason to refuse it."""
 _LATELY: Final = 4
@@ -213,7 +215,8 @@ class Thief:
             late or self.world.true_s() - began > _FRESH_S or wrong_by_s != self.world.clock.wrong_by_s
         )
         barred = got == "403 suspended" and self._bars()
-        if not (barred or got in right or got in ANY_TIME or (took_long and got in WRONG_TIME)):
+        too_late = got in WRONG_TIME or (got == STALE_SIGN_IN and "SIGN-IN-WITH-X" in request.headers)
+        if not (barred or got in right or got in ANY_TIME or (took_long and too_late)):
             self._break(request, answer, got, right)
         return answer
 

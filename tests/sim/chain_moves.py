@@ -131,6 +131,23 @@ def _front_run(world: "World") -> None:
         world.chain.bring(payment)
 
 
+def _stalk(world: "World") -> None:
+    """For a while a stranger brings whatever it sees under way, sooner than we do or at the same time."""
+    until, brought = world.true_s() + int(2 ** world.random.uniform(5, 11)), dict[tuple[str, str], None]()
+
+    def look() -> None:
+        if world.calm or world.true_s() >= until:
+            return
+        for row in world.rows(SELECT_OPEN):
+            payment = _payment.decode(row["payment"])
+            if (payment.payer, payment.nonce) not in brought:
+                brought[payment.payer, payment.nonce] = None
+                world.chain.bring(payment)
+        world.loop.call_later(world.random.uniform(0.05, 1.0), look)
+
+    look()
+
+
 def _cancel(world: "World") -> None:
     """A payer cancels what it has signed."""
     payment = _known(world)
@@ -159,7 +176,8 @@ def _spend(world: "World") -> None:
 
 def _delegate(world: "World", node: SimNode, random: Random) -> None:
     """An account with a key gets code beside it (EIP-7702), or code that burns whatever gas it is given."""
-    people = [person for person in world.chain.people if not person.startswith("0x57")]
+    # Customers: what the code of a thief's own account stands by, is no theft.
+    people = [customer.address for customer in world.town.customers]
     if people:
         account = random.choice(people)
         node.deploy(account, account)
@@ -212,6 +230,7 @@ MOVES: Final = _kinds(
     fill_relayer=(0.8, _on_node(_fill_relayer)),
     key_shared=(0.4, _on_node(_share_key)),
     front_run=(2.0, _front_run),
+    stalk=(0.7, _stalk),
     cancel=(1.0, _cancel),
     gift=(1.0, _gift),
     spend=(0.5, _spend),

@@ -53,6 +53,7 @@ _REFUSALS: Final = {
 """What a cloud may say no with at any time. That there is no such machine, it says only when that is so."""
 _TOO_MANY_CALLS: Final = (RefusedCode.QUOTA,)
 _CHANGES: Final = tuple(_REFUSALS)
+_HALF_WAY: Final = ("create", Verb.RESIZE.value, Verb.RESIZE.value, Verb.REBUILD.value, Verb.REBUILD.value)
 _ASKS_THE_GUEST: Final = (Verb.SHUTDOWN.value, Verb.REBOOT.value)
 
 
@@ -111,6 +112,8 @@ class Trick:
     """Nobody knows afterwards of the op that it started."""
     is_deadly: bool = False
     """The process that asked dies before it hears what was done."""
+    down_s: int = 0
+    """For how long the cloud takes no calls after it."""
     late_s: float = 0.0
     """The request is on its way for so long, while its caller is told that the connection was lost."""
 
@@ -141,6 +144,8 @@ class SimCloud:
         self.tricks: list[Trick] = []
         self.sold_out: dict[str, int] = {}
         """Until when (true seconds) a location takes no more machines."""
+        self.unlisted: dict[str, int] = {}
+        """Until when (true seconds) lists leave out a machine that is there."""
         self.slow_until_s = 0
         self.orders: list[Order] = []
         self.inventories: list[Inventory] = []
@@ -224,13 +229,21 @@ class SimCloud:
 
     async def list_owned(self) -> AsyncIterator[Instance]:
         def deed(_: Flaw | None) -> Inventory:
-            return Inventory(at_ms=self._world.true_ms(), instances=tuple(self._machinery.owned()))
+            there = tuple(one for one in self._machinery.owned() if not self._is_left_out(one.ref))
+            return Inventory(at_ms=self._world.true_ms(), instances=there)
 
         inventory = await self._call("list_owned", "", deed)
         self.inventories.append(inventory)
         self._world.step(f"cloud: an inventory of {len(inventory.instances)} has arrived")
         for instance in inventory.instances:
             yield instance
+
+    def _is_left_out(self, ref: str) -> bool:
+        """Lists are behind, or lose what moves between their pages; asked for by itself, it is there."""
+        world = self._world
+        if world.calm or world.true_s() >= self.unlisted.get(ref, 0):
+            return False
+        return bool(world.rows(_SELECT_LIVING, ref=ref))
 
     async def act(self, ref: str, verb: Verb, change: Change) -> Op:
         sent_ms = self._world.true_ms()
@@ -281,6 +294,8 @@ class SimCloud:
         answer = self._done(method, subject, deed, trick.flaw)
         if trick.is_forgotten and isinstance(answer, Op):
             self.forget(answer.handle)
+        if trick.down_s:
+            world.weather.outages["cloud"] = world.true_s() + trick.down_s
         if trick.is_deadly and (process := OF_PROCESS.get()) is not None:
             world.kill(process, f"after cloud {method}")
         if not world.calm and world.true_s() < self.slow_until_s:
@@ -334,7 +349,12 @@ _TRICKS_MAX: Final = 12
 _SELECT_HANDLES: Final = (
     "SELECT handle FROM operation WHERE status = 'running' AND handle IS NOT NULL ORDER BY id"
 )
-_SELECT_FAILED: Final = "SELECT id FROM server WHERE status = 'failed' AND provider_ref IS NULL ORDER BY id"
+_SELECT_LIVING: Final = (
+    "SELECT id FROM server WHERE provider_ref = :ref AND status NOT IN ('destroying', 'destroyed', 'failed')"
+)
+_SELECT_FAILED: Final = (
+    "SELECT id, wallet FROM server WHERE status = 'failed' AND provider_ref IS NULL ORDER BY id"
+)
 
 
 def _begin_outage(world: "World") -> None:
@@ -361,6 +381,14 @@ def _remove(world: "World") -> None:
             world.cloud.remove(world.random.choice(there))
 
 
+def _leave_out(world: "World") -> None:
+    there = [machine.ref for machine in world.cloud.existing() if machine.key is not None]
+    if there:
+        ref = world.random.choice(there)
+        world.cloud.unlisted[ref] = world.true_s() + _some_time_s(world, 8, 15)
+        world.step(f"cloud: lists leave out {ref}")
+
+
 def _forget(world: "World") -> None:
     handles = [row["handle"] for row in world.rows(_SELECT_HANDLES)]
     if handles:
@@ -368,15 +396,16 @@ def _forget(world: "World") -> None:
 
 
 def _stray(world: "World") -> None:
-    world.cloud.plant(None, _any_spec(world))
+    world.cloud.plant(None, _any_spec(world, _NOBODY))
 
 
 def _orphan(world: "World") -> None:
     """Of a server that nobody knows, or of one that is in the books as failed."""
     used = {machine.key for machine in world.cloud.machines()}
-    keys = [row["id"] for row in world.rows(_SELECT_FAILED) if row["id"] not in used]
-    made_up = f"srv_{world.random.getrandbits(80):020x}"
-    world.cloud.plant(ServerId(world.random.choice([made_up, *keys[:3]])), _any_spec(world))
+    failed = [(row["id"], row["wallet"]) for row in world.rows(_SELECT_FAILED) if row["id"] not in used]
+    made_up = (f"srv_{world.random.getrandbits(80):020x}", _NOBODY)
+    key, owner = world.random.choice([made_up, *failed[:3]])
+    world.cloud.plant(ServerId(key), _any_spec(world, Address(owner)))
 
 
 def _sell_out(world: "World") -> None:
@@ -410,9 +439,10 @@ def _deafen(world: "World") -> None:
 
 
 def _lose(world: "World") -> None:
-    fate = world.random.choice((Fate.LOST_REQUEST, Fate.LOST_ANSWER))
-    trick = Trick(methods=_some_changes(world), fate=fate, is_deadly=world.random.random() < 0.3)
-    _play_trick(world, trick)
+    fate = world.random.choice((Fate.LOST_REQUEST, Fate.LOST_ANSWER, Fate.LOST_ANSWER))
+    down_s = _some_time_s(world, 5, 11) if world.random.random() < 0.5 else 0
+    is_deadly = world.random.random() < 0.3
+    _play_trick(world, Trick(methods=_some_changes(world), fate=fate, down_s=down_s, is_deadly=is_deadly))
 
 
 def _delay(world: "World") -> None:
@@ -427,8 +457,8 @@ def _play_trick(world: "World", trick: Trick) -> None:
 
 
 def _some_changes(world: "World") -> tuple[str, ...]:
-    """One kind, however rare; or whichever comes first."""
-    return world.random.choice([_CHANGES, *((method,) for method in _CHANGES)])
+    """One kind, however rare; or whichever comes first. More often one that does not end where it began."""
+    return world.random.choice([_CHANGES, *((method,) for method in (*_CHANGES, *_HALF_WAY))])
 
 
 def _some_time_s(world: "World", shortest: float, longest: float) -> int:
@@ -436,7 +466,7 @@ def _some_time_s(world: "World", shortest: float, longest: float) -> int:
     return int(2 ** world.random.uniform(shortest, longest))
 
 
-def _any_spec(world: "World") -> Spec:
+def _any_spec(world: "World", owner: Address) -> Spec:
     offer = world.random.choice(DEFAULT_CATALOG.offers)
     image = world.random.choice(DEFAULT_CATALOG.images)
     return Spec(
@@ -444,7 +474,7 @@ def _any_spec(world: "World") -> Spec:
         provider_type=offer.provider_type,
         image=image.name,
         location=offer.location,
-        owner=_NOBODY,
+        owner=owner,
     )
 
 
@@ -453,6 +483,7 @@ MOVES: Final = (
     Kind(name="cloud.up", weight=0.3, play=_end_outage),
     Kind(name="cloud.vanish", weight=0.3, play=_vanish),
     Kind(name="cloud.remove", weight=0.3, play=_remove),
+    Kind(name="cloud.leave_out", weight=0.3, play=_leave_out),
     Kind(name="cloud.forget", weight=0.5, play=_forget),
     Kind(name="cloud.stray", weight=0.15, play=_stray),
     Kind(name="cloud.orphan", weight=0.3, play=_orphan),

@@ -39,8 +39,13 @@ WATCHED: Final[Mapping[str, tuple[str, ...]]] = {
     "secret": ("owner", "kind"),
     "stray": ("provider", "ref"),
     "price_change": ("id",),
+    "lease": ("name",),
 }
 """Tables whose changed rows the oracle is shown, and their keys; `transfer` and `event` only grow."""
+
+
+JOB: Final = "job "
+"""What the names of those tasks begin with in which jobs tick."""
 
 
 class Killed(BaseException):
@@ -102,6 +107,8 @@ class SimDatabase:
         self._cable = _Cable(self._writing, process)
         self._tx = SqliteTx(cast("sqlite3.Connection", self._cable))
         self._gathered: list[Write] = []
+        self._jobs: dict[str, None] = {}
+        """Those who changed something in this batch."""
         self._exclusive = exclusive
         self._is_busy = False
         """In the middle of a batch: it has to end before the file can be let go."""
@@ -112,11 +119,14 @@ class SimDatabase:
 
     async def read(self, sql: str, params: Params = NO_PARAMS) -> list[Row]:
         self._refuse_the_dead()
+        await self._process.thawed()
         await asyncio.sleep(self._world.random.uniform(0.0, 0.002))
         self._refuse_the_dead()
         return cast("list[Row]", self._reading.execute(sql, params).fetchall())
 
     async def write(self, fn: Callable[[Tx], T]) -> T:
+        self._refuse_the_dead()
+        await self._process.thawed()
         self._refuse_the_dead()
         # A process that starts has nobody's writes before its own.
         is_crowded = self._process.is_ready and not self._world.calm
@@ -127,8 +137,23 @@ class SimDatabase:
         future: asyncio.Future[Any] = loop.create_future()
         if not self._gathered:
             loop.call_later(self._world.random.uniform(0.0, 0.004), self._flush)
+        task = asyncio.current_task()
+        if task is not None and task.get_name().startswith(JOB):
+            fn = self._noting(fn, task.get_name().removeprefix(JOB))
         self._gathered.append(Write(fn, future))
         return cast("T", await future)
+
+    def _noting(self, fn: Callable[[Tx], T], job: str) -> Callable[[Tx], T]:
+        """The same write, noted as this job's if it changes anything."""
+
+        def noted(tx: Tx) -> T:
+            before = self._writing.total_changes
+            result = fn(tx)
+            if self._writing.total_changes > before:
+                self._jobs[job] = None
+            return result
+
+        return noted
 
     async def close(self) -> None:
         self.drop()
@@ -149,6 +174,7 @@ class SimDatabase:
         if self._process.is_dead:
             return
         world = self._world
+        self._jobs = {}
         self._plan_faults()
         self._is_busy = True
         try:
@@ -191,7 +217,9 @@ class SimDatabase:
         """Whatever became durable, to the oracle."""
         if self._writing.in_transaction:
             self._writing.execute("ROLLBACK")
-        self._world.committed(self._process, read_changes(self._writing, self._world.marks))
+        changes = read_changes(self._writing, self._world.marks)
+        changes.process, changes.jobs = self._process.number, tuple(self._jobs)
+        self._world.committed(self._process, changes)
 
 
 def _watch(connection: sqlite3.Connection) -> None:

@@ -6,7 +6,8 @@ gets in. So the same seed lives the same life, and years pass in seconds.
 
 import asyncio
 import heapq
-from collections.abc import Callable, Coroutine, Iterator
+import sys
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar, TypeVarTuple, Unpack
@@ -131,12 +132,18 @@ class SimLoop(asyncio.BaseEventLoop):
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        before = asyncio._get_running_loop()
+        before, hooks = asyncio._get_running_loop(), sys.get_asyncgen_hooks()
         asyncio._set_running_loop(self)
+        sys.set_asyncgen_hooks(firstiter=None, finalizer=_forget)
         try:
             yield
         finally:
+            sys.set_asyncgen_hooks(*hooks)
             asyncio._set_running_loop(before)
+
+
+def _forget(generator: AsyncGenerator[Any, Any]) -> None:
+    """What a dead process left half-way is not brought to its end by whenever the collector finds it."""
 
 
 def _succeed(future: asyncio.Future[T], result: T) -> None:

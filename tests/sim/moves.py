@@ -56,8 +56,14 @@ def _stall(world: "World") -> None:
     """The jobs of a process rest, for seconds or days; whoever calls is still answered."""
     process = world.random.choice([one for one in (world.process, world.twin) if one is not None] or [None])
     if process is not None:
-        process.stalled_until = world.loop.time() + 2 ** world.random.uniform(3, 18)
+        process.stalled_until = world.loop.time() + 2 ** world.random.uniform(3, 20)
         world.step(f"the jobs of process {process.number} stall")
+
+
+def _freeze(world: "World") -> None:
+    """Either of two is paused."""
+    if world.twin is not None and world.process is not None:
+        world.random.choice((world.process, world.twin)).freeze(world.random.uniform(2.0, 240.0))
 
 
 def _step_clock(world: "World") -> None:
@@ -87,6 +93,7 @@ OWN: Final = (
     Kind(name="crash.soon", weight=0.7, play=_crash_soon),
     Kind(name="crash.twin", weight=0.3, play=_crash_twin),
     Kind(name="jobs.stall", weight=0.6, play=_stall),
+    Kind(name="process.freeze", weight=1.0, play=_freeze),
     Kind(name="clock.step", weight=0.5, play=_step_clock),
     Kind(name="clock.mend", weight=0.5, play=_mend_clock),
     Kind(name="time.leap", weight=5.0, play=_leap, vital=True),

@@ -295,13 +295,14 @@ def _check_settling(world: "World") -> None:
 
 async def look_at_treasury(world: "World") -> None:
     """`spawn treasury`: the books as they are now, the chain a moment later."""
-    before = _books(world)
     now = world.clock.now_s()
     with snapshot(database_of(world)) as tx:
         db = looking(tx)
         rail = sim_rail(world, db, cast("Process", None))
         try:
             gas = await _gas(world)
+            # The snapshot begins with what is read of it first.
+            before = _books(world)
             found = await treasury.look(db, rail.holdings, world.settings.pay_to, now, gas=gas)
             last = await treasury.last_comparison(db)
         except NodeUnavailable:

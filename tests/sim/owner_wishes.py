@@ -37,6 +37,7 @@ NO_SERVER: Final = "srv_aaaaaaaaaaaaaaaaaaaaaaaaaa"
 READS: Final = ((Way.SIGN, 5), (Way.PAY, 2), (Way.PAY_V1, 1), (Way.SIGN_IN, 1), (Way.SESSION, 3))
 WRITES: Final = ((Way.SIGN, 6), (Way.PAY, 3), (Way.PAY_V1, 1))
 PAYMENTS: Final = ((Way.PAY, 3), (Way.PAY_V1, 1))
+SIGNED: Final = ((Way.SIGN, 1),)
 ANYBODY: Final = ((Way.NOTHING, 1),)
 SIGNERS: Final = ((Way.SIGN, 3), (Way.SIGN_IN, 3), (Way.PAY, 1))
 
@@ -47,7 +48,8 @@ Ways = tuple[tuple[Way, int], ...]
 class Customer:
     """One wallet and what its owner knows.
 
-    `servers` are those it believes alive, oldest first, `gone` the others, `running` those that it saw running last.
+    `servers` are those it believes alive, oldest first, `gone` the others, `running` those that it saw running last,
+    `resized` those that it made larger or smaller.
     `heeds`: whether it pays in when it is warned. `means_usdc`: how much money it has about itself.
     """
 
@@ -57,15 +59,22 @@ class Customer:
     servers: list[str] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
     running: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     actions: list[str] = field(default_factory=list)
     session: Proof | None = None
+    keys_used: int = 0
     events_after: str | None = None
     statement_after: str | None = None
 
     @property
     def address(self) -> str:
         return self.wallet.address
+
+    def keyed(self) -> int:
+        """The number of its next idempotency key."""
+        self.keys_used += 1
+        return self.keys_used
 
     def amount(self, random: Random) -> int:
         """What it pays in at once, in micro-USDC."""
@@ -145,10 +154,10 @@ def create(random: Random, customer: Customer) -> Wish:
     body: dict[str, Any] = {
         "name": f"{random.choice(NAMES)}" if random.random() < 0.5 else f"n{random.randrange(10**6)}",
         "type": kind,
-        "image": random.choice(IMAGES),
+        "image": image(random),
         "location": place,
     }
-    days = random.choice((1, 1, 1.2, 1.5, 2, 3, 5, 10))
+    days = random.choice((1, 1, 1, 1.2, 1.5, 2, 3, 5, 10, 12, 30))
     reserve = int(TYPES[place][kind] * days)
     if random.random() < 0.93:
         body["deposit"] = usdc(reserve)
@@ -202,17 +211,26 @@ def power(random: Random, customer: Customer) -> Wish:
 
 
 def resize(random: Random, customer: Customer) -> Wish:
+    if customer.resized and random.random() < 0.6:
+        # Back to what it was: only what has kept its small disk can.
+        server = random.choice(customer.resized)
+        return write("resize", "POST", f"/v1/servers/{server}/resize", {"type": "small"})
     body: dict[str, Any] = {
         "type": random.choice(("small", "medium", "medium", "large", "large", "arm-small"))
     }
-    if random.random() < 0.3:
+    if random.random() < 0.15:
         body["upgrade_disk"] = True
     return write("resize", "POST", f"/v1/servers/{_running(random, customer)}/resize", body)
 
 
 def rebuild(random: Random, customer: Customer) -> Wish:
-    body = {"image": random.choice(IMAGES)}
+    body = {"image": image(random)}
     return write("rebuild", "POST", f"/v1/servers/{_running(random, customer)}/rebuild", body)
+
+
+def image(random: Random) -> str:
+    """Mostly the usual one: who rebuilds mostly wants the same again."""
+    return IMAGES[0] if random.random() < 0.5 else random.choice(IMAGES)
 
 
 def destroy(random: Random, customer: Customer) -> Wish:

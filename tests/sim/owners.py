@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 SESSION_S: Final = 900
 _KEPT: Final = 30
 """Ids of each kind that an owner remembers."""
+_SELECT_DUE: Final = """
+SELECT id, wallet, due_at, exhausted_at, auto_renew FROM server
+WHERE due_at > :now AND due_at < :soon AND (exhausted_at IS NOT NULL OR warned_s IS NOT NULL) ORDER BY id
+"""
 _SOON_S: Final = 2 * 86_400
 """How long ahead an owner sets an alarm."""
 
@@ -89,7 +93,8 @@ class Town:
             path=wish.path,
             query=wish.query,
             body=wish.body,
-            key=f"intent-{number:012d}" if keyed else None,
+            # Of each customer's own counting: the same key means another thing in each wallet.
+            key=f"intent-{customer.keyed():012d}" if keyed else None,
             is_read=wish.is_read,
         )
 
@@ -125,10 +130,38 @@ class Town:
         def act(answer: Answer) -> None:
             told = answer.json()["server"]["deposit_expires_at"]
             if told is not None and not self._world.calm:
-                end = int(datetime.fromisoformat(told).timestamp())
+                # Or when the grace ends that every server has.
+                later_s = random.choice((0, self._world.settings.grace_s)) + random.choice((0, 0, 30, 300))
+                end = int(datetime.fromisoformat(told).timestamp()) + later_s
                 _ = self._world.spawn(self._at_the_end(customer, server, end, random), name=f"alarm {server}")
 
         self.pursue(customer, wishes.read(f"/v1/servers/{server}"), then=act)
+
+    def wait_for_the_last_second(self, customer: Customer, server: str, due_at: int, random: Random) -> None:
+        """Pay when the service itself is about to look: before, after, or in between."""
+        _ = self._world.spawn(self._saved(customer, due_at, random), name=f"last second {server}")
+
+    async def _saved(self, customer: Customer, due_at: int, random: Random) -> None:
+        """Money from elsewhere, just in time for whatever lives from the wallet."""
+        await asyncio.sleep(max(0.0, due_at - self._world.true_s() + random.uniform(-3, 3)))
+        if not self._world.calm:
+            self._world.chain.fund(customer.address, customer.means_usdc)
+            self.pursue(customer, wishes.deposit(random, customer), random=random)
+
+    def spend_all(self, customer: Customer, server: str, random: Random) -> None:
+        """Put nearly all that there is into one server, whatever the others live from."""
+
+        def act(answer: Answer) -> None:
+            whole, _, decimals = answer.json()["available"].partition(".")
+            rest = int(whole) * 1_000_000 + int(decimals.ljust(6, "0")) - random.randint(10_000, 60_000)
+            if rest > 0 and not self._world.calm:
+                amount = {"amount": wishes.usdc(rest)}
+                path = f"/v1/servers/{server}/deposit"
+                self.pursue(
+                    customer, wishes.write("fund", "POST", path, amount, ways=wishes.SIGNED), random=random
+                )
+
+        self.pursue(customer, wishes.read("/v1/balance"), then=act)
 
     async def _at_the_end(self, customer: Customer, server: str, end: int, random: Random) -> None:
         wait_s = end - self._world.true_s() + random.uniform(-5, 5)
@@ -158,6 +191,8 @@ def learn(customer: Customer, intent: Intent, answer: Answer) -> None:
             _remember(customer.servers, told["server"])
         case "destroy":
             _forget(customer, intent.path)
+        case "resize":
+            _remember(customer.resized, {"id": intent.path.split("/")[3]})
         case "key":
             _remember(customer.keys, told["ssh_key"])
         case "forget_key":
@@ -277,6 +312,28 @@ def _last_moment(world: "World") -> None:
         world.town.wait_for_the_end(customer, server, Random(world.random.getrandbits(64)))
 
 
+def _last_second(world: "World") -> None:
+    """Somebody whose server is due soon, or whose money has ended already."""
+    now = world.clock.now_s()
+    due = world.rows(_SELECT_DUE, now=now, soon=now + _SOON_S)
+    by_address = {customer.address: customer for customer in world.town.customers}
+    due = [row for row in due if row["wallet"] in by_address]
+    if due:
+        ended = [one for one in due if one["exhausted_at"] is not None]
+        row = world.random.choice([one for one in ended if one["auto_renew"]] or ended or due)
+        own = Random(world.random.getrandbits(64))
+        due_at = row["due_at"] - world.clock.wrong_by_s + own.choice((0, 3, 30, 300))
+        world.town.wait_for_the_last_second(by_address[row["wallet"]], row["id"], due_at, own)
+
+
+def _spend_all(world: "World") -> None:
+    owners = [customer for customer in world.town.customers if len(customer.servers) > 1]
+    if owners:
+        customer = world.random.choice(owners)
+        own = Random(world.random.getrandbits(64))
+        world.town.spend_all(customer, world.random.choice(customer.servers), own)
+
+
 def _any(name: str, weight: float, wishing: Wishing) -> Kind:
     return Kind(name=f"owner.{name}", weight=weight, play=_wanting(wishing))
 
@@ -290,13 +347,15 @@ MOVES: Final = (
     Kind(name="owner.faucet", weight=1.5, play=_faucet),
     Kind(name="owner.repeat", weight=3.0, play=_repeat),
     Kind(name="owner.heed", weight=2.5, play=_heed),
-    Kind(name="owner.last_moment", weight=1.5, play=_last_moment),
+    Kind(name="owner.last_moment", weight=3.0, play=_last_moment),
+    Kind(name="owner.last_second", weight=3.0, play=_last_second),
+    Kind(name="owner.spend_all", weight=1.5, play=_spend_all),
     _any("deposit", 5.0, wishes.deposit),
     _of_server("fund", 2.0, wishes.fund),
     _of_server("update", 1.5, wishes.update),
     _of_server("power", 2.5, wishes.power),
-    _of_server("resize", 4.0, wishes.resize),
-    _of_server("rebuild", 1.5, wishes.rebuild),
+    _of_server("resize", 6.0, wishes.resize),
+    _of_server("rebuild", 2.5, wishes.rebuild),
     _of_server("destroy", 2.5, wishes.destroy),
     _any("list", 1.5, wishes.list_servers),
     _of_server("show", 2.0, wishes.show),

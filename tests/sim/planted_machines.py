@@ -44,7 +44,7 @@ OF_PROVIDERS: Final = (
         promises=OF_MACHINES,
     ),
     Bug(
-        name="the reconciler destroys a living server's machine",
+        name="a list that leaves a machine out is believed",
         file=RECONCILE,
         before=(
             "            there = server.provider_ref is not None "
@@ -65,13 +65,6 @@ OF_PROVIDERS: Final = (
         file="spawn/services/outcomes.py",
         before="        if operation.claim != token or operation.status is not OperationStatus.RUNNING:",
         after="        if operation.status is not OperationStatus.RUNNING:",
-        promises=OF_MACHINES,
-    ),
-    Bug(
-        name="an operation that is claimed is claimed again",
-        file="spawn/services/operator.py",
-        before="        if operation.claim_until > now or operation.next_at > now:",
-        after="        if operation.next_at > now:",
         promises=OF_MACHINES,
     ),
     Bug(

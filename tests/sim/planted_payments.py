@@ -72,9 +72,9 @@ IN_PAYMENTS: Final = (
     ),
     Bug(
         name="an event without its effect",
-        file=FUNDS,
-        before="    if is_new:\n        data = PaymentData(",
-        after="    if not is_new or is_new:\n        data = PaymentData(",
+        file="spawn/services/billing.py",
+        before="        if told.exhausted_at is not None and was.exhausted_at is None:",
+        after="        if told.exhausted_at is not None:",
         promises=(*OF_PAYMENTS, "unwarned"),
     ),
     Bug(

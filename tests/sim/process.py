@@ -17,7 +17,7 @@ from spawn.jobs.ticker import Ticker
 from spawn.parts import Parts, recover
 from spawn.store.migrate import parse_database_url
 from tests.sim.client_types import Answer, Request
-from tests.sim.disk import SimDatabase
+from tests.sim.disk import JOB, SimDatabase
 from tests.sim.rails import sim_rail
 from tests.sim.weather import OF_PROCESS
 
@@ -36,6 +36,8 @@ SELECT (SELECT MIN(due_at) FROM server WHERE due_at IS NOT NULL) AS burn,
     (SELECT MIN(next_at) FROM delivery WHERE state = 'pending') AS deliveries,
     (SELECT MIN(created_ms) / 1000 FROM reservation WHERE state = 'reserved') AS settlements,
     (SELECT MIN(announced_at) FROM price_change WHERE told_to IS NOT NULL) AS prices,
+    (SELECT MIN(at) + 300 FROM (SELECT MIN(first_seen_at) AS at FROM stray
+        UNION ALL SELECT MIN(missing_since) FROM server WHERE ended_at IS NULL)) AS reconcile,
     (SELECT MIN(effective_at) FROM price_change WHERE effective_at > :now) AS listing"""
 
 
@@ -64,6 +66,8 @@ class Process:
         self.is_ready = False
         self.stalled_until = 0.0
         """Until when (loop's time) its jobs do not tick."""
+        self.frozen_until = 0.0
+        """Until when it is paused: whatever it was about to read or write waits."""
         self.ticked: dict[str, float] = {}
         """When (loop's time) each of its jobs last began to tick."""
         self._tasks: dict[asyncio.Task[Any], None] = {}
@@ -106,6 +110,19 @@ class Process:
         self._ticking = self.spawn(self._tick(), name="ticker")
         world.step(f"process {self.number} is up")
 
+    def freeze(self, seconds: float) -> None:
+        """Pause it as a whole: its claims and its lease may be another's when it wakes."""
+        now = self.world.loop.time()
+        self.frozen_until = max(self.frozen_until, now + seconds)
+        self.stalled_until = max(self.stalled_until, self.frozen_until)
+        self.world.step(f"process {self.number} is paused for {seconds:.0f} s")
+
+    async def thawed(self) -> None:
+        """Wait while it is paused."""
+        left_s = self.frozen_until - self.world.loop.time()
+        if left_s > 0:
+            await asyncio.sleep(left_s)
+
     def kill(self) -> None:
         """From here on none of its code has any effect."""
         self.is_dead = True
@@ -126,17 +143,19 @@ class Process:
                 await asyncio.sleep(self.stalled_until - now)
                 continue
             due = self._due()
+            waits: list[float] = []
             for name, job in self.service.jobs.items():
                 task = running.get(name)
                 rested_s = now - self.ticked.get(name, -IDLE_S)
+                if name in due:
+                    waits.append(max(1.0, due[name], job.every_s - rested_s))
                 if (task is not None and not task.done()) or rested_s < job.every_s:
                     continue
                 is_due = due.get(name, IDLE_S) <= 0 or rested_s >= IDLE_S
                 if is_due or world.random.random() < ANYWAY:
                     self.ticked[name] = now
                     world.step(f"tick of {name} in {self.number}")
-                    running[name] = self.spawn(ticker.run(job), name=f"job {name}")
-            waits = [max(1.0, wait_s) for wait_s in due.values()]
+                    running[name] = self.spawn(ticker.run(job), name=f"{JOB}{name}")
             await asyncio.sleep(
                 min([*waits, world.random.uniform(60.0, IDLE_S)]) * world.random.choice((1, 1, 4))
             )

@@ -139,6 +139,12 @@ class Hook:
         )
         self.last_learnt_s = now_s
 
+    def doubt(self) -> None:
+        """The service went back to a backup: its newest secret may be one of the lost, and an old one the newest."""
+        self.is_certain = False
+        for secret in self.secrets:
+            secret.replaced_at_s = None
+
     def flaw_of(self, message: Message) -> str | None:
         """What is wrong with a message's signatures (Standard Webhooks 1.0), as far as the owner can know."""
         signatures = message.headers.get("webhook-signature", "").split(" ")

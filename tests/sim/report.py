@@ -5,10 +5,11 @@ Invariant: the hash of a run follows from its seed and its steps alone, whoever 
 
 import hashlib
 import re
-import traceback
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from shlex import quote
 from typing import Final
 
 from tests.sim.life import Life
@@ -19,7 +20,8 @@ _TOLD: Final = ("calls", "commits", "crashes")
 _MOVE: Final = "move "
 """Under `move <kind>` a life counts its moves; what it counts besides, under any other name, are faults."""
 TAIL: Final = 25
-_NUMBERS: Final = re.compile(r"^(\d+)(?:-(\d+))?$")
+WIDTH: Final = 110
+_NUMBERS: Final = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?", re.ASCII)
 
 
 @dataclass
@@ -51,14 +53,14 @@ def progress(tally: Tally, seconds: float) -> str:
     rate = tally.steps / max(seconds, 1e-3)
     return (
         f"{seconds:5.0f} s  {tally.steps:>11,} steps ({rate:,.0f}/s)  {len(tally.worlds):,} worlds  "
-        f"{tally.lived_s / YEAR_S:,.1f} years  {_known(tally.counts)}  {_faults(tally.counts).total():,} faults"
+        f"{tally.lived_s / YEAR_S:,.2f} years  {_known(tally.counts)}  {_faults(tally.counts).total():,} faults"
     )
 
 
 def mix(tally: Tally) -> str:
     """How often each kind of move was played, and each kind of fault befell."""
     moves = {name.removeprefix(_MOVE): n for name, n in tally.counts.items() if name.startswith(_MOVE)}
-    return f"moves: {_listed(moves)}\nfaults: {_listed(_faults(tally.counts))}"
+    return _wrapped(f"moves: {_listed(moves)}") + "\n" + _wrapped(f"faults: {_listed(_faults(tally.counts))}")
 
 
 def summary(tally: Tally, seconds: float) -> str:
@@ -66,10 +68,11 @@ def summary(tally: Tally, seconds: float) -> str:
     kinds = Counter[str]()
     for name, n in _faults(tally.counts).items():
         kinds[name.partition(":")[0]] += n
+    broken = f"{tally.violations} violation{'' if tally.violations == 1 else 's'}"
     return (
         f"{tally.steps:,} steps, {len(tally.worlds):,} worlds, {tally.lived_s / YEAR_S:,.2f} virtual years, "
         f"{_known(tally.counts)}, faults: {_listed(kinds)}; "
-        f"{tally.violations} violations in {seconds:.0f} s; trace {tally.trace_hash}"
+        f"{broken} in {seconds:.0f} s; trace {tally.trace_hash}"
     )
 
 
@@ -79,18 +82,16 @@ def failure(life: Life, *, seed: str, number: int) -> str:
     if violation is None:
         raise ValueError("nothing was broken in this life")
     tail = "".join(f"  {line}\n" for line in life.tail[-TAIL:])
-    cause = violation.__cause__
     return (
         f"VIOLATION of {violation.promise!r}: {violation.text}\n"
-        f"seed {seed}, world {number}, move {violation.move}, step {violation.step}; the last steps:\n{tail}"
-        + ("" if cause is None else "".join(traceback.format_exception(cause)))
+        f"seed {seed}, world {number}, move {violation.move}, step {violation.step}; the last steps:\n"
+        f"{tail}{life.cause}"
     )
 
 
-def replay(*, seed: str, number: int, moves: Sequence[int] | None) -> str:
-    """The command that lives this life again, exactly."""
-    command = f"python -m tests.sim --seed {seed} --world {number}"
-    return command if moves is None else f"{command} --moves {spell(moves)}"
+def replay(program: str, *, seed: str, number: int, moves: Sequence[int]) -> str:
+    """The command that lives this life again, exactly; `program` is what begins it."""
+    return f"{program} --seed {quote(seed)} --world {number} --moves {spell(moves)}"
 
 
 def spell(numbers: Iterable[int]) -> str:
@@ -105,15 +106,15 @@ def spell(numbers: Iterable[int]) -> str:
 
 
 def unspell(text: str) -> tuple[int, ...]:
-    """The numbers of `spell`. Raises ValueError for anything else."""
+    """The numbers of `spell`, in order. Raises ValueError for anything else."""
     if text == "none":
         return ()
     found: list[int] = []
     for part in text.split(","):
-        match = _NUMBERS.match(part)
-        if match is None:
+        match = _NUMBERS.fullmatch(part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match is not None else (1, 0)
+        if first > last:
             raise ValueError(f"{part!r} is no number and no span of numbers: write 3,5-9,17")
-        first, last = int(match[1]), int(match[2] or match[1])
         found.extend(range(first, last + 1))
     return tuple(sorted(set(found)))
 
@@ -124,6 +125,12 @@ def _known(counts: Mapping[str, int]) -> str:
 
 def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {counts[name]:,}" for name in sorted(counts)) or "none"
+
+
+def _wrapped(text: str) -> str:
+    """In lines, broken only where one thing ends."""
+    lines = textwrap.wrap(text.replace(" ", "\0").replace(",\0", ", "), WIDTH, subsequent_indent="  ")
+    return "\n".join(lines).replace("\0", " ")
 
 
 def _faults(counts: Mapping[str, int]) -> Counter[str]:

@@ -5,28 +5,35 @@ one that makes the steps full. So a seed and a number of steps have one hash on 
 """
 
 import multiprocessing
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import partial
 from itertools import count
-from typing import Final
+from typing import NoReturn
 
 from tests.sim.life import Life
 from tests.sim.report import Tally, failure, mix, progress, replay, summary
-from tests.sim.shrink import shrink
+from tests.sim.shrink import SECONDS_MAX, shrink
+from tests.sim.terminal import Terminal
 from tests.sim.world import live
 
-TELL_EVERY_S: Final = 5.0
 Lives = Callable[[int], Life]
 """Lives the world of this number, in the same way each time."""
-Tell = Callable[[str], None]
+Trace = Callable[[str], None]
 
 
-class CannotLive(Exception):
-    """A world came to no end: that is a defect of the simulation, not of what it simulates."""
+class Status(IntEnum):
+    """How a run ended, as its program's exit status; of a program that was interrupted, 128 and the signal's number."""
+
+    HELD = 0
+    BROKEN = 1
+    STOPPED = 130
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,61 +42,87 @@ class Result:
 
     tally: Tally
     failed: tuple[int, Life] | None
+    is_stopped: bool
     seconds: float
 
 
-def run(lives: Lives, *, steps: int, shards: int, tell: Tell) -> Result:
-    """Live worlds 0, 1, 2, … until together they have taken so many steps, or one has failed."""
-    began, told, lived = time.monotonic(), 0.0, dict[int, Life]()
-    with _pool(lives, shards) as finished:
-        for number, life in finished(lambda: _is_enough(lived, steps)):
-            lived[number] = life
-            seconds = time.monotonic() - began
-            if seconds - told >= TELL_EVERY_S:
-                tell(progress(_tally(lived), seconds))
-                told = seconds
+@dataclass(frozen=True, kw_only=True)
+class Runner:
+    """Lives what it is asked to, and says so on `terminal`; `program` begins the command that lives it again."""
+
+    seed: str
+    terminal: Terminal
+    program: str
+    trace: Trace | None = None
+
+    def whole(self, *, steps: int, shards: int) -> Status:
+        """A whole run, the summary last."""
+        cores = "in this process" if shards == 1 else f"in {shards} processes"
+        self.terminal.tell(f"seed {self.seed}: {steps:,} steps and the rest of their world, {cores}")
+        lives = partial(live, self.seed) if self.trace is None else partial(self._traced, self.trace)
+        result = run(lives, steps=steps, shards=shards, terminal=self.terminal)
+        if result.failed is not None:
+            self._tell_failure(*result.failed, is_to_be_shrunk=not result.is_stopped)
+        if result.is_stopped:
+            self.terminal.tell("stopped; what was lived until then:")
+        self.terminal.tell(mix(result.tally))
+        self.terminal.tell(summary(result.tally, result.seconds))
+        held = Status.STOPPED if result.is_stopped else Status.HELD
+        return held if result.failed is None else Status.BROKEN
+
+    def one(self, number: int, *, moves: Sequence[int] | None) -> Status:
+        """One life, of these moves where they are given; then it is as short as it is wanted."""
+        began = time.monotonic()
+        life = live(self.seed, number, moves=moves, on_line=self.trace)
+        if life.violation is not None:
+            self._tell_failure(number, life, is_to_be_shrunk=moves is None)
+        self.terminal.tell(summary(_tally({number: life}), time.monotonic() - began))
+        return Status.HELD if life.violation is None else Status.BROKEN
+
+    def _tell_failure(self, number: int, life: Life, *, is_to_be_shrunk: bool) -> None:
+        self._tell_life(number, life)
+        if not is_to_be_shrunk:
+            return
+        self.terminal.tell(
+            f"\nshrinking {len(life.moves)} moves, {life.steps} steps: {SECONDS_MAX:.0f} s at most; "
+            "Ctrl-C ends it with the shortest so far"
+        )
+        shortest = shrink(partial(self._lived_again, number), life, tell=self.terminal.progress)
+        self.terminal.tell(f"\nshrunk to {len(shortest.moves)} moves, {shortest.steps} steps:")
+        self._tell_life(number, shortest)
+
+    def _traced(self, trace: Trace, number: int) -> Life:
+        trace(f"== world {number}")
+        return live(self.seed, number, on_line=trace)
+
+    def _lived_again(self, number: int, moves: Sequence[int], steps_max: int) -> Life:
+        return live(self.seed, number, moves=moves, steps_max=steps_max)
+
+    def _tell_life(self, number: int, life: Life) -> None:
+        self.terminal.tell(failure(life, seed=self.seed, number=number))
+        again = replay(self.program, seed=self.seed, number=number, moves=life.moves)
+        self.terminal.tell(f"to live it again:  {again}")
+
+
+def run(lives: Lives, *, steps: int, shards: int, terminal: Terminal) -> Result:
+    """Live worlds 0, 1, 2, … until together they have taken so many steps, or one has failed, or we are interrupted."""
+    began, lived, so_far = time.monotonic(), dict[int, Life](), Tally()
+    is_stopped = False
+    try:
+        with _pool(lives, shards) as finished:
+            for number, life in finished(lambda: _is_enough(lived, steps)):
+                lived[number] = life
+                so_far.add(number, life)
+                terminal.progress(progress(so_far, time.monotonic() - began))
+    except KeyboardInterrupt:
+        is_stopped = True
     failed = next(((n, life) for n, life in sorted(lived.items()) if life.violation is not None), None)
-    counted = _first(lived, steps) | (dict[int, Life]() if failed is None else dict([failed]))
-    return Result(tally=_tally(counted), failed=failed, seconds=time.monotonic() - began)
-
-
-def tell_failure(seed: str, number: int, life: Life, *, is_shrunk: bool, tell: Tell) -> None:
-    """Print what failed; then, unless it was handed in as short as it is wanted, make it short and print it again."""
-    tell(failure(life, seed=seed, number=number))
-    tell(f"to live it again:  {replay(seed=seed, number=number, moves=life.moves)}")
-    if is_shrunk:
-        return
-    tell(f"\nshrinking {len(life.moves)} moves, {life.steps} steps …")
-    shortest = shrink(
-        lambda moves, steps_max: live(seed, number, moves=moves, steps_max=steps_max), life, tell=tell
+    counted = lived
+    if not is_stopped:
+        counted = _first(lived, steps) | (dict[int, Life]() if failed is None else dict([failed]))
+    return Result(
+        tally=_tally(counted), failed=failed, is_stopped=is_stopped, seconds=time.monotonic() - began
     )
-    tell(f"\nshrunk to {len(shortest.moves)} moves:")
-    tell(failure(shortest, seed=seed, number=number))
-    tell(f"to live it again:  {replay(seed=seed, number=number, moves=shortest.moves)}")
-
-
-def one(
-    seed: str, number: int, *, moves: Sequence[int] | None, trace: Tell | None = None, tell: Tell
-) -> bool:
-    """One life, of these moves where they are given; True when no promise was broken in it."""
-    began = time.monotonic()
-    life = live(seed, number, moves=moves, on_line=trace)
-    if life.violation is not None:
-        tell_failure(seed, number, life, is_shrunk=moves is not None, tell=tell)
-    tell(summary(_tally({number: life}), time.monotonic() - began))
-    return life.violation is None
-
-
-def main(seed: str, *, steps: int, shards: int, trace: Tell | None = None, tell: Tell) -> bool:
-    """A whole run with all that it says, the summary last; True when no promise was broken."""
-    lives = partial(live, seed) if trace is None else partial(live, seed, on_line=trace)
-    result = run(lives, steps=steps, shards=shards, tell=tell)
-    if result.failed is not None:
-        number, life = result.failed
-        tell_failure(seed, number, life, is_shrunk=False, tell=tell)
-    tell(mix(result.tally))
-    tell(summary(result.tally, result.seconds))
-    return result.failed is None
 
 
 def _is_enough(lived: dict[int, Life], steps: int) -> bool:
@@ -125,15 +158,20 @@ def _pool(lives: Lives, shards: int) -> Iterator[Finished]:
         yield lambda is_enough: _here(lives, is_enough)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(shards, mp_context=context) as pool:
-        yield lambda is_enough: _there(lives, pool, shards, is_enough)
+    with ProcessPoolExecutor(shards, mp_context=context, initializer=_end_when_told) as pool:
+        try:
+            yield lambda is_enough: _there(lives, pool, shards, is_enough)
+        except KeyboardInterrupt:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
 
 
 def _here(lives: Lives, is_enough: Callable[[], bool]) -> Iterator[tuple[int, Life]]:
     for number in count():
         if is_enough():
             return
-        yield number, _lived(lives, number)
+        yield number, lives(number)
 
 
 def _there(
@@ -144,15 +182,28 @@ def _there(
     while True:
         while len(running) < shards and not is_enough():
             number = next(numbers)
-            running[pool.submit(_lived, lives, number)] = number
+            with _deaf():
+                running[pool.submit(lives, number)] = number
         if not running:
             return
         for done in wait(running, return_when=FIRST_COMPLETED).done:
             yield running.pop(done), done.result()
 
 
-def _lived(lives: Lives, number: int) -> Life:
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """What is started inside does not hear a Ctrl-C, which goes to all processes of a terminal: we tell it to end."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        return lives(number)
-    except Exception as error:
-        raise CannotLive(f"world {number} came to no end: {type(error).__name__}: {error}") from error
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _end_when_told() -> None:
+    signal.signal(signal.SIGTERM, _end)
+
+
+def _end(*_: object) -> NoReturn:
+    """Ends the life that is lived here by an exception, so that its memory disk is given back."""
+    sys.exit()

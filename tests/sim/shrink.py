@@ -8,6 +8,7 @@ Invariant: what is answered was lived, and fails; it is the life that was handed
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from difflib import SequenceMatcher
 from typing import Final
 
@@ -33,11 +34,15 @@ def shrink(
     seconds_max: float = SECONDS_MAX,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Life:
-    """The shortest life found that fails as `failed` does. Raises ValueError for a life that did not fail."""
+    """The shortest life found that fails as `failed` does; a KeyboardInterrupt ends the search with what it has.
+
+    Raises ValueError for a life that did not fail.
+    """
     if failed.violation is None:
         raise ValueError("only a life that failed can be shrunk")
     search = _Search(trial, failed, trials_max, time.monotonic() + seconds_max, tell)
-    search.run()
+    with suppress(KeyboardInterrupt):
+        search.run()
     return search.best
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from random import Random
+from shlex import split
 from typing import Final
 
 import pytest
@@ -115,9 +116,9 @@ def test_a_planted_bug_is_shrunk_to_a_few_moves_that_fail_again_exactly() -> Non
     assert status == 1, said
     (whole, short) = re.findall(r"^VIOLATION .*$", said, re.MULTILINE)
     assert whole.partition(":")[0] == short.partition(":")[0]
-    (first, second) = re.findall(r"--world (\d+) --moves (\S+)$", said, re.MULTILINE)
-    assert len(unspell(second[1])) <= 20 < len(unspell(first[1]))
-    again = [run("-m", "tests.sim", *planted, "--world", second[0], "--moves", second[1]) for _ in range(2)]
+    (first, second) = map(split, re.findall(r"^to live it again:  (.*)$", said, re.MULTILINE))
+    assert len(unspell(second[-1])) <= 20 < len(unspell(first[-1]))
+    again = [run(*second[1:]) for _ in range(2)]
     assert [status for status, _ in again] == [1, 1]
     assert re.findall(r"^VIOLATION .*$", again[0][1], re.MULTILINE) == [short]
     hashes = {re.findall(r"trace ([0-9a-f]{16})$", said.strip())[0] for _, said in again}

@@ -4,6 +4,7 @@ import re
 from itertools import count
 from typing import Final
 
+from tests.sim.moves import kinds
 from tests.sim.programs import run
 from tests.sim.world import live, opened
 
@@ -20,6 +21,7 @@ DEATHS: Final = (
 )
 """Where a process may die: by a kill at any await, between two statements, in a commit, around a call to the world."""
 WORLDS_MAX: Final = 20
+KILL_EVERY: Final = 30
 MOVES: Final = range(1, 120)
 ONE_HASH: Final = "from tests.sim.world import live; print(live('again', 1, moves=range(1, 120)).trace_hash)"
 
@@ -52,6 +54,7 @@ def test_a_life_depends_on_no_life_before_it_and_on_no_order_of_a_set() -> None:
 
 def test_a_process_dies_at_every_kind_of_place() -> None:
     left = list(DEATHS)
+    (kill,) = (kind for kind in kinds() if kind.name == "crash.soon")
 
     def look(line: str) -> None:
         left[:] = [death for death in left if death.search(line) is None]
@@ -61,7 +64,10 @@ def test_a_process_dies_at_every_kind_of_place() -> None:
         with opened("deaths", number, on_line=look) as world:
             world.climate.crash_at_statement, world.climate.crash_on_the_way = 0.1, 0.03
             world.climate.disk_fault = 0.02
-            world.live(MOVES)
+            world.begin()
+            for move in MOVES:
+                world.play(move, kill if move % KILL_EVERY == 0 else None)
+            world.settle()
         assert world.failed is None, str(world.failed)
         if not left:
             break

@@ -7,15 +7,19 @@ be lost, at each of these instants; and whoever was asked by a dead process hear
 import asyncio
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from random import Random
 from typing import TYPE_CHECKING, Final
+
+from tests.harness import START_S
 
 if TYPE_CHECKING:
     from tests.sim.process import Process
     from tests.sim.world import World
 
 HOUR_S: Final = 3_600
+DAY_S: Final = 24 * HOUR_S
 OF_PROCESS: Final[ContextVar["Process | None"]] = ContextVar("of_process", default=None)
 """Whose code is running: a process's, or (None) somebody's who lives outside."""
 
@@ -59,6 +63,14 @@ class Climate:
     """The longest time that one move lets pass."""
     clock_steps: bool
     events_keep_s: int
+    start_s: int
+    """When it begins, in unix seconds: often shortly before a month ends."""
+    warnings: str
+    grace_s: int
+    """The operator's policy: when owners are warned, and how long a server outlives its money."""
+    freeze: float
+    """How likely a process is paused as a whole, as a machine is that is moved, while a call of it is on its way back:
+    the other one, where there is one, goes on meanwhile."""
     muted: frozenset[str] = field(default_factory=frozenset)
     """Kinds of moves that never happen here."""
 
@@ -74,7 +86,7 @@ def draw_climate(random: Random, kinds: tuple[str, ...]) -> Climate:
     return Climate(
         rail=rail,
         # Two relayers must not share a key before leases divide them.
-        twin=rail != "self" and random.random() < 0.2,
+        twin=rail != "self" and random.random() < 0.4,
         restores=random.random() < 0.15,
         flaws={port: rate(0.7, 0.15) for port in ("cloud", "chain", "facilitator", "receivers", "resolver")},
         slow=rate(0.6, 0.1),
@@ -85,9 +97,23 @@ def draw_climate(random: Random, kinds: tuple[str, ...]) -> Climate:
         overloaded=rate(0.3, 0.005),
         leap_s=random.choice((60, HOUR_S, 24 * HOUR_S, 24 * HOUR_S, 8 * 24 * HOUR_S, 40 * 24 * HOUR_S)),
         clock_steps=random.random() < 0.3,
-        events_keep_s=random.choice((4, 8, 30, 90)) * 24 * HOUR_S,
+        events_keep_s=random.choice((2, 4, 8, 30, 90)) * 24 * HOUR_S,
+        start_s=_start_s(random),
+        # One whose last warning is longer than the least deposit lasts makes lives that are warned late.
+        warnings=random.choice(("7d,3d,1d,6h", "7d,3d,1d,6h", "3d,12h,1h", "3d,30h")),
+        grace_s=random.choice((0, 0, HOUR_S, DAY_S)),
+        freeze=rate(0.9, 0.2),
         muted=frozenset(kind for kind in kinds if random.random() < mute),
     )
+
+
+def _start_s(random: Random) -> int:
+    """Some time within a year; in every other world less than two days before the end of a month (UTC)."""
+    begin = datetime.fromtimestamp(START_S + random.randrange(365 * DAY_S), UTC)
+    if random.random() < 0.5:
+        return int(begin.timestamp())
+    year, month = divmod(begin.year * 12 + begin.month, 12)
+    return int(datetime(year, month + 1, 1, tzinfo=UTC).timestamp()) - random.randint(60, 2 * DAY_S)
 
 
 class Weather:
@@ -120,6 +146,7 @@ class Weather:
         """The way back, after the deed. Raises CancelledError in a process that is dead, or dies here."""
         self._refuse_the_dead()
         self._perhaps_die(f"after {port} {what}")
+        self._perhaps_freeze()
         await asyncio.sleep(self._latency_s())
         self._refuse_the_dead()
 
@@ -135,6 +162,13 @@ class Weather:
         if world.random.random() < world.climate.crash_on_the_way:
             world.kill(process, where)
             raise asyncio.CancelledError
+
+    def _perhaps_freeze(self) -> None:
+        world, process = self._world, OF_PROCESS.get()
+        if process is None or world.twin is None or world.calm:
+            return
+        if world.random.random() < world.climate.freeze:
+            process.freeze(world.random.uniform(50.0, 240.0))
 
     def _latency_s(self) -> float:
         world = self._world

@@ -23,12 +23,12 @@ from spawn_schemas.errors import Code, SpawnError
 from spawn.settings import Settings
 from spawn.store.migrate import parse_database_url
 from spawn.store.sqlite import connect_reader
-from tests.harness import START_S, migrated_copy, settings_in
+from tests.harness import migrated_copy, settings_in
 from tests.sim.chain import SimChain
 from tests.sim.client_types import Answer, ConnectionLost, Request
 from tests.sim.cloud import SimCloud
 from tests.sim.disk import dicts
-from tests.sim.life import Life, Violation, listening
+from tests.sim.life import Life, Violation, listening, told_in_full, uncollected
 from tests.sim.loop import Busy, SimLoop
 from tests.sim.moves import Kind, kinds
 from tests.sim.oracle.part import Changes, Part
@@ -57,6 +57,8 @@ ORACLE: Final = (
     "warnings",
     "events",
     "prices",
+    "holders",
+    "starving",
 )
 """Modules of the oracle, in the order in which they are asked."""
 
@@ -64,15 +66,16 @@ ORACLE: Final = (
 class SimClock:
     """What the service takes for the time: right, or some hours off."""
 
-    def __init__(self, loop: SimLoop) -> None:
+    def __init__(self, loop: SimLoop, start_s: int) -> None:
         self._loop = loop
+        self._start_s = start_s
         self.wrong_by_s = 0
 
     def now_s(self) -> int:
-        return START_S + int(self._loop.time()) + self.wrong_by_s
+        return self._start_s + int(self._loop.time()) + self.wrong_by_s
 
     def now_ms(self) -> int:
-        return START_S * 1000 + int(self._loop.time() * 1000) + self.wrong_by_s * 1000
+        return self._start_s * 1000 + int(self._loop.time() * 1000) + self.wrong_by_s * 1000
 
     def elapsed_s(self) -> float:
         return self._loop.time()
@@ -133,10 +136,10 @@ class World:
 
     def true_s(self) -> int:
         """What time it really is, in unix seconds."""
-        return START_S + int(self.loop.time())
+        return self.climate.start_s + int(self.loop.time())
 
     def true_ms(self) -> int:
-        return START_S * 1000 + int(self.loop.time() * 1000)
+        return self.climate.start_s * 1000 + int(self.loop.time() * 1000)
 
     # --- what happens -------------------------------------------------------------------------------------------
 
@@ -147,7 +150,7 @@ class World:
     def step(self, text: str) -> None:
         """Something happened: counted, traced, and looked at."""
         self.steps += 1
-        self.trace.add(f"{self.true_s() - START_S:>9} {text}")
+        self.trace.add(f"{int(self.loop.time()):>9} {text}")
         for part in self.parts:
             part.stepped()
         if self.on_step is not None:
@@ -189,6 +192,8 @@ class World:
         task = self.loop.create_task(self._agent(coroutine), name=name)
         self._agents[task] = None
         task.add_done_callback(lambda done: self._agents.pop(done, None))
+        # Cancelled before it began, it would complain that nobody awaited it.
+        task.add_done_callback(lambda _: coroutine.close())
         return task
 
     async def _agent(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -331,7 +336,7 @@ class World:
         self.step("-- calm")
         for process in (self.process, self.twin):
             if process is not None:
-                process.stalled_until = 0.0
+                process.stalled_until = process.frozen_until = 0.0
         self.revive()
         end = self.loop.time() + CALM_S
         pause_s = 60.0
@@ -370,6 +375,10 @@ class World:
         if record.levelno < logging.CRITICAL and not (is_busy or told_its_operator):
             self._defect(f"logged as an error: {record.getMessage()}", cause)
 
+    def broke_off(self, error: Exception) -> None:
+        """Somebody outside of the process failed, where nobody waits for it."""
+        self._defect(f"the life broke off: {error!r}", error)
+
     def _unhandled(self, context: dict[str, Any]) -> None:
         self._defect(f"{context.get('message')}: {context.get('exception')!r}", context.get("exception"))
 
@@ -389,21 +398,22 @@ def opened(
     on_line: Callable[[str], None] | None = None,
 ) -> Iterator[World]:
     """The world of this seed and number, before anything happens in it. What is violated inside is its `failed`."""
-    # What our libraries raise it to would let a body of brackets crash the process.
-    sys.setrecursionlimit(1_000)
     name = f"{seed}|{number}"
     climate = draw_climate(Random(f"{name}|climate"), tuple(kind.name for kind in kinds() if not kind.vital))
     with ExitStack() as stack:
-        folder = Path(
-            stack.enter_context(
-                tempfile.TemporaryDirectory(dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None)
-            )
-        )
+        stack.enter_context(uncollected())
+        # What our libraries raise it to would let a body of brackets crash the process.
+        stack.callback(sys.setrecursionlimit, sys.getrecursionlimit())
+        sys.setrecursionlimit(1_000)
+        disk = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spawn-sim-", dir=disk)))
         settings = settings_in(
             folder,
             # The harness trusts loopback, and names that lead there must be refused here.
             webhook_networks="",
             events_keep_s=climate.events_keep_s,
+            warnings=climate.warnings,
+            grace_s=climate.grace_s,
             **settings_for(climate.rail, Random(f"{name}|rail")),
         )
         migrated_copy(parse_database_url(settings.database_url))
@@ -413,7 +423,7 @@ def opened(
             settings=settings,
             climate=climate,
             loop=loop,
-            clock=SimClock(loop),
+            clock=SimClock(loop, climate.start_s),
             trace=Trace(on_line),
             folder=folder,
             steps_max=steps_max,
@@ -444,7 +454,12 @@ def live(
     played: tuple[int, ...] = ()
     numbers = range(1, MOVES + 1) if moves is None else moves
     with opened(seed, number, steps_max=steps_max, on_step=on_step, on_line=on_line) as world:
-        played = world.live(numbers)
+        try:
+            played = world.live(numbers)
+        except Busy:
+            raise
+        except Exception as error:  # noqa: BLE001 - a life has an end, and this is how it came to it
+            world.broke_off(error)
     if world.failed is not None:
         played = tuple(one for one in numbers if one <= world.moves_played)
     return Life(
@@ -453,6 +468,7 @@ def live(
         steps=world.steps,
         moves=played,
         violation=world.failed,
+        cause=told_in_full(world.failed and world.failed.__cause__),
         trace_hash=world.trace.hash,
         tail=tuple(world.trace.tail),
         lived_s=int(world.loop.time()),

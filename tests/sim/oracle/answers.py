@@ -71,6 +71,8 @@ class Answers(Part):
         super().__init__(world)
         self._passwords: dict[str, str] = {}
         self._sign_ins: dict[str, None] = {}
+        self._known: dict[str | tuple[str, str], None] = {}
+        """Every nonce and every key of a wallet that a call ever had."""
         self._load()
 
     def _load(self) -> None:
@@ -130,6 +132,9 @@ class Answers(Part):
         call = self._calls.get(name)
         if call is None:
             call = self._calls[name] = Call(row=row, since_ms=self.world.true_ms())
+            self._known[name] = None
+            if row["idempotency_key"] is not None:
+                self._known[row["wallet"], row["idempotency_key"]] = None
             self._check_memory(row)
         before, call.row = call.row, row
         changed = [field for field in _FIXED if before[field] != row[field]]
@@ -255,6 +260,7 @@ class Answers(Part):
         if is_good:
             self._check_good(intent, proof, request, answer)
             return
+        self._check_conflict(proof, request, answer)
         calls = self._repeated(proof, request)
         if self._key_is_old(proof, request):
             return  # a fresh nonce beside it may be a call of its own by now
@@ -291,6 +297,13 @@ class Answers(Part):
         if intent.what == "create":
             self._sold[told["server"]["id"]] = proof.wallet
         self._check_receipt(row, answer)
+
+    def _check_conflict(self, proof: Proof, request: Request, answer: Answer) -> None:
+        """What is said to be used already was used: this nonce, or this key by this very wallet."""
+        key = request.headers.get("Idempotency-Key", proof.key)
+        is_known = proof.name in self._known or (key is not None and (proof.wallet, key) in self._known)
+        if code_of(answer) == "idempotency_conflict" and not is_known:
+            self._wrong(f"{proof.name} with {key} is new to {proof.wallet}, and said to be used already")
 
     def _repeated(self, proof: Proof, request: Request) -> list[Call]:
         """The calls that this request is, or repeats: the one that its key stands for, and that of its own nonce."""

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from tests.sim.client_types import Answer, Request
-from tests.sim.oracle.part import Changes, Part, Row
+from tests.sim.oracle.part import Changes, Part, Row, deeds_of
 from tests.sim.oracle.runways import Tab, ends, tab_of
 
 if TYPE_CHECKING:
@@ -33,11 +33,13 @@ class Standing:
     tabs: tuple[Tab, ...]
     available_usdc: int
     held_usdc: int
+    waiting_usdc: int
+    """Reserves of servers that have not been accepted yet: nothing burns them."""
     is_vague: bool
 
     def shown(self, now: int) -> tuple[int, int]:
         """What is available and what is reserved at this second."""
-        available_usdc, reserved_usdc = self.available_usdc, self.held_usdc
+        available_usdc, reserved_usdc = self.available_usdc, self.held_usdc + self.waiting_usdc
         found = ends(self.tabs, self.available_usdc, now)
         for tab in self.tabs:
             end = found[tab.server_id]
@@ -57,6 +59,7 @@ class Balances(Part):
     def _clear(self) -> None:
         self._accounts: dict[str, Row] = {}
         self._metered: dict[str, dict[str, Row]] = {}
+        self._waiting: dict[str, dict[str, None]] = {}
         self._owners: dict[str, str] = {}
         self._standings: dict[str, list[Standing]] = {}
         self._clocks: list[tuple[int, int]] = [(0, self.world.clock.wrong_by_s)]
@@ -85,17 +88,20 @@ class Balances(Part):
                 touched[name[7:] if name.startswith("wallet:") else self._owners[name[4:]]] = None
         if not touched:
             return
-        deeds = _deeds(changes)
+        deeds = deeds_of(changes)
         for wallet in touched:
             self._keep(wallet, is_vague=deeds.get(wallet, 0) > 1)
 
     def _note(self, row: Row) -> None:
         self._owners[row["id"]] = row["wallet"]
         metered = self._metered.setdefault(row["wallet"], {})
-        if row["charged_until"] is None:
-            metered.pop(row["id"], None)
-        else:
+        waiting = self._waiting.setdefault(row["wallet"], {})
+        metered.pop(row["id"], None)
+        waiting.pop(row["id"], None)
+        if row["charged_until"] is not None:
             metered[row["id"]] = row
+        elif row["ended_at"] is None:
+            waiting[row["id"]] = None
 
     def _keep(self, wallet: str, *, is_vague: bool) -> None:
         known = self._standings.setdefault(wallet, [])
@@ -114,6 +120,11 @@ class Balances(Part):
             ),
             available_usdc=account["balance"] - account["held"],
             held_usdc=account["held"],
+            waiting_usdc=sum(
+                self._accounts[name]["balance"]
+                for name in (f"srv:{server_id}" for server_id in self._waiting.get(wallet, ()))
+                if name in self._accounts
+            ),
             is_vague=is_vague,
         )
 
@@ -154,21 +165,6 @@ class Balances(Part):
 
     def _wrong(self, text: str) -> NoReturn:
         self.world.violation("books", text)
-
-
-def _deeds(changes: Changes) -> dict[str, int]:
-    """How many things one commit may have done to each wallet, at the most."""
-    deeds: dict[str, int] = {}
-    orders: dict[str, None] = {}
-    for table in ("reservation", "operation", "arrival"):
-        for name, row in changes.of(table).items():
-            if row is None or name in orders:
-                continue
-            wallet = row["sender"] if table == "arrival" else row["wallet"]
-            deeds[wallet] = deeds.get(wallet, 0) + 1
-            if table == "reservation" and row["operation_id"] is not None:
-                orders[row["operation_id"]] = None
-    return deeds
 
 
 def _fits(said: dict[str, Any], available_usdc: int, reserved_usdc: int) -> bool:

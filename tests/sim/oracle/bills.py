@@ -7,7 +7,7 @@ before; who pays, what goes back at the end and what a resize moves follow from 
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from fractions import Fraction
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -105,7 +105,7 @@ class Bills(Part):
             self._start(account, old)
         for leg in legs:
             self._check_payer(account, old, leg)
-            self._check_resized(account, leg)
+            self._check_resized(account, old, leg)
             self._take(account, leg)
         if account.price is None:
             if account.charged_usdc or row["charged_usdc"]:
@@ -120,12 +120,20 @@ class Bills(Part):
             self._wrong(f"{server_id} shows a cost of {row['cost_usdc']}, booked are {account.cost_usdc}")
         if row["charged_until"] is not None:
             self._check_meter(account, old)
+            self._check_month(row)
         elif not account.is_over:
             self._end(account, marks, legs, changes)
         elif any(leg["code"] in {"burn", "minimum"} for leg in legs) or account.reserve_usdc:
             self._wrong(f"{server_id} has ended, and money of it moves: {legs}")
         if old["cost_until"] is not None and row["cost_until"] is None and row["ended_at"] is not None:
             self._check_overrun(account, max(old["cost_until"], marks[-1]))
+
+    def _check_month(self, row: Row) -> None:
+        """Of a UTC month no more seconds are metered than it has had."""
+        until = row["charged_until"]
+        begun = datetime.fromtimestamp(until, UTC).replace(day=1, hour=0, minute=0, second=0)
+        if row["month_s"] > until - int(begun.timestamp()):
+            self._wrong(f"{row['id']} has {row['month_s']} s of its month by {until}, and that began {begun}")
 
     # --- begin, change, go on -----------------------------------------------------------------------------------
 
@@ -237,11 +245,13 @@ class Bills(Part):
             case _:
                 pass  # deposits: they lie in the reserve, and are no charge
 
-    def _check_resized(self, account: Account, leg: Row) -> None:
-        """A smaller machine never sets free so much that what is left lasts for less than the last warning."""
+    def _check_resized(self, account: Account, old: Row, leg: Row) -> None:
+        """A smaller machine never sets free so much that the rest ends sooner, and before the last warning's time."""
         if leg["id"].startswith("resize|") and account.row["charged_until"] is not None:
             daily, left = account.row["daily_usdc"], account.reserve_usdc - leg["amount"]
-            if left < daily * self._last_warning_s // DAY and leg["amount"] > 0:
+            was_daily = max(old["daily_usdc"], old["reprice_usdc"] or 0)
+            is_sooner = (left + 1) * was_daily < account.reserve_usdc * daily
+            if is_sooner and left < daily * self._last_warning_s // DAY and leg["amount"] > 0:
                 self._wrong(f"{leg['id']} leaves {left}, less than the last warning is early")
 
     def _check_delta(self, operation: Row, legs: list[Row]) -> None:

@@ -126,6 +126,8 @@ class Books(Part):
             touched[transfer["debit"]] = touched[transfer["credit"]] = None
         for hold_id, hold in changes.of("hold").items():
             touched[self._hold(hold_id, hold)] = None
+            if hold is not None and hold["state"] == "posted" and hold["code"] == "deposit":
+                self._check_moved(hold, changes)
         for account, row in changes.of("account").items():
             if row is None:
                 self._wrong(f"{account} had a row, and it is gone")
@@ -213,6 +215,19 @@ class Books(Part):
         if transfer["amount"] != self._fees_due[call]:
             self._wrong(f"{name} takes {transfer['amount']} for a call that costs {self._fees_due[call]}")
         self._fees[call] = name
+
+    def _check_moved(self, hold: Row, changes: Changes) -> None:
+        """What is set aside for a larger machine is moved when the machine is larger, or its server goes."""
+        operation = changes.of("operation").get(hold["reference"])
+        if operation is None or operation["command"] != "resize_server":
+            return
+        server = changes.of("server").get(operation["server_id"])
+        resized = any(
+            event["type"] == "server.resized" and event["resource"] == operation["server_id"]
+            for event in changes.events
+        )
+        if not resized and (server is None or server["charged_until"] is not None):
+            self._wrong(f"{hold['id']} was moved, and {operation['server_id']} has the size that it had")
 
     def _operation_over(self, operation: Row) -> None:
         """What was set aside for it is decided, and what failed by itself has cost nothing."""

@@ -58,6 +58,8 @@ class Events(Part):
             self._keep((row["webhook_id"], row["seq"]), row)
         for webhook, row in self._webhooks.items():
             self._urls.setdefault(row["url"], {})[webhook] = None
+        for hook in world.receivers.hooks.values():
+            hook.doubt()
 
     def committed(self, changes: Changes) -> None:
         deliveries = changes.of("delivery")

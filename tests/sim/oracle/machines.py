@@ -239,7 +239,8 @@ class Machines(Part):
             self.world.violation("paid", f"the machine {machine.ref} of the living {machine.key} was deleted")
         if server is None:
             looks = [at for at in self._looks.get(machine.ref, []) if at <= sent_ms]
-            waited_ms = looks[-1] - looks[0] if looks else 0
+            # It is judged some time after the inventory was read, by a process that may have been held up meanwhile.
+            waited_ms = sent_ms - looks[0] if looks else 0
             patient = self.world.climate.clock_steps or waited_ms >= (GRACE_S - 1) * 1000
             if len(looks) < 2 or not patient:
                 self.world.violation(

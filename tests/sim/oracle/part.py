@@ -21,9 +21,32 @@ class Changes:
     transfers: list[Row] = field(default_factory=list)
     events: list[Row] = field(default_factory=list)
     rows: dict[str, dict[Key, Row | None]] = field(default_factory=dict)
+    process: int = 0
+    """The number of the process that committed it."""
+    jobs: tuple[str, ...] = ()
+    """Those of its jobs that changed something in it by themselves."""
 
     def of(self, table: str) -> Mapping[Key, Row | None]:
         return self.rows.get(table, {})
+
+
+def deeds_of(changes: Changes) -> dict[str, int]:
+    """How many things one commit may have done to each wallet, at the most."""
+    deeds: dict[str, int] = {}
+    orders: dict[str, None] = {}
+    for transfer in changes.transfers:
+        if transfer["code"] == "goodwill":
+            wallet = transfer["credit"].removeprefix("wallet:")
+            deeds[wallet] = deeds.get(wallet, 0) + 1
+    for table in ("reservation", "operation", "arrival"):
+        for name, row in changes.of(table).items():
+            if row is None or name in orders:
+                continue
+            wallet = row["sender"] if table == "arrival" else row["wallet"]
+            deeds[wallet] = deeds.get(wallet, 0) + 1
+            if table == "reservation" and row["operation_id"] is not None:
+                orders[row["operation_id"]] = None
+    return deeds
 
 
 class Part:

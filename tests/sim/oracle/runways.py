@@ -8,14 +8,13 @@ until then and has no warning to be given before.
 
 import json
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from tests.sim.client_types import Answer, Request
-from tests.sim.oracle.part import Changes, Part, Row
+from tests.sim.oracle.part import Changes, Part, Row, deeds_of
 from tests.sim.oracle.rates import DAY, next_month, thresholds_s
 
 if TYPE_CHECKING:
@@ -273,14 +272,13 @@ class Runways(Part):
     # --- what is said ---------------------------------------------------------------------------------------------
 
     def _check_said(self, changes: Changes) -> None:
-        """An answer that was fixed in this commit, the only one of its wallet, shows the end that is found here."""
+        """An answer that was fixed in this commit, in which nothing else became of its wallet, shows the true end."""
         calls = [row for row in changes.of("reservation").values() if row is not None]
-        wallets = Counter(row["wallet"] for row in calls)
-        for row in calls:
-            if row["state"] != "done" or _EXPIRES not in (row["answer"] or b""):
-                continue
+        shown = [row for row in calls if row["state"] == "done" and _EXPIRES in (row["answer"] or b"")]
+        deeds = deeds_of(changes) if shown else {}
+        for row in shown:
             server = json.loads(row["answer"])["body"]["server"]
-            if wallets[row["wallet"]] > 1:
+            if deeds[row["wallet"]] > 1:
                 # Which of them came first nobody can tell.
                 self._unclear[_without_secret(server)] = None
                 continue

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 NOTICE_S: Final = 30 * DAY_S
 LATE_S: Final = 900
 """By how much the moment at which something was decided may differ from that of its commit."""
+WARNED: Final = (
+    "SELECT seq, wallet, resource, cause, data, at FROM event WHERE type = 'deposit.low' ORDER BY seq"
+)
 STEADY_S: Final = 3_600
 """A clock that was set back by no more undoes nothing that an owner was told (docs/adr/0021)."""
 
@@ -75,8 +78,12 @@ class Warnings(Part):
             self._keep(row)
             self._growths[row["wallet"]] = self._growths.get(row["wallet"], 0) + 1
         self._accounts = {row["id"]: row for row in world.rows("SELECT * FROM account")}
-        kept = {row["seq"] for row in world.rows("SELECT seq FROM event WHERE type = 'deposit.low'")}
-        self._told = {server: [one for one in told if one.seq in kept] for server, told in self._told.items()}
+        # The restore itself warns as well, of what it finds.
+        known = {(one.seq, one.at): one.growth for told in self._told.values() for one in told}
+        self._told = {}
+        for event in world.rows(WARNED):
+            growth = known.get((event["seq"], event["at"]), self._growths.get(event["wallet"], 0))
+            self._told.setdefault(event["resource"], []).append(_told(event, growth))
         self._deadlines.forget()
 
     def stepped(self) -> None:
@@ -116,15 +123,9 @@ class Warnings(Part):
         if not self._clock_is_new() and not clock - LATE_S <= event["at"] <= self._clock_max + LATE_S:
             self._broken(f"{server} was warned at {event['at']}, when the clock said {clock}")
         told = self._told.setdefault(server, [])
-        told.append(
-            Told(
-                seq=event["seq"],
-                epoch=_epoch(event),
-                threshold_s=threshold_s,
-                at=event["at"],
-                growth=self._growths.get(event["wallet"], 0),
-            )
-        )
+        # What opened the next epoch in this very commit came in after it.
+        growth = self._growths.get(event["wallet"], 0) - (row["epoch"] > _epoch(event))
+        told.append(_told(event, growth))
         self._check_order(server, told)
         self._deadlines.told(server, told[-1].epoch, threshold_s)
 
@@ -284,6 +285,16 @@ def _lasts_longer(before: Row, row: Row) -> bool:
         or row["auto_renew"] != before["auto_renew"]
         or row["due_at"] is None
         or row["reprice_usdc"] != before["reprice_usdc"]
+    )
+
+
+def _told(event: Row, growth: int) -> Told:
+    return Told(
+        seq=event["seq"],
+        epoch=_epoch(event),
+        threshold_s=json.loads(event["data"])["threshold_s"],
+        at=event["at"],
+        growth=growth,
     )
 
 

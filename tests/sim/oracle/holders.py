@@ -1,0 +1,143 @@
+"""Who may act: one process leads, one worker has an operation, and nothing is left in the hands of the dead.
+
+Invariants, from committed rows and from whose commit it was:
+- what a job writes by itself is committed by the process that holds the lease (docs/adr, spawn.jobs.leader);
+- a lease is taken from nobody, or from a holder who has not moved it for as long as it lasts;
+- an operation goes on only in the hands of who has claimed it;
+- a claim is taken from nobody, or when its time is over; before that only the process that took it ends it;
+- where a process has the database to itself, it comes up with no claim held.
+"""
+
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from tests.sim.oracle.part import Changes, Part, Row
+
+if TYPE_CHECKING:
+    from tests.sim.world import World
+
+LEASE_S: Final = 50
+"""How long a lease must not move before another takes it."""
+SUPERSEDED: Final = "superseded"
+"""What is written on an operation that the end of its server has cut short: whoever had it finds out."""
+CLAIMED: Final = ("operation", "reservation")
+PROGRESS: Final = ("status", "step", "phase", "handle", "accepted_at", "error_code")
+LEASES: Final = "SELECT * FROM lease"
+HELD: Final = """
+SELECT id FROM operation WHERE claim IS NOT NULL AND status = 'running'
+UNION ALL SELECT id FROM reservation WHERE claim IS NOT NULL AND state IN ('reserved', 'settled', 'acted')
+"""
+
+
+class Leases(Part):
+    """Whose commits the jobs' are."""
+
+    def __init__(self, world: "World") -> None:
+        super().__init__(world)
+        self._holders: dict[str, str] = {}
+        self._leader: int | None = None
+        self._moved_at = 0.0
+
+    def restored(self) -> None:
+        self._holders = {row["name"]: row["holder"] for row in self.world.rows(LEASES)}
+        self._leader = None
+
+    def committed(self, changes: Changes) -> None:
+        for name, row in changes.of("lease").items():
+            self._moved(name, row, changes.process)
+        if changes.jobs and self._leader != changes.process:
+            self._wrong(
+                f"{', '.join(changes.jobs)} of process {changes.process} wrote, and {self._leader} holds the lease"
+            )
+
+    def _moved(self, name: str, row: Row | None, process: int) -> None:
+        before, now = self._holders.get(name, ""), self.world.loop.time()
+        if row is None:
+            self._wrong(
+                f"the lease {name} is gone, and with it the number that tells one holder from the next"
+            )
+        if row["holder"] not in {"", before} and before and now - self._moved_at < LEASE_S:
+            self._wrong(
+                f"process {process} took the lease {name} from {self._leader}, {now - self._moved_at:.0f} s old"
+            )
+        self._holders[name] = row["holder"]
+        self._leader = process if row["holder"] else None
+        self._moved_at = now
+
+    def _wrong(self, text: str) -> NoReturn:
+        self.world.violation("crash", text)
+
+
+class Claims(Part):
+    """Who has which operation, and which call."""
+
+    def __init__(self, world: "World") -> None:
+        super().__init__(world)
+        self._claims: dict[str, tuple[str, int]] = {}
+        """By operation or call its claim, and until when it lasts."""
+        self._takers: dict[str, int] = {}
+        """By claim the process that took it."""
+        self._operations: dict[str, Row] = {}
+        self._up = 0
+
+    def restored(self) -> None:
+        self._claims.clear()
+        self._operations.clear()
+
+    def stepped(self) -> None:
+        process = self.world.process
+        if process is None or process.number == self._up or not process.is_ready:
+            return
+        self._up = process.number
+        held = self.world.rows(HELD) if process.db.exclusive else []
+        if held:
+            self._wrong(f"process {process.number} is up, and its predecessor still has {held[0]['id']}")
+
+    def committed(self, changes: Changes) -> None:
+        for name, row in changes.of("operation").items():
+            if row is not None:
+                self._gone_on(name, row)
+        for table in CLAIMED:
+            for name, row in changes.of(table).items():
+                if row is None or row["claim"] is None:
+                    self._ended(name, row, changes.process)
+                else:
+                    self._taken(name, row, changes.process)
+
+    def _gone_on(self, name: str, row: Row) -> None:
+        before = self._operations.get(name)
+        self._operations[name] = row
+        if before is None or before["status"] != "running" or row["error_code"] == SUPERSEDED:
+            return
+        changed = [field for field in PROGRESS if before[field] != row[field]]
+        if changed and before["claim"] is None and row["claim"] is None:
+            self._wrong(
+                f"{row['command']} {name} has another {', '.join(changed)}, and nobody had claimed it"
+            )
+
+    def _taken(self, name: str, row: Row, process: int) -> None:
+        known = self._claims.get(name)
+        self._claims[name] = row["claim"], row["claim_until"]
+        if known is not None and known[0] == row["claim"]:
+            return
+        self._takers[row["claim"]] = process
+        if known is not None and self._lasts(known[1]):
+            self._wrong(f"{name} is claimed by process {process}, and {known[0]} lasts until {known[1]}")
+
+    def _ended(self, name: str, row: Row | None, process: int) -> None:
+        known = self._claims.pop(name, None)
+        if known is None or not self.world.climate.twin:
+            return  # the only process that there is frees what its predecessor had
+        taker = self._takers.pop(known[0], process)
+        is_superseded = row is not None and row.get("error_code") == SUPERSEDED
+        if taker != process and self._lasts(known[1]) and not is_superseded:
+            self._wrong(f"{name} is claimed by process {taker}, and process {process} says what came of it")
+
+    def _lasts(self, until: int) -> bool:
+        """Whether a claim surely is not over. What was decided by a clock that is another by now proves nothing."""
+        return until > self.world.clock.now_s() and not self.world.climate.clock_steps
+
+    def _wrong(self, text: str) -> NoReturn:
+        self.world.violation("crash", text)
+
+
+PARTS: Final = (Leases, Claims)
