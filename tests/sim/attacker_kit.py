@@ -82,6 +82,8 @@ class Thief:
         self.random = Random(world.random.getrandbits(64))
         self.key = key_of(self.random.randrange(THIEVES))
         self.address = f"192.0.2.{self.random.randrange(1, 200)}"
+        self._wrong_by_s = world.clock.wrong_by_s
+        """By how much the clock was off when the first proof was made; set since, it may be out of its time."""
 
     # --- what is seen -------------------------------------------------------------------------------------------
 
@@ -206,13 +208,13 @@ class Thief:
 
     async def strike(self, request: Request, *right: str, late: bool = False) -> Answer | None:
         """Send it; a violation unless it gets one of these answers. `late`: its proof is not fresh any more."""
-        began, wrong_by_s = self.world.true_s(), self.world.clock.wrong_by_s
+        began = self.world.true_s()
         answer = await self.send(request)
         if answer is None:
             return None
         got = word(answer)
         took_long = (
-            late or self.world.true_s() - began > _FRESH_S or wrong_by_s != self.world.clock.wrong_by_s
+            late or self.world.true_s() - began > _FRESH_S or self._wrong_by_s != self.world.clock.wrong_by_s
         )
         barred = got == "403 suspended" and self._bars()
         too_late = got in WRONG_TIME or (got == STALE_SIGN_IN and "SIGN-IN-WITH-X" in request.headers)

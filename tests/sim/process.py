@@ -7,6 +7,7 @@ that outlives it is the database file, the chain and the cloud.
 import asyncio
 import contextvars
 import hashlib
+import math
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import unquote
@@ -28,6 +29,8 @@ T = TypeVar("T")
 
 IDLE_S: Final = 6 * 3_600
 """How long the ticker sleeps at most while nothing is due: real ones never do, and it must change nothing."""
+THAWED_S: Final = 10
+"""How long what waited while a process was paused may take until it is answered."""
 ANYWAY: Final = 0.06
 """How likely a job ticks although nothing that it looks for is due."""
 SELECT_DUE: Final = """
@@ -66,7 +69,7 @@ class Process:
         self.is_ready = False
         self.stalled_until = 0.0
         """Until when (loop's time) its jobs do not tick."""
-        self.frozen_until = 0.0
+        self.frozen_until = -math.inf
         """Until when it is paused: whatever it was about to read or write waits."""
         self.ticked: dict[str, float] = {}
         """When (loop's time) each of its jobs last began to tick."""
@@ -116,6 +119,11 @@ class Process:
         self.frozen_until = max(self.frozen_until, now + seconds)
         self.stalled_until = max(self.stalled_until, self.frozen_until)
         self.world.step(f"process {self.number} is paused for {seconds:.0f} s")
+
+    @property
+    def has_just_thawed(self) -> bool:
+        """Whether what it says now may come from before a pause."""
+        return self.world.loop.time() - self.frozen_until < THAWED_S
 
     async def thawed(self) -> None:
         """Wait while it is paused."""

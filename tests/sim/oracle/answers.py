@@ -332,6 +332,9 @@ class Answers(Part):
         code = code_of(answer)
         if code in _PASSING or (code == "invalid_signature" and proof.kind is not Kind.PAYMENT):
             return
+        process = self.world.process
+        if code == "in_progress" and process is not None and process.has_just_thawed:
+            return  # it was paused for longer than its claim lasts: a copy has taken over
         if call.is_good or json.loads(call.row["answer"])["code"] != code:
             self._wrong(
                 f"{call.row['id']} was answered {call.row['answer']!r}, and now {answer.status} {answer.body!r}"
