@@ -213,7 +213,11 @@ class Billing:
         """The first moment at which it is destroyed; a warning that is still to come will come in time for that."""
         if server.warned_s is None or server.warned_s > self.policy.last_s:
             return ends_at + 1 + self.policy.grace_s
-        return warnings.may_end_at(self.policy, _notice(server), ends_at)
+        notice = _notice(server)
+        if warnings.last_word_due(self.policy, notice):
+            # Its life began with less than the last warning: that comes when the money has ended.
+            notice = warnings.warned(notice, self.policy.last_s, self.policy, ends_at + 1)
+        return warnings.may_end_at(self.policy, notice, ends_at)
 
     def _end(self, tx: Tx, server: Server, now: int) -> tuple[Operation, Usdc]:
         return endings.begin(

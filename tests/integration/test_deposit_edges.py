@@ -11,6 +11,7 @@ from spawn_providers.simulated_faults import Outage
 from spawn_schemas.ids import ServerId
 from spawn_schemas.money import Usdc
 
+from spawn.services.moments import moment
 from spawn.store.price_changes import set_reprice
 from tests.harness import World, open_world
 from tests.integration.server_steps import (
@@ -199,3 +200,15 @@ async def test_a_wallet_without_the_fee_is_asked_for_it_at_once(tmp_path: Path) 
         for auto_renew in (False, True):
             asked = world.sign(wallet, "PATCH", f"/v1/servers/{servers[1]}", {"auto_renew": auto_renew})
             assert code(await wait_for(asked, timeout=5)) == (402, "payment_required")
+
+
+async def test_a_life_that_began_with_less_than_its_last_warning_is_added_to(tmp_path: Path) -> None:
+    async with open_world(tmp_path, warnings="7d,2d") as world:
+        wallet = await world.customer("1.00")
+        server_id = await rent(world, wallet, deposit="0.20", auto_renew=False)
+        answer = await world.sign(wallet, "POST", f"/v1/servers/{server_id}/deposit", {"amount": "0.01"})
+        assert answer.status_code == 200, answer.text
+        end = await accepted_at(world, server_id) + lasts_s(SMALL, 210_000)
+        (funded,) = await told(world, "deposit.funded")
+        # Its last warning comes when the money has ended, and it has as long as that from then on.
+        assert (funded["expires_at"], funded["destroyed_from"]) == (moment(end), moment(end + 1 + 2 * DAY))
