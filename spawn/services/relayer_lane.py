@@ -97,10 +97,10 @@ class Lane:
 
     async def _ask(self) -> tuple[Block, int, dict[str, Receipt]]:
         """The newest block, how many of our transactions are in blocks, and the receipts of what is in flight."""
+        head, mined = await asyncio.gather(self._node.block(), self._node.nonce(self.account))
         hashes = tuple(relay.hash for flight in self._flights.values() for relay in flight.relays)
-        head, mined, receipts = await asyncio.gather(
-            self._node.block(), self._node.nonce(self.account), self._receipts(hashes)
-        )
+        # After the newest block: a receipt from before a reorganisation would look as deep as a newer block is high.
+        receipts = await self._receipts(hashes)
         if head is None:
             raise NodeUnavailable("it shows no block")
         self._next_nonce = max(self._next_nonce, mined)

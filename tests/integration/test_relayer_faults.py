@@ -1,5 +1,6 @@
 """The relayer when something goes wrong: the node, the fees, the chain, the nonces, and our own end."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from itertools import pairwise
@@ -8,8 +9,9 @@ from pathlib import Path
 import pytest
 from spawn_schemas.x402 import Reason
 
+from spawn.evm.node import Block, Receipt
 from spawn.evm.transactions import address_of
-from tests.fake_node import GWEI
+from tests.fake_node import GWEI, FakeNode
 from tests.integration.relayer_scene import OTHER_KEY, Scene, open_scene, pay, policy, rejected, settled
 from tests.payments import NOW
 from tests.relaying import ACCOUNT, ETHER, KEY, relays
@@ -181,6 +183,32 @@ async def test_a_reorganised_block_sends_the_same_bytes_again(scene: Scene, lose
     assert len(scene.node.pending) == 1
     await scene.block(3)
     assert {await settled(call) for call in calls} == set(scene.node.attempts)
+
+
+@policy(confirmations=3)
+async def test_a_receipt_from_before_a_reorganisation_is_not_as_deep_as_the_chain_is_high_after_it(
+    scene: Scene,
+) -> None:
+    (call,) = await scene.settle(pay())
+    await scene.block(2)
+    node, asked = scene.node, scene.node.receipts
+
+    async def block(number: int | None = None) -> Block | None:
+        """Its answer takes longer than that for the receipts, and a reorganisation comes in between."""
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return await FakeNode.block(node, number)
+
+    async def receipts(transactions: tuple[str, ...]) -> tuple[Receipt | None, ...]:
+        found = await asked(transactions)
+        node.reorganise(2, lose=True)
+        return found
+
+    node.block, node.receipts = block, receipts  # type: ignore[method-assign]  # for this one round
+    await scene.step()
+    assert node.transfers() == []
+    assert await scene.states() == ["broadcast"]
+    assert not call.done()
 
 
 @policy(confirmations=3)
