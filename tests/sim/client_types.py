@@ -20,11 +20,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """Header names are in lower case."""
+    """Header names are in lower case. `asked_ms` is when the request was sent, by true time."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes = field(repr=False)
+    asked_ms: int = 0
 
     def json(self) -> Any:
         return json.loads(self.body)

@@ -26,6 +26,12 @@ MODULES: Final = (
 """Who else has moves."""
 
 
+_SELECT_DUE: Final = """
+SELECT due_at FROM server WHERE due_at > :now
+ORDER BY exhausted_at IS NULL, warned_s IS NULL, warned_s, due_at, id LIMIT 8
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kind:
     """`play` is quick: it starts what takes time by `world.spawn`. `vital` moves are possible in every world."""
@@ -83,6 +89,15 @@ def _leap(world: "World") -> None:
     world.loop.run_for(2 ** world.random.uniform(0, log2(world.climate.leap_s)))
 
 
+def _leap_to_the_next_end(world: "World") -> None:
+    """To just before something happens to a server by itself: rather to one whose money is about to end, or has."""
+    now = world.clock.now_s()
+    due = world.rows(_SELECT_DUE, now=now)
+    if due:
+        ahead_s = world.random.choice(due[:4])["due_at"] - now - world.random.uniform(-5, 60)
+        world.loop.run_for(min(max(0.0, ahead_s), float(world.climate.leap_s)))
+
+
 def _lull(world: "World") -> None:
     """Enough time for what is under way."""
     world.loop.run_for(world.random.uniform(30, 180))
@@ -97,6 +112,7 @@ OWN: Final = (
     Kind(name="clock.step", weight=0.5, play=_step_clock),
     Kind(name="clock.mend", weight=0.5, play=_mend_clock),
     Kind(name="time.leap", weight=5.0, play=_leap, vital=True),
+    Kind(name="time.due", weight=3.0, play=_leap_to_the_next_end),
     Kind(name="time.lull", weight=6.0, play=_lull, vital=True),
 )
 

@@ -161,8 +161,8 @@ def create(random: Random, customer: Customer) -> Wish:
     reserve = int(TYPES[place][kind] * days)
     if random.random() < 0.93:
         body["deposit"] = usdc(reserve)
-    if random.random() < 0.4:
-        body["auto_renew"] = random.random() < 0.5
+    if random.random() < 0.6:
+        body["auto_renew"] = random.random() < 0.7
     if random.random() < 0.3:
         body["ssh_keys"] = random.sample(customer.keys, min(len(customer.keys), 2)) if customer.keys else []
     if random.random() < 0.2:

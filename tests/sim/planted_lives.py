@@ -7,7 +7,7 @@ from tests.sim.planted_bug import Bug
 BILLING: Final = "spawn/services/billing.py"
 WARNINGS: Final = "spawn/domain/warnings.py"
 DELIVERIES: Final = "spawn/services/deliveries.py"
-OF_ENDS: Final = ("unwarned", "unpaid", "books", "live")
+OF_ENDS: Final = ("unwarned", "unpaid", "books", "live", "answers")
 OF_EVENTS: Final = ("unwarned", "live", "books", "answers")
 
 OF_LIVES: Final = (

@@ -15,24 +15,27 @@ CHOICE: Final = (
     "double burn",
     "the burn's remainder is dropped",
     "lost refund",
-    "the minimum hour comes on top of the burn",
+    "a fee is refunded twice over",
     "a transfer does not reach the account",
-    "a hold is posted twice",
-    "a refused operation's fee is kept",
+    "a hold is never released after a refusal",
+    "the deposit of a failed resize stays where it was to go",
+    "the fee of an operation that failed later is kept",
     "a replay is accepted",
+    "an idempotency key crosses wallets",
     "credit before the settlement is known",
-    "a settlement that the chain may take back is believed",
+    "orphan on a lost answer: given up, with refund",
+    "orphan on a lost answer: asked again without looking",
     "strays are left alone",
     "a vanished machine is billed on",
+    "a stale claim's outcome is applied",
+    "claims are not released at the start",
     "whose server it is, is not looked at",
-    "a bar is not looked at",
     "a root password is handed out twice",
     "early destroy: an hour that is paid",
+    "nobody is warned",
     "the last warning is not told",
     "a warning is not remembered",
     "a price rises without notice",
-    "a delivery is lost when its receiver is down",
-    "deliveries overtake each other",
 )
 """Such as are found soon, of every kind."""
 NAMES: Final = tuple(BUGS) if os.environ.get("SPAWN_TEST_PLANTED") == "all" else CHOICE
@@ -62,7 +65,7 @@ def test_the_honest_code_lives_the_same_worlds_without_a_violation(outcomes: dic
 
 def test_no_bug_breaks_the_service_as_such(outcomes: dict[str, Outcome]) -> None:
     """What every world shows at its first step is no bug that has to be looked for."""
-    assert all(outcome.steps > 50 for outcome in outcomes.values())
+    assert all(outcome.steps > 20 for outcome in outcomes.values())
 
 
 @pytest.mark.parametrize("bug", BUGS.values(), ids=lambda bug: bug.name)

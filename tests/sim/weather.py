@@ -97,7 +97,7 @@ def draw_climate(random: Random, kinds: tuple[str, ...]) -> Climate:
         overloaded=rate(0.3, 0.005),
         leap_s=random.choice((60, HOUR_S, 24 * HOUR_S, 24 * HOUR_S, 8 * 24 * HOUR_S, 40 * 24 * HOUR_S)),
         clock_steps=random.random() < 0.3,
-        events_keep_s=random.choice((2, 4, 8, 30, 90)) * 24 * HOUR_S,
+        events_keep_s=random.choice((1, 2, 8, 30, 90)) * 24 * HOUR_S,
         start_s=_start_s(random),
         # One whose last warning is longer than the least deposit lasts makes lives that are warned late.
         warnings=random.choice(("7d,3d,1d,6h", "7d,3d,1d,6h", "3d,12h,1h", "3d,30h")),
@@ -168,7 +168,7 @@ class Weather:
         if process is None or world.twin is None or world.calm:
             return
         if world.random.random() < world.climate.freeze:
-            process.freeze(world.random.uniform(50.0, 240.0))
+            process.freeze(world.random.uniform(80.0, 240.0))
 
     def _latency_s(self) -> float:
         world = self._world

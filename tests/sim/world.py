@@ -12,7 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -205,13 +205,14 @@ class World:
     async def http(self, request: Request) -> Answer:
         """Send one request. Raises ConnectionLost. Whoever is cancelled meanwhile has hung up; the call goes on."""
         self.count("calls")
+        asked_ms = self.true_ms()
         await asyncio.sleep(self.random.uniform(0.0, 0.05))
         process = self.process
         lost = not self.calm and self.random.random() < self.climate.network
         if process is None or not process.is_ready or (lost and self.random.random() < 0.5):
             await asyncio.sleep(self.random.uniform(0.0, 2.0))
             raise ConnectionLost
-        answer = await self._answered(process, request)
+        answer = replace(await self._answered(process, request), asked_ms=asked_ms)
         await asyncio.sleep(self.random.uniform(0.0, 0.02))
         if lost:
             raise ConnectionLost

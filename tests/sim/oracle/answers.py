@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 DAY: Final = 86_400
+FORGET_S: Final = 300
+"""How long a payment that was refused is known after it expired."""
 _FINAL: Final = frozenset({"done", "refused"})
 _ANSWER: Final = ("state", "answer", "fee")
 _BY_ITSELF: Final = frozenset({"destroy_server", "poweroff_server"})
@@ -38,7 +40,9 @@ _FIXED: Final = (
 )
 _PASSING: Final = frozenset({"rate_limited", "overloaded"})
 """Refusals that say nothing about the call."""
-_LATELY_S: Final = 120
+_NOT_YET: Final = frozenset({"in_progress", "settlement_pending"})
+"""What sends the caller back for the answer."""
+_LATELY_S: Final = 400
 """The longest that something which was decided by the clock waits for its commit."""
 _ANSWERING_MS: Final = 100
 """The longest that an answer is on its way once it is decided: what was recorded later, it could not know."""
@@ -172,6 +176,12 @@ class Answers(Part):
         if call is None:
             return
         now = self._latest_s()
+        if (
+            self.has_thawed()
+            and call.row["state"] == "reserved"
+            and call.row["valid_before"] + FORGET_S <= now
+        ):
+            return  # what waited for a pause to end is one commit: it was refused, and had its time
         if call.row["keep_until"] > now:
             self._wrong(f"{name} was to be kept until {call.row['keep_until']}, and is forgotten at {now}")
         if call.row["state"] == "reserved":
@@ -264,7 +274,7 @@ class Answers(Part):
         calls = self._repeated(proof, request)
         if self._key_is_old(proof, request):
             return  # a fresh nonce beside it may be a call of its own by now
-        if len(calls) == 1 and (calls[0].answered_ms or now_ms) <= now_ms - _ANSWERING_MS:
+        if len(calls) == 1 and (calls[0].answered_ms or now_ms) <= answer.asked_ms:
             self._check_refusal(calls[0], proof, answer)
 
     def _check_challenge(self, own: Call, intent: Intent) -> None:
@@ -332,9 +342,8 @@ class Answers(Part):
         code = code_of(answer)
         if code in _PASSING or (code == "invalid_signature" and proof.kind is not Kind.PAYMENT):
             return
-        process = self.world.process
-        if code == "in_progress" and process is not None and process.has_just_thawed:
-            return  # it was paused for longer than its claim lasts: a copy has taken over
+        if code in _NOT_YET and self.has_thawed():
+            return  # it was paused for longer than its claim lasts: a copy, or the other process, has taken over
         if call.is_good or json.loads(call.row["answer"])["code"] != code:
             self._wrong(
                 f"{call.row['id']} was answered {call.row['answer']!r}, and now {answer.status} {answer.body!r}"

@@ -132,7 +132,7 @@ class Balances(Part):
 
     def answered(self, request: Request, answer: Answer) -> None:
         found = self.world.town.calls.whose(request)
-        if found is None or "spawn-balance" not in answer.headers:
+        if found is None or "spawn-balance" not in answer.headers or self.has_thawed():
             return
         wallet = found[1].wallet
         said = {"available": answer.headers["spawn-balance"]}

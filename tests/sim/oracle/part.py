@@ -55,6 +55,11 @@ class Part:
     def __init__(self, world: "World") -> None:
         self.world = world
 
+    def has_thawed(self) -> bool:
+        """Whether what happens now may have waited for the end of a pause: it was decided minutes ago."""
+        processes = (self.world.process, self.world.twin)
+        return any(one is not None and one.has_just_thawed for one in processes)
+
     def committed(self, changes: Changes) -> None:
         """After every commit, also one whose process died before it heard of it."""
 
