@@ -19,6 +19,7 @@ from tests.sim.moves import Kind
 from tests.sim.owner_wishes import NO_SERVER
 
 OTHER_REQUEST: Final = "409 idempotency_conflict"
+NOT_FOR_SALE: Final = "400 invalid_request"
 PAYMENTS: Final = ("payment-signature", "x-payment")
 
 
@@ -39,14 +40,15 @@ async def replay(thief: Thief) -> None:
 def _again(request: Request, answer: Answer) -> tuple[str, ...]:
     """What the same bytes are told."""
     names = {name.lower() for name in request.headers}
-    stored = f"{answer.status} replayed"
+    # Days later it is forgotten, and may not be for sale any more at what it says.
+    stored = (f"{answer.status} replayed", *([NOT_FOR_SALE] if request.path == "/v1/servers" else []))
     if "payment-signature" in names:
-        return stored, BEFORE
+        return *stored, BEFORE
     if "x-payment" in names:
         # In version 1 it has to come from where it came from.
-        return stored, BEFORE, OTHER_REQUEST
+        return *stored, BEFORE, OTHER_REQUEST
     if "signature-input" in names:
-        return (stored,)
+        return stored
     return "401 nonce_used", UNPAID
 
 
