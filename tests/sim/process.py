@@ -148,7 +148,8 @@ class Process:
         while True:
             now = world.loop.time()
             if now < self.stalled_until:
-                await asyncio.sleep(self.stalled_until - now)
+                # It may end sooner: with the faults.
+                await asyncio.sleep(min(self.stalled_until - now, IDLE_S))
                 continue
             due = self._due()
             waits: list[float] = []

@@ -40,7 +40,10 @@ class Starving(Part):
             wallet = deposit["debit"].removeprefix("wallet:")
             # Of several in one commit nobody can say what the one found when it was made.
             if deeds.get(wallet, 0) == 1 and sum(one["debit"] == deposit["debit"] for one in moved) == 1:
-                self._check(wallet, deposit, deposit["at"])
+                came_usdc = sum(
+                    one["amount"] for one in changes.transfers if one["credit"] == deposit["debit"]
+                )
+                self._check(wallet, deposit, came_usdc, deposit["at"])
 
     def _deposits(self, changes: Changes) -> list[Row]:
         """What is put or set aside for a server: once, though it is set aside first and moved later."""
@@ -52,7 +55,8 @@ class Starving(Part):
                     found.append(hold)
         return found
 
-    def _check(self, wallet: str, deposit: Row, now: int) -> None:
+    def _check(self, wallet: str, deposit: Row, came_usdc: int, now: int) -> None:
+        """`came_usdc` came in with the same call: without the one there would not be the other."""
         accounts = {
             row["id"]: row for row in self.world.rows(ACCOUNTS, wallet=wallet, account=f"wallet:{wallet}")
         }
@@ -69,7 +73,7 @@ class Starving(Part):
             _less(tab, amount) if is_moved and deposit["credit"] == f"srv:{tab.server_id}" else tab
             for tab in tabs
         ]
-        before = ends(undone, available_usdc + amount, horizon)
+        before = ends(undone, max(0, available_usdc + amount - came_usdc), horizon)
         for server_id, end in after.items():
             if end + ROUNDING_S < min(before[server_id], horizon):
                 self.world.violation(
