@@ -218,7 +218,9 @@ class Thief:
         )
         barred = got == "403 suspended" and self._bars()
         too_late = got in WRONG_TIME or (got == STALE_SIGN_IN and "SIGN-IN-WITH-X" in request.headers)
-        if not (barred or got in right or got in ANY_TIME or (took_long and too_late)):
+        # Days later an order is forgotten, and may not be for sale any more at what it says.
+        is_old = late and request.path == "/v1/servers" and got == "400 invalid_request"
+        if not (is_old or barred or got in right or got in ANY_TIME or (took_long and too_late)):
             self._break(request, answer, got, right)
         return answer
 
