@@ -21,6 +21,8 @@ SUPERSEDED: Final = "superseded"
 """What is written on an operation that the end of its server has cut short: whoever had it finds out."""
 CLAIMED: Final = ("operation", "reservation")
 PROGRESS: Final = ("status", "step", "phase", "handle", "accepted_at", "error_code")
+BY_CLAIM: Final = frozenset({"deliveries"})
+"""Jobs that any process may do at any time: each thing that they do is claimed first."""
 LEASES: Final = "SELECT * FROM lease"
 HELD: Final = """
 SELECT id FROM operation WHERE claim IS NOT NULL AND status = 'running'
@@ -44,9 +46,10 @@ class Leases(Part):
     def committed(self, changes: Changes) -> None:
         for name, row in changes.of("lease").items():
             self._moved(name, row, changes.process)
-        if changes.jobs and self._leader != changes.process:
+        led = [job for job in changes.jobs if job not in BY_CLAIM]
+        if led and self._leader != changes.process:
             self._wrong(
-                f"{', '.join(changes.jobs)} of process {changes.process} wrote, and {self._leader} holds the lease"
+                f"{', '.join(led)} of process {changes.process} wrote, and {self._leader} holds the lease"
             )
 
     def _moved(self, name: str, row: Row | None, process: int) -> None:
