@@ -249,6 +249,8 @@ class Machines(Part):
 
     def _attend(self, inventory: Inventory) -> None:
         """The service has just seen what there is: more time counts, and nothing odd may have lasted too long."""
+        if self.world.process is None and self.world.twin is None:
+            return  # a restore looks, and decides nothing about what was lost
         every_s = self.world.settings.reconcile_every_s
         self._counted_s += min((inventory.at_ms - self._looked_ms) // 1000, every_s) if self._looked_ms else 0
         self._looked_ms = inventory.at_ms
