@@ -8,7 +8,6 @@ every process, and it is never denied: what the cloud does answer is so, however
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +29,10 @@ from spawn_providers.base import (
 )
 from spawn_providers.catalog import DEFAULT_CATALOG, Catalog
 from spawn_providers.simulated import SimulatedProvider
-from spawn_providers.simulated_faults import Breakdown, DeafGuest, Flaw
+from spawn_providers.simulated_faults import Breakdown, Flaw
 from spawn_providers.simulated_world import World as Machinery
 from spawn_schemas.ids import Address, ServerId
 
-from tests.sim.moves import Kind
 from tests.sim.weather import OF_PROCESS, Fate
 
 if TYPE_CHECKING:
@@ -44,7 +42,10 @@ T = TypeVar("T")
 Deed = Callable[[Flaw | None], T]
 
 _GONE_FROM: Final = "SELECT MAX(at_ms) FROM step WHERE ref = ? AND status IS NULL"
-_REFUSALS: Final = {
+_SELECT_LIVING: Final = (
+    "SELECT id FROM server WHERE provider_ref = :ref AND status NOT IN ('destroying', 'destroyed', 'failed')"
+)
+REFUSALS: Final = {
     "create": (RefusedCode.OUT_OF_CAPACITY, RefusedCode.QUOTA, RefusedCode.INVALID),
     "delete": (RefusedCode.CONFLICT,),
     **{verb.value: (RefusedCode.CONFLICT,) for verb in Verb},
@@ -52,9 +53,6 @@ _REFUSALS: Final = {
 }
 """What a cloud may say no with at any time. That there is no such machine, it says only when that is so."""
 _TOO_MANY_CALLS: Final = (RefusedCode.QUOTA,)
-_CHANGES: Final = tuple(_REFUSALS)
-_HALF_WAY: Final = ("create", Verb.RESIZE.value, Verb.RESIZE.value, Verb.REBUILD.value, Verb.REBUILD.value)
-_ASKS_THE_GUEST: Final = (Verb.SHUTDOWN.value, Verb.REBOOT.value)
 
 
 @dataclass(kw_only=True)
@@ -82,12 +80,13 @@ class Machine:
 class Order:
     """What the service had done to a machine: accepted by the cloud. `sent_ms` is when the call was made.
 
-    `verb` is None for its destruction.
+    `verb` is None for its destruction; what `broke_down` left the machine, disk and all, as it was.
     """
 
     machine: Machine
     verb: Verb | None
     sent_ms: int
+    broke_down: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,10 +249,16 @@ class SimCloud:
 
         def deed(flaw: Flaw | None) -> Op:
             op = self._machinery.act(ref, verb, change, flaw)
-            self.orders.append(Order(machine=self._machines[ref], verb=verb, sent_ms=sent_ms))
+            self._accept(ref, verb, sent_ms, flaw)
             return op
 
         return await self._call(verb.value, ref, deed)
+
+    def _accept(self, ref: str, verb: Verb | None, sent_ms: int, flaw: Flaw | None) -> None:
+        broke_down = isinstance(flaw, Breakdown)
+        self.orders.append(
+            Order(machine=self._machines[ref], verb=verb, sent_ms=sent_ms, broke_down=broke_down)
+        )
 
     async def delete(self, ref: str) -> Op:
         sent_ms = self._world.true_ms()
@@ -261,7 +266,7 @@ class SimCloud:
         def deed(flaw: Flaw | None) -> Op:
             op = self._machinery.delete(ref, flaw)
             self._observe(ref)
-            self.orders.append(Order(machine=self._machines[ref], verb=None, sent_ms=sent_ms))
+            self._accept(ref, None, sent_ms, flaw)
             return op
 
         return await self._call("delete", ref, deed)
@@ -289,7 +294,7 @@ class SimCloud:
         if fate is Fate.DOWN:
             raise Unavailable("the cloud is down", retry_after_s=world.random.choice((1, 5, 60)))
         if fate is Fate.REFUSED:
-            code = trick.code or world.random.choice(_REFUSALS.get(method, _TOO_MANY_CALLS))
+            code = trick.code or world.random.choice(REFUSALS.get(method, _TOO_MANY_CALLS))
             raise Refused(code, f"{method} is refused: {code}")
         answer = self._done(method, subject, deed, trick.flaw)
         if trick.is_forgotten and isinstance(answer, Op):
@@ -339,159 +344,3 @@ class SimCloud:
         self._capacity.clear()
         if not self._world.calm:
             self._capacity.update({place: 0 for place, until in self.sold_out.items() if now < until})
-
-
-# --- moves: the bad days ---------------------------------------------------------------------------------------------
-
-_NOBODY: Final = Address("0x" + "00" * 20)
-_TRICKS_MAX: Final = 12
-"""More of them would wait for calls that never come, and none would be a surprise."""
-_SELECT_HANDLES: Final = (
-    "SELECT handle FROM operation WHERE status = 'running' AND handle IS NOT NULL ORDER BY id"
-)
-_SELECT_LIVING: Final = (
-    "SELECT id FROM server WHERE provider_ref = :ref AND status NOT IN ('destroying', 'destroyed', 'failed')"
-)
-_SELECT_FAILED: Final = (
-    "SELECT id, wallet FROM server WHERE status = 'failed' AND provider_ref IS NULL ORDER BY id"
-)
-
-
-def _begin_outage(world: "World") -> None:
-    until_s = world.true_s() + _some_time_s(world, 5, 15)
-    world.weather.outages["cloud"] = until_s
-    world.step(f"cloud: down for {until_s - world.true_s()} s")
-
-
-def _end_outage(world: "World") -> None:
-    if world.weather.outages.pop("cloud", None) is not None:
-        world.step("cloud: up again")
-
-
-def _vanish(world: "World") -> None:
-    there = [machine.ref for machine in world.cloud.existing() if machine.key is not None]
-    if there:
-        world.cloud.vanish(world.random.choice(there))
-
-
-def _remove(world: "World") -> None:
-    there = [machine.ref for machine in world.cloud.existing() if machine.key is not None]
-    if there:
-        with suppress(Refused):
-            world.cloud.remove(world.random.choice(there))
-
-
-def _leave_out(world: "World") -> None:
-    there = [machine.ref for machine in world.cloud.existing() if machine.key is not None]
-    if there:
-        ref = world.random.choice(there)
-        world.cloud.unlisted[ref] = world.true_s() + _some_time_s(world, 8, 15)
-        world.step(f"cloud: lists leave out {ref}")
-
-
-def _forget(world: "World") -> None:
-    handles = [row["handle"] for row in world.rows(_SELECT_HANDLES)]
-    if handles:
-        world.cloud.forget(world.random.choice(handles))
-
-
-def _stray(world: "World") -> None:
-    world.cloud.plant(None, _any_spec(world, _NOBODY))
-
-
-def _orphan(world: "World") -> None:
-    """Of a server that nobody knows, or of one that is in the books as failed."""
-    used = {machine.key for machine in world.cloud.machines()}
-    failed = [(row["id"], row["wallet"]) for row in world.rows(_SELECT_FAILED) if row["id"] not in used]
-    made_up = (f"srv_{world.random.getrandbits(80):020x}", _NOBODY)
-    key, owner = world.random.choice([made_up, *failed[:3]])
-    world.cloud.plant(ServerId(key), _any_spec(world, Address(owner)))
-
-
-def _sell_out(world: "World") -> None:
-    places = sorted({offer.location for offer in DEFAULT_CATALOG.offers})
-    for place in world.random.sample(places, world.random.randint(1, len(places))):
-        world.cloud.sold_out[place] = world.true_s() + _some_time_s(world, 5, 14)
-    world.step(f"cloud: sold out in {', '.join(sorted(world.cloud.sold_out))}")
-
-
-def _slow_down(world: "World") -> None:
-    world.cloud.slow_until_s = world.true_s() + _some_time_s(world, 4, 10)
-    world.step("cloud: slow")
-
-
-def _refuse(world: "World") -> None:
-    method = world.random.choice(_CHANGES)
-    code = world.random.choice(_REFUSALS[method])
-    _play_trick(world, Trick(methods=(method,), fate=Fate.REFUSED, code=code))
-
-
-def _break_down(world: "World") -> None:
-    code = world.random.choice((RefusedCode.OUT_OF_CAPACITY, RefusedCode.CONFLICT, RefusedCode.INVALID))
-    trick = Trick(
-        methods=_some_changes(world), flaw=Breakdown(code=code), is_forgotten=world.random.random() < 0.3
-    )
-    _play_trick(world, trick)
-
-
-def _deafen(world: "World") -> None:
-    _play_trick(world, Trick(methods=_ASKS_THE_GUEST, flaw=DeafGuest()))
-
-
-def _lose(world: "World") -> None:
-    fate = world.random.choice((Fate.LOST_REQUEST, Fate.LOST_ANSWER, Fate.LOST_ANSWER))
-    down_s = _some_time_s(world, 5, 11) if world.random.random() < 0.5 else 0
-    is_deadly = world.random.random() < 0.3
-    _play_trick(world, Trick(methods=_some_changes(world), fate=fate, down_s=down_s, is_deadly=is_deadly))
-
-
-def _delay(world: "World") -> None:
-    """What arrives after its caller has given up. Not acts: what a late one does to a machine, its owner ordered."""
-    method = world.random.choice(("create", "delete"))
-    _play_trick(world, Trick(methods=(method,), late_s=2 ** world.random.uniform(-1, 8)))
-
-
-def _play_trick(world: "World", trick: Trick) -> None:
-    if len(world.cloud.tricks) < _TRICKS_MAX:
-        world.cloud.tricks.append(trick)
-
-
-def _some_changes(world: "World") -> tuple[str, ...]:
-    """One kind, however rare; or whichever comes first. More often one that does not end where it began."""
-    return world.random.choice([_CHANGES, *((method,) for method in (*_CHANGES, *_HALF_WAY))])
-
-
-def _some_time_s(world: "World", shortest: float, longest: float) -> int:
-    """Between two powers of two, in seconds: short times as likely as long ones."""
-    return int(2 ** world.random.uniform(shortest, longest))
-
-
-def _any_spec(world: "World", owner: Address) -> Spec:
-    offer = world.random.choice(DEFAULT_CATALOG.offers)
-    image = world.random.choice(DEFAULT_CATALOG.images)
-    return Spec(
-        hostname="planted",
-        provider_type=offer.provider_type,
-        image=image.name,
-        location=offer.location,
-        owner=owner,
-    )
-
-
-MOVES: Final = (
-    Kind(name="cloud.outage", weight=0.3, play=_begin_outage),
-    Kind(name="cloud.up", weight=0.3, play=_end_outage),
-    Kind(name="cloud.vanish", weight=0.3, play=_vanish),
-    Kind(name="cloud.remove", weight=0.3, play=_remove),
-    Kind(name="cloud.leave_out", weight=0.3, play=_leave_out),
-    Kind(name="cloud.forget", weight=0.5, play=_forget),
-    Kind(name="cloud.stray", weight=0.15, play=_stray),
-    Kind(name="cloud.orphan", weight=0.3, play=_orphan),
-    Kind(name="cloud.sold_out", weight=0.4, play=_sell_out),
-    Kind(name="cloud.slow", weight=0.4, play=_slow_down),
-    Kind(name="cloud.refuse", weight=0.8, play=_refuse),
-    Kind(name="cloud.breakdown", weight=1.0, play=_break_down),
-    Kind(name="cloud.deaf", weight=0.6, play=_deafen),
-    Kind(name="cloud.lose", weight=1.5, play=_lose),
-    Kind(name="cloud.late", weight=0.8, play=_delay),
-)

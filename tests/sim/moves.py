@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 HOUR_S: Final = 3_600
 MODULES: Final = (
-    "cloud",
+    "cloud_moves",
     "chain_moves",
     "owners",
     "attackers",

@@ -221,14 +221,14 @@ class Machines(Part):
         if order.verb is None:
             self._check_deletion(machine, server, order.sent_ms)
         elif server is None or server["status"] not in GOING:
-            self._check_act(machine, order.verb)
+            self._check_act(machine, order.verb, order.broke_down)
 
-    def _check_act(self, machine: Machine, verb: Verb) -> None:
+    def _check_act(self, machine: Machine, verb: Verb, broke_down: bool) -> None:
         """Somebody ordered it, and what wipes a disk is done once for an order."""
         operation = self._running.get(machine.key or "")
         if operation is None or operation["command"] not in COMMANDS[verb]:
             self.world.violation("foreign", f"{verb} reached the machine of {machine.key}, by nobody's order")
-        if verb is Verb.REBUILD:
+        if verb is Verb.REBUILD and not broke_down:
             if operation["id"] in self._rebuilt:
                 self.world.violation("paid", f"{operation['id']} has wiped the disk of {machine.key} twice")
             self._rebuilt.add(operation["id"])
