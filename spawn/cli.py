@@ -33,6 +33,7 @@ from spawn.evm.node import NodeUnavailable, WrongChain
 from spawn.settings import InvalidSetting, Settings
 from spawn.store.database import StoreError
 from spawn.store.migrate import migrate
+from spawn.store.places import place_of
 
 CHAIN: Final = click.option(
     "--chain",
@@ -127,7 +128,7 @@ def dev(listen: str | None, speed: float | None, chain: str, fast_forward: bool)
         )
         click.echo(f"  network       {settings.x402_network}, USDC {settings.x402_asset}, {where}")
         click.echo(f"  paid to       {settings.x402_pay_to}")
-        click.echo(f"  database      {settings.database_url}")
+        click.echo(f"  database      {place_of(settings.database_url).name}")
         if here:
             unusual = {name: value for name, value in here.items() if value != getattr(Settings(), name)}
             exports = " ".join(f"SPAWN_{name.upper()}={value}" for name, value in unusual.items())
@@ -209,7 +210,7 @@ def migrate_command() -> None:
     settings = _settings()
     applied = migrate(settings.database_url)
     done = f"applied {', '.join(applied)}" if applied else "up to date already"
-    click.echo(f"{settings.database_url}: {done}")
+    click.echo(f"{place_of(settings.database_url).name}: {done}")
 
 
 @cli.command()

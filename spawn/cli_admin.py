@@ -22,8 +22,8 @@ from spawn.domain.barring import Barred, Verb
 from spawn.domain.servers import Status
 from spawn.settings import Settings
 from spawn.store.database import DatabaseBusy
-from spawn.store.migrate import parse_database_url, require_current
-from spawn.store.snapshot import snapshot
+from spawn.store.migrate import require_current
+from spawn.store.places import place_of
 
 if TYPE_CHECKING:
     from spawn.desk import Answer
@@ -116,7 +116,7 @@ def admin() -> None:
 def _look(read: Callable[[Tx, int], T]) -> T:
     settings = process_settings()
     require_current(settings.database_url)
-    with snapshot(parse_database_url(settings.database_url)) as tx:
+    with place_of(settings.database_url).snapshot() as tx:
         return read(tx, SystemClock().now_s())
 
 
@@ -140,13 +140,12 @@ def status_command(*, as_json: bool) -> None:
 
 def _trouble() -> "Trouble":
     from spawn.services import admin_looks
-    from spawn.store.sqlite import SqliteDatabase
 
     settings = process_settings()
     require_current(settings.database_url)
 
     async def look() -> "Trouble":
-        db = await SqliteDatabase.open_reader(parse_database_url(settings.database_url))
+        db = await place_of(settings.database_url).open_reader()
         try:
             return await admin_looks.trouble(db, SystemClock().now_s())
         finally:
@@ -264,15 +263,14 @@ def _order(order: "Order") -> None:
 async def _give(settings: Settings, order: "Order") -> "Answer":
     """Carry the order out here, or have it carried out; raises StoreError where neither can be."""
     from spawn import desk
-    from spawn.store.sqlite import SqliteDatabase
 
-    path = parse_database_url(settings.database_url)
+    place = place_of(settings.database_url)
     for tries_left in reversed(range(TRIES)):
         try:
-            db = await SqliteDatabase.open(path, readers=1)
-        except DatabaseBusy:
+            db = await place.open()
+        except DatabaseBusy as busy:
             try:
-                return await desk.ask(desk.socket_of(path), order)
+                return await desk.ask(desk.socket_of(place.file(str(busy))), order)
             except desk.NobodyListens:
                 if tries_left == 0:
                     raise

@@ -14,7 +14,8 @@ from spawn_schemas.money import format_usdc
 
 from spawn.cli_common import Refusal, process_settings
 from spawn.settings import Settings
-from spawn.store.migrate import parse_database_url, require_current
+from spawn.store.migrate import require_current
+from spawn.store.places import place_of
 
 if TYPE_CHECKING:
     from spawn.services.restore import Report
@@ -37,7 +38,7 @@ def backup_command(file: Path, *, force: bool) -> None:
     settings = process_settings()
     require_current(settings.database_url)
     began = time.monotonic()
-    contents = back_up(parse_database_url(settings.database_url), file, replace=force)
+    contents = back_up(_file(settings), file, replace=force)
     click.echo(f"wrote {file} in {time.monotonic() - began:.1f} s")
     click.echo(_contents(contents))
     click.echo("  checked    its pages, its references, and every rule of `spawn ledger verify`")
@@ -67,8 +68,14 @@ def _kept_beside(settings: Settings) -> str:
     )
 
 
+def _file(settings: Settings) -> Path:
+    return place_of(settings.database_url).file(
+        "this copies the file of an embedded database: with PostgreSQL use its own tools, such as pg_dump."
+    )
+
+
 def _key_file(settings: Settings) -> Path:
-    return parse_database_url(settings.database_url).with_suffix(".key")
+    return _file(settings).with_suffix(".key")
 
 
 @click.command("restore")
@@ -95,7 +102,7 @@ def restore_command(file: Path, *, force: bool) -> None:
             click.secho(f"undecided: {sentence}", fg="red" if sys.stdout.isatty() else None)
         click.echo("Nothing was put in place.")
         sys.exit(1)
-    click.echo(f"{parse_database_url(settings.database_url)} is restored: start the service.")
+    click.echo(f"{_file(settings)} is restored: start the service.")
 
 
 def _require_key(settings: Settings) -> None:
@@ -109,7 +116,7 @@ def _require_key(settings: Settings) -> None:
 async def _restore(file: Path, settings: Settings, *, force: bool) -> "Report":
     from spawn.store.backup import restoring
 
-    with restoring(file, parse_database_url(settings.database_url), replace=force) as place:
+    with restoring(file, _file(settings), replace=force) as place:
         report = await _replay(replace(settings, database_url=_url(place.path)), settings)
         if not report.undecided:
             place.take()

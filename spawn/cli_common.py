@@ -16,7 +16,7 @@ import click
 from spawn.clock import SystemClock
 from spawn.setting_reader import read_settings
 from spawn.settings import InvalidSetting, Settings
-from spawn.store.migrate import parse_database_url
+from spawn.store.places import place_of
 
 if TYPE_CHECKING:
     from spawn.evm.node import Node
@@ -34,7 +34,7 @@ def process_settings(**overrides: object) -> Settings:
     """The settings from the environment; an override that is not None wins. Raises InvalidSetting."""
     settings = read_settings(os.environ, **{k: v for k, v in overrides.items() if v is not None})
     try:
-        parse_database_url(settings.database_url)
+        place_of(settings.database_url)
     except ValueError as error:
         raise InvalidSetting(f"SPAWN_DATABASE_URL: {error}.") from error
     return settings

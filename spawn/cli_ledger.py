@@ -19,8 +19,8 @@ from spawn_schemas.money import Usdc, format_usdc
 
 from spawn.cli_common import open_chain, process_settings
 from spawn.settings import Settings
-from spawn.store.migrate import parse_database_url, require_current
-from spawn.store.snapshot import snapshot
+from spawn.store.migrate import require_current
+from spawn.store.places import Place, place_of
 
 COUNT_TRANSFERS: Final = "SELECT COUNT(*) AS n FROM transfer"
 DAY: Final = click.DateTime(["%Y-%m-%d"])
@@ -59,11 +59,11 @@ async def _verify(settings: Settings, *, with_chain: bool) -> tuple[list[Violati
     if with_chain:
         async with open_chain(settings) as (holdings, _):
             on_chain = await holdings.balance_of(settings.pay_to)
-    return await asyncio.to_thread(_verify_file, parse_database_url(settings.database_url), on_chain)
+    return await asyncio.to_thread(_verify_books, place_of(settings.database_url), on_chain)
 
 
-def _verify_file(path: Path, on_chain: Usdc | None) -> tuple[list[Violation], int, Usdc]:
-    with snapshot(path) as tx:
+def _verify_books(place: Place, on_chain: Usdc | None) -> tuple[list[Violation], int, Usdc]:
+    with place.snapshot() as tx:
         counted = tx.one(COUNT_TRANSFERS, {})
         paid_in = balance_of(tx, EXT_USDC).balance
         return verify(tx, chain_balance_usdc=on_chain), 0 if counted is None else counted["n"], paid_in
@@ -96,7 +96,7 @@ def ledger_export(
     first, behind = _second(since, 0), _second(until, FAR_FUTURE)
     with (
         _destination(output, force=force) as file,
-        snapshot(parse_database_url(settings.database_url)) as tx,
+        place_of(settings.database_url).snapshot() as tx,
     ):
         for piece in export(tx, Format(format_), since=first, until=behind):
             file.write(piece)

@@ -13,7 +13,8 @@ from spawn_schemas.money import USDC, Usdc, format_usdc
 from spawn.cli_common import open_chain, process_settings
 from spawn.clock import SystemClock
 from spawn.settings import Settings
-from spawn.store.migrate import parse_database_url, require_current
+from spawn.store.migrate import require_current
+from spawn.store.places import place_of
 
 if TYPE_CHECKING:
     from spawn.payments.standings import Standing
@@ -45,9 +46,8 @@ def treasury_command(*, as_json: bool) -> None:
 async def _look(settings: Settings) -> "Treasury":
     from spawn.evm.transactions import address_of
     from spawn.services import treasury
-    from spawn.store.sqlite import SqliteDatabase
 
-    db = await SqliteDatabase.open_reader(parse_database_url(settings.database_url))
+    db = await place_of(settings.database_url).open_reader()
     try:
         async with open_chain(settings) as (holdings, node):
             gas = None

@@ -22,8 +22,8 @@ from spawn.rails import Rail, needs_file, open_rail
 from spawn.settings import Settings
 from spawn.store import leases, operations, reservations
 from spawn.store.database import Database
-from spawn.store.migrate import parse_database_url, require_current
-from spawn.store.sqlite import SqliteDatabase
+from spawn.store.migrate import require_current
+from spawn.store.places import Options, place_of
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,8 @@ async def open_parts(
     clock = clock or SystemClock()
     require_current(settings.database_url)
     async with AsyncExitStack() as opened:
-        db = await SqliteDatabase.open(parse_database_url(settings.database_url), on_fatal=_die)
+        options = Options(connections=settings.database_connections, retries=settings.database_retries)
+        db = await place_of(settings.database_url).open(options, _die)
         opened.push_async_callback(db.close)
         entropy = entropy or SystemEntropy()
         rail = open_rail(settings, db, wall or clock, entropy, opened)

@@ -4,14 +4,21 @@ import os
 from pathlib import Path
 
 from spawn.settings import InvalidSetting, Settings
-from spawn.store.migrate import parse_database_url
+from spawn.store.places import place_of
 
 
 def read_secret_key(settings: Settings) -> bytes:
-    """32 bytes. Without `SPAWN_SECRET_KEY` a key file only its owner can read is kept beside the database."""
+    """32 bytes. Without `SPAWN_SECRET_KEY` a key file only its owner can read is kept beside an embedded database.
+
+    Raises InvalidSetting where that does not hold a key, and NoFile where there is no such file to be beside.
+    """
     if settings.secret_key:
         return bytes.fromhex(settings.secret_key)
-    path = parse_database_url(settings.database_url).with_suffix(".key")
+    database = place_of(settings.database_url).file(
+        "PostgreSQL is for several replicas, which must share a key: set SPAWN_SECRET_KEY, for example to what "
+        "`openssl rand -hex 32` prints."
+    )
+    path = database.with_suffix(".key")
     if not path.exists():
         _create(path)
     text = path.read_text().strip()

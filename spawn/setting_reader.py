@@ -207,6 +207,12 @@ def _price_checks(settings: Settings) -> tuple[_Check, ...]:
 def _work_checks(settings: Settings) -> tuple[_Check, ...]:
     return (
         ("SPAWN_PROVIDERS", settings.providers == "simulated", "simulated is the only one in this version"),
+        (
+            "SPAWN_DATABASE_CONNECTIONS",
+            1 <= settings.database_connections <= 100,
+            "1 to 100; a server takes 100 in all unless it is told otherwise",
+        ),
+        ("SPAWN_DATABASE_RETRIES", 0 <= settings.database_retries <= 0.5, "0 to 0.5; it is for tests"),
         ("SPAWN_PUBLIC_URL", is_url(settings.public_url), "http://host[:port] or https://host[:port]"),
         ("SPAWN_SIMULATED_SPEED", 0 < settings.simulated_speed < math.inf, "more than 0; 1 is real time"),
         ("SPAWN_SECRET_KEY", is_secret(settings.secret_key), "64 hex digits (32 random bytes)"),

@@ -32,6 +32,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     database_url: str = "sqlite:///spawn.db"
+    database_connections: int = 8
+    database_retries: float = 0.0
     listen: str = "127.0.0.1:8402"
     public_url: str = ""
     payments: str = "devnet"

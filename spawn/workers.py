@@ -4,7 +4,7 @@ Invariant: it starts after what a dead process left behind was freed, and stops 
 """
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
 from spawn.desk import open_desk
@@ -27,7 +27,7 @@ from spawn.services.operator import Operator
 from spawn.services.price_list import PriceList
 from spawn.services.reconcile import Reconciler
 from spawn.settings import Settings
-from spawn.store.migrate import parse_database_url
+from spawn.store.places import place_of
 from spawn.store.secrets import Vault
 
 
@@ -78,7 +78,7 @@ async def working(
     if ticker is not None:
         ticker.start()
     try:
-        async with open_desk(parse_database_url(settings.database_url), workers.clerk.carry_out):
+        async with _desk(settings, parts, workers):
             yield
     finally:
         if ticker is not None:
@@ -88,6 +88,14 @@ async def working(
         if parts.rail.relayer is not None:
             await parts.rail.relayer.stop()
         await workers.leader.resign()
+
+
+def _desk(settings: Settings, parts: Parts, workers: Workers) -> AbstractAsyncContextManager[None]:
+    """Orders of the operator come by a socket, unless the command line may write them down itself."""
+    if not parts.db.exclusive:
+        return nullcontext()
+    file = place_of(settings.database_url).file("only the file of one process has a desk beside it.")
+    return open_desk(file, workers.clerk.carry_out)
 
 
 def _jobs(

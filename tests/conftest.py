@@ -1,20 +1,67 @@
 """What holds for every test: an absent engine is named, and where all are demanded nothing is skipped."""
 
-from collections.abc import Generator
-from typing import TypeVar
+import os
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack
+from typing import Final, TypeVar
 
 import pytest
 
-from tests.engines import REQUIRE_VARIABLE, demanded, skips_refused
+from tests import databases
+from tests.engines import REQUIRE_VARIABLE, demanded, postgres, skips_refused
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 
-def pytest_configure() -> None:
+_server: Final = ExitStack()
+"""The PostgreSQL of this run, if its tests keep their books there."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "embedded: about the embedded engine: not run on another")
     try:
         demanded()
+        wanted = databases.engine()
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
+    if wanted == "postgresql" and databases.SERVER_VARIABLE not in os.environ:
+        server = _server.enter_context(postgres())
+        os.environ[databases.SERVER_VARIABLE] = server.url("{database}")
+        databases.make_template()
+
+
+def pytest_unconfigure() -> None:
+    _server.close()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is about one engine is no skip on another: it is not asked."""
+    if databases.engine() == "sqlite":
+        return
+    left_out = [item for item in items if item.get_closest_marker("embedded") is not None]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item.get_closest_marker("embedded") is None]
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[None]:
+    """A PostgreSQL for a test that is about one, whichever engine the others keep their books in."""
+    if databases.SERVER_VARIABLE in os.environ:
+        yield
+        return
+    with postgres() as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv(databases.SERVER_VARIABLE, server.url("{database}"))
+        databases.make_template()
+        yield
+        databases.drop_made()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, None, None]:
+    yield
+    if nextitem is None or nextitem.path != item.path:
+        databases.drop_made()
 
 
 def _refuse_skip(report: Report) -> Report:

@@ -4,6 +4,7 @@ Invariant: a test that needs an engine says so through `require`, so that `SPAWN
 comma list of engines) can turn its absence into a failure. CI demands all of them.
 """
 
+import getpass
 import hashlib
 import importlib.util
 import json
@@ -243,13 +244,21 @@ class Postgres:
         data = str(self._folder / "data")
         # `trust` is safe here: only the owner of the folder can reach the socket in it.
         self._run(str(self._programs / "initdb"), "-D", data, "-A", "trust", "-E", "UTF8", "-N", "--locale=C")
-        options = f"-c listen_addresses= -c unix_socket_directories={self._folder} -c fsync=off"
+        options = (
+            f"-c listen_addresses= -c unix_socket_directories={self._folder} -c fsync=off "
+            "-c max_connections=400 -c shared_buffers=128MB -c log_min_messages=fatal"
+        )
         log = str(self._folder / "log")
         self._run(str(self._programs / "pg_ctl"), "-D", data, "-l", log, "-w", "-o", options, "start")
 
     def stop(self) -> None:
         data = str(self._folder / "data")
         self._run(str(self._programs / "pg_ctl"), "-D", data, "-m", "immediate", "-w", "stop")
+
+    def url(self, database: str) -> str:
+        """How a client of ours reaches a database of this name; `{database}` makes a template of it."""
+        user = "postgres" if self._as_user else getpass.getuser()
+        return f"postgresql://{user}@/{database}?host={self._folder}"
 
     def psql(self, script: str, *, stop_at_error: bool = True) -> str:
         """Run a script; return what psql wrote to stderr. Raise RuntimeError where it stops."""

@@ -7,11 +7,9 @@ async with open_world(tmp_path) as world:
 """
 
 import hashlib
-import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, cast
@@ -38,8 +36,7 @@ from spawn.rails import devnet_rail, x402_terms
 from spawn.services import funds
 from spawn.settings import Settings
 from spawn.store import servers
-from spawn.store.migrate import migrate, parse_database_url
-from spawn.store.sqlite import SqliteDatabase
+from tests import databases
 from tests.wallets import Wallet
 
 ORDER: dict[str, Any] = {"name": "web", "type": "small", "image": "ubuntu-24.04", "location": "nbg1"}
@@ -101,7 +98,8 @@ class Names:
 def settings_in(folder: Path, **changes: Any) -> Settings:
     """Settings with every file in `folder`, and waits short enough for a test that makes something slow."""
     defaults: dict[str, Any] = {
-        "database_url": f"sqlite:///{folder / 'spawn.db'}",
+        "database_url": databases.database_url(folder),
+        "database_retries": databases.retries(),
         "devnet_path": str(folder / "devnet.db"),
         "simulated_path": str(folder / "cloud.db"),
         "public_url": BASE_URL,
@@ -245,20 +243,6 @@ def _content(body: object) -> dict[str, Any]:
     return {"content": body if isinstance(body, bytes) else msgspec.json.encode(body)}
 
 
-@cache
-def _migrated() -> bytes:
-    """An empty database after every migration, made once for all tests."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "template.db"
-        migrate(f"sqlite:///{path}")
-        return path.read_bytes()
-
-
-def migrated_copy(path: Path) -> None:
-    if not path.exists():
-        path.write_bytes(_migrated())
-
-
 @asynccontextmanager
 async def open_world(
     folder: Path,
@@ -275,11 +259,11 @@ async def open_world(
     """
     settings = settings_in(folder, **changes)
     clock = clock or VirtualClock()
-    migrated_copy(parse_database_url(settings.database_url))
+    databases.make(settings.database_url)
     chain_faults, cloud_faults = DevnetFaults(), Faults()
     chain = DevChain(Path(settings.devnet_path), x402_terms(settings), now=clock.now_s, faults=chain_faults)
     cloud = SimulatedProvider(Path(settings.simulated_path), now_ms=clock.now_ms, seed=1, faults=cloud_faults)
-    db = await SqliteDatabase.open(parse_database_url(settings.database_url))
+    db = await databases.open_database(settings.database_url)
     names = Names()
     parts = Parts(
         db=db,

@@ -15,9 +15,9 @@ from spawn.payments.exact import Terms
 from spawn.payments.onchain import OnChain
 from spawn.services.relayer import Relayer
 from spawn.store.database import Database
-from spawn.store.sqlite import SqliteDatabase
+from tests import databases
 from tests.fake_node import GWEI, MULTICALL, FakeNode
-from tests.harness import VirtualClock, migrated_copy
+from tests.harness import VirtualClock
 from tests.payments import TERMS
 
 KEY: Final = "0x" + "5e" * 32
@@ -52,11 +52,11 @@ def make_relayer(
 
 
 @asynccontextmanager
-async def open_database(folder: Path) -> AsyncIterator[SqliteDatabase]:
+async def open_database(folder: Path) -> AsyncIterator[Database]:
     """The database in `folder`, migrated."""
-    path = folder / "spawn.db"
-    migrated_copy(path)
-    db = await SqliteDatabase.open(path)
+    url = databases.database_url(folder)
+    databases.make(url)
+    db = await databases.open_database(url)
     try:
         yield db
     finally:

@@ -12,6 +12,8 @@ branch_labels = None
 depends_on = None
 
 BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+# PostgreSQL would compare texts by a language's rules; we go by their bytes, as SQLite does.
+TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 
 def _table(name: str, *columns: sa.schema.SchemaItem) -> None:
@@ -32,17 +34,17 @@ def _settlements() -> None:
     # An authorization that we bring to the chain ourselves. `id` is its nonce key: one row for ever.
     _table(
         "settlement",
-        sa.Column("id", sa.Text, primary_key=True),
-        sa.Column("payer", sa.Text, nullable=False),
+        sa.Column("id", TEXT, primary_key=True),
+        sa.Column("payer", TEXT, nullable=False),
         sa.Column("amount", BIG, nullable=False),
         sa.Column("payment", sa.LargeBinary, nullable=False),
         sa.Column("valid_before", BIG, nullable=False),
-        sa.Column("state", sa.Text, nullable=False),
-        sa.Column("relayer", sa.Text),
+        sa.Column("state", TEXT, nullable=False),
+        sa.Column("relayer", TEXT),
         sa.Column("relayer_nonce", BIG),
-        sa.Column("transaction_hash", sa.Text),
-        sa.Column("reason", sa.Text),
-        sa.Column("message", sa.Text),
+        sa.Column("transaction_hash", TEXT),
+        sa.Column("reason", TEXT),
+        sa.Column("message", TEXT),
         sa.Column("created_at", BIG, nullable=False),
         sa.Column("finished_at", BIG),
         sa.CheckConstraint(
@@ -56,15 +58,15 @@ def _settlements() -> None:
     # Every version of every transaction that we signed; the one with a block is what happened at its nonce.
     _table(
         "relay",
-        sa.Column("hash", sa.Text, primary_key=True),
-        sa.Column("relayer", sa.Text, nullable=False),
+        sa.Column("hash", TEXT, primary_key=True),
+        sa.Column("relayer", TEXT, nullable=False),
         sa.Column("nonce", BIG, nullable=False),
         sa.Column("attempt", BIG, nullable=False),
         sa.Column("raw", sa.LargeBinary, nullable=False),
         sa.Column("gas_limit", BIG, nullable=False),
         sa.Column("max_fee_wei", BIG, nullable=False),
         sa.Column("priority_fee_wei", BIG, nullable=False),
-        sa.Column("state", sa.Text, nullable=False),
+        sa.Column("state", TEXT, nullable=False),
         sa.Column("block_number", BIG),
         sa.Column("gas_wei", BIG),
         sa.Column("created_at", BIG, nullable=False),
@@ -79,12 +81,12 @@ def _arrivals() -> None:
     # USDC that reached us and that no settled call accounts for. `id` is transaction hash and log index.
     _table(
         "arrival",
-        sa.Column("id", sa.Text, primary_key=True),
-        sa.Column("transaction_hash", sa.Text, nullable=False),
-        sa.Column("sender", sa.Text, nullable=False),
+        sa.Column("id", TEXT, primary_key=True),
+        sa.Column("transaction_hash", TEXT, nullable=False),
+        sa.Column("sender", TEXT, nullable=False),
         sa.Column("amount", BIG, nullable=False),
-        sa.Column("nonce_key", sa.Text, unique=True),
-        sa.Column("state", sa.Text, nullable=False),
+        sa.Column("nonce_key", TEXT, unique=True),
+        sa.Column("state", TEXT, nullable=False),
         sa.Column("at", BIG, nullable=False),
         sa.Column("claimed_at", BIG),
         sa.CheckConstraint("state IN ('suspense', 'claimed')", name="arrival_state"),
@@ -93,6 +95,6 @@ def _arrivals() -> None:
     # How far a watcher of the chain has read.
     _table(
         "watch",
-        sa.Column("name", sa.Text, primary_key=True),
-        sa.Column("cursor", sa.Text, nullable=False),
+        sa.Column("name", TEXT, primary_key=True),
+        sa.Column("cursor", TEXT, nullable=False),
     )

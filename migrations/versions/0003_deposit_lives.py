@@ -12,6 +12,8 @@ branch_labels = None
 depends_on = None
 
 BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+# PostgreSQL would compare texts by a language's rules; we go by their bytes, as SQLite does.
+TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 NO_CAP_S = 31 * 86_400
 
 
@@ -56,7 +58,7 @@ def _meters() -> None:
     # The one set that every leg of a set-based settlement is driven by; empty between transactions.
     _table(
         "burn_due",
-        sa.Column("id", sa.Text, primary_key=True),
+        sa.Column("id", TEXT, primary_key=True),
         sa.Column("charged_until", BIG, nullable=False),
         sa.Column("charge", BIG, nullable=False),
         sa.Column("remainder", BIG, nullable=False),
@@ -79,13 +81,13 @@ def _events() -> None:
     _table(
         "event",
         sa.Column("seq", BIG, primary_key=True, autoincrement=True),
-        sa.Column("wallet", sa.Text, nullable=False),
-        sa.Column("type", sa.Text, nullable=False),
-        sa.Column("resource", sa.Text, nullable=False),
+        sa.Column("wallet", TEXT, nullable=False),
+        sa.Column("type", TEXT, nullable=False),
+        sa.Column("resource", TEXT, nullable=False),
         # What may happen once only; null where the effect's own transaction sees to that.
-        sa.Column("cause", sa.Text, unique=True),
+        sa.Column("cause", TEXT, unique=True),
         sa.Column("at", BIG, nullable=False),
-        sa.Column("data", sa.Text, nullable=False),
+        sa.Column("data", TEXT, nullable=False),
         # Old events are forgotten, and a cursor must never meet their numbers again.
         never_reuses_ids=True,
     )
@@ -95,13 +97,13 @@ def _events() -> None:
 def _webhooks() -> None:
     _table(
         "webhook",
-        sa.Column("id", sa.Text, primary_key=True),
-        sa.Column("wallet", sa.Text, nullable=False),
-        sa.Column("url", sa.Text, nullable=False),
-        sa.Column("types", sa.Text, nullable=False),
-        sa.Column("description", sa.Text, nullable=False),
+        sa.Column("id", TEXT, primary_key=True),
+        sa.Column("wallet", TEXT, nullable=False),
+        sa.Column("url", TEXT, nullable=False),
+        sa.Column("types", TEXT, nullable=False),
+        sa.Column("description", TEXT, nullable=False),
         sa.Column("enabled", sa.Integer, nullable=False),
-        sa.Column("disabled_reason", sa.Text),
+        sa.Column("disabled_reason", TEXT),
         sa.Column("failing_since", BIG),
         sa.Column("created_at", BIG, nullable=False),
         sa.CheckConstraint("enabled IN (0, 1)", name="webhook_enabled"),
@@ -110,16 +112,16 @@ def _webhooks() -> None:
     _index_where("webhook_deleted", "webhook", ["id"], "disabled_reason = 'deleted'")
     _table(
         "delivery",
-        sa.Column("webhook_id", sa.Text, sa.ForeignKey("webhook.id", ondelete="CASCADE"), primary_key=True),
+        sa.Column("webhook_id", TEXT, sa.ForeignKey("webhook.id", ondelete="CASCADE"), primary_key=True),
         sa.Column("seq", BIG, sa.ForeignKey("event.seq", ondelete="CASCADE"), primary_key=True),
-        sa.Column("resource", sa.Text, nullable=False),
-        sa.Column("state", sa.Text, nullable=False),
+        sa.Column("resource", TEXT, nullable=False),
+        sa.Column("state", TEXT, nullable=False),
         sa.Column("attempts", sa.Integer, nullable=False),
         sa.Column("next_at", BIG, nullable=False),
-        sa.Column("claim", sa.Text),
+        sa.Column("claim", TEXT),
         sa.Column("claim_until", BIG, nullable=False),
         sa.Column("status_code", sa.Integer),
-        sa.Column("error", sa.Text),
+        sa.Column("error", TEXT),
         sa.Column("created_at", BIG, nullable=False),
         sa.Column("attempted_at", BIG),
         sa.Column("finished_at", BIG),
@@ -134,32 +136,32 @@ def _operating() -> None:
     # Who may run the jobs; the token grows with each holder and is checked where a job writes.
     _table(
         "lease",
-        sa.Column("name", sa.Text, primary_key=True),
-        sa.Column("holder", sa.Text, nullable=False),
+        sa.Column("name", TEXT, primary_key=True),
+        sa.Column("holder", TEXT, nullable=False),
         sa.Column("token", BIG, nullable=False),
         sa.Column("until", BIG, nullable=False),
     )
     _table(
         "price_change",
-        sa.Column("id", sa.Text, primary_key=True),
-        sa.Column("type", sa.Text, nullable=False),
-        sa.Column("location", sa.Text, nullable=False),
+        sa.Column("id", TEXT, primary_key=True),
+        sa.Column("type", TEXT, nullable=False),
+        sa.Column("location", TEXT, nullable=False),
         sa.Column("daily_usdc", BIG, nullable=False),
         sa.Column("announced_at", BIG, nullable=False),
         sa.Column("effective_at", BIG, nullable=False),
         # How far the servers it concerns were told, by id; null once all were.
-        sa.Column("told_to", sa.Text),
+        sa.Column("told_to", TEXT),
     )
     op.create_index("price_change_by_offer", "price_change", ["type", "location", "announced_at"])
-    op.add_column("account", sa.Column("barred", sa.Text))
+    op.add_column("account", sa.Column("barred", TEXT))
     # What the operator did to a wallet, and why.
     _table(
         "wallet_note",
         sa.Column("seq", BIG, primary_key=True, autoincrement=True),
-        sa.Column("wallet", sa.Text, nullable=False),
+        sa.Column("wallet", TEXT, nullable=False),
         sa.Column("at", BIG, nullable=False),
-        sa.Column("kind", sa.Text, nullable=False),
-        sa.Column("reason", sa.Text, nullable=False),
+        sa.Column("kind", TEXT, nullable=False),
+        sa.Column("reason", TEXT, nullable=False),
     )
     op.create_index("wallet_note_by_wallet", "wallet_note", ["wallet", "seq"])
 

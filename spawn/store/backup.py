@@ -19,8 +19,9 @@ from spawn_ledger.verify import verify
 from spawn_schemas.money import Usdc
 
 from spawn.store.database import StoreError
-from spawn.store.migrate import check_version, current_version, head_version, migrate
+from spawn.store.migrate import check_version, head_version, migrate
 from spawn.store.owner import Owner
+from spawn.store.places import SqliteFile
 from spawn.store.snapshot import snapshot
 from spawn.store.sqlite import connect_reader, connect_writer
 from spawn.store.whole_files import flush, whole
@@ -84,7 +85,7 @@ def _without_log(connection: sqlite3.Connection) -> None:
 def inspect(copy: Path) -> Contents:
     """Prove a copy of this version's schema, every rule of the books included. Raises UnsoundBackup, StoreError."""
     _check_pages(copy)
-    check_version(copy, current=current_version(copy), head=head_version())
+    check_version(str(copy), current=SqliteFile(copy).version(), head=head_version())
     with snapshot(copy) as tx:
         violations = verify(tx)
         (held,) = tx.all(SELECT_HELD, {})
@@ -103,7 +104,7 @@ def inspect(copy: Path) -> Contents:
 def _require_books(copy: Path, backup: Path) -> None:
     """An empty file is a database to SQLite, and a migration would fill it: books that remember nobody's spending."""
     try:
-        version = current_version(copy)
+        version = SqliteFile(copy).version()
     except (StoreError, sqlite3.DatabaseError) as error:
         raise UnsoundBackup(f"{backup} is not sound: {error.__cause__ or error}.") from error
     if version is None:

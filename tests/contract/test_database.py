@@ -1,6 +1,7 @@
 """What the services rely on, whichever engine keeps their data. A new engine is one more line in `ENGINES`."""
 
 import asyncio
+import hashlib
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -11,8 +12,11 @@ from spawn_ledger.tx import Row, Tx
 
 from spawn.jobs.leader import Fenced, Leader
 from spawn.store.database import Database, DatabaseFailed
+from spawn.store.postgres import PostgresDatabase
+from spawn.store.postgres_session import Fate, collisions, no_fate
 from spawn.store.sqlite import SqliteDatabase
-from tests.harness import VirtualClock, migrated_copy
+from tests import databases
+from tests.harness import VirtualClock
 
 T = TypeVar("T")
 
@@ -38,8 +42,18 @@ class InATick(Fenced):
             return await super().write(fn)
 
 
+async def open_postgres(folder: Path, fate: Fate = no_fate) -> Database:
+    url = databases.server_url(f"contract_{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}")
+    databases.make_empty(url)
+    return await PostgresDatabase.open(url, writers=4, readers=2, fate=fate)
+
+
+async def open_with_collisions(folder: Path) -> Database:
+    return await open_postgres(folder, collisions(0.2))
+
+
 async def open_fenced(folder: Path) -> Database:
-    migrated_copy(folder / "contract.db")
+    databases.make(f"sqlite:///{folder / 'contract.db'}")
     db = await open_sqlite(folder)
     leader = Leader(db, VirtualClock(), "contract")
     token = await leader.token()
@@ -50,12 +64,16 @@ async def open_fenced(folder: Path) -> Database:
 ENGINES: Final[dict[str, Callable[[Path], Awaitable[Database]]]] = {
     "sqlite": open_sqlite,
     "fenced": open_fenced,
+    "postgresql": open_postgres,
+    "postgresql, with collisions": open_with_collisions,
 }
 
 
 @pytest.fixture(params=list(ENGINES))
 async def db(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
     """An engine with one empty table."""
+    if request.param.startswith("postgresql"):
+        request.getfixturevalue("postgres_server")
     database = await ENGINES[request.param](tmp_path)
     await database.write(lambda tx: tx.execute(CREATE))
     yield database

@@ -19,7 +19,7 @@ from spawn_schemas.ids import Address
 from spawn.domain.settlements import gas_cost_usdc
 from spawn.evm.transactions import address_of
 from spawn.settings import Settings
-from spawn.store.migrate import parse_database_url
+from spawn.store.places import file_of
 from spawn.store.snapshot import snapshot
 from tests.anvil import Chain
 
@@ -59,7 +59,7 @@ def receipt_of(answer: httpx.Response) -> dict[str, Any]:
 def check_at_rest(settings: Settings, chain: Chain, *, moved: Iterable[str]) -> None:
     """`check_books`, and each relayer has used each of its nonces, by itself, and booked what that burnt."""
     check_books(settings, chain, moved=moved)
-    with snapshot(parse_database_url(settings.database_url)) as tx:
+    with snapshot(file_of(settings.database_url)) as tx:
         burnt_wei = [
             wei for key in settings.relayer_keys for wei in _check_nonces(tx, chain, address_of(key))
         ]
@@ -76,7 +76,7 @@ def check_books(settings: Settings, chain: Chain, *, moved: Iterable[str]) -> No
     assert sorted(one.transaction for one in arrived) == sorted(moved)
     assert chain.pending() == [], "a transaction waits that nobody knows of"
     held = chain.balance(settings.pay_to)
-    with snapshot(parse_database_url(settings.database_url)) as tx:
+    with snapshot(file_of(settings.database_url)) as tx:
         credits = [(row["reference"], row["amount"]) for row in tx.all(_SELECT_CREDITS, {"ext": EXT_USDC})]
         assert tx.all(_SELECT_UNFINISHED, {}) == []
         assert balance_of(tx, EXT_USDC).balance == held, "the treasury and the books differ"

@@ -29,12 +29,13 @@ from spawn.parts import Parts, open_parts, recover
 from spawn.payments.exact import ExactPayment
 from spawn.rails import self_rail
 from spawn.settings import Settings
-from spawn.store.migrate import parse_database_url
+from spawn.store.places import file_of
+from tests import databases
 from tests.anvil import RELAYER_KEYS, Chain
 from tests.e2e.anvil_books import is_busy, unfinished
 from tests.e2e.crashing import CrashingDatabase, CrashingProvider, Points
 from tests.e2e.victim import ANSWER_S, SPEED, Order, nursery
-from tests.harness import BASE_URL, SeededEntropy, VirtualClock, migrated_copy, settings_in
+from tests.harness import BASE_URL, SeededEntropy, VirtualClock, settings_in
 
 T = TypeVar("T")
 
@@ -273,7 +274,7 @@ class Trial:
         self._planned = deque(self.deaths)
         self._life: Life | None = None
         self._points = Deaths(self.only, self._watch)
-        migrated_copy(parse_database_url(self.settings.database_url))
+        databases.make(self.settings.database_url)
 
     def _watch(self, label: str) -> None:
         self.weather.at_point(self.chain, label)
@@ -285,7 +286,7 @@ class Trial:
 
     @property
     def database(self) -> Path:
-        return parse_database_url(self.settings.database_url)
+        return file_of(self.settings.database_url)
 
     async def start(self) -> None:
         """The first life; its points are counted from `arm` on."""
@@ -370,7 +371,7 @@ def prepare_victim(folder: Path, chain: Chain) -> None:
     """A folder for a victim on `chain`: an empty database, and where the chain is."""
     folder.mkdir()
     (folder / OVERRIDES).write_bytes(msgspec.json.encode(_ours(chain)))
-    migrated_copy(parse_database_url(anvil_settings(folder, chain).database_url))
+    databases.make(anvil_settings(folder, chain).database_url)
 
 
 async def victim_parts(order: Order, clock: VirtualClock, points: Points) -> tuple[Settings, Parts]:

@@ -21,8 +21,8 @@ from spawn.domain.operations import Operation
 from spawn.domain.servers import Server
 from spawn.payments.devnet import DevChain, Transfer
 from spawn.rails import x402_terms
-from spawn.store.migrate import parse_database_url
 from spawn.store.operations import operation_from
+from spawn.store.places import file_of
 from spawn.store.reservations import Reservation, reservation_from
 from spawn.store.servers import server_from
 from spawn.store.snapshot import snapshot
@@ -70,7 +70,7 @@ class Facts:
 def look(folder: Path, wallet: Address, now_s: int) -> Facts:
     """Look at everything in `folder`."""
     payments, machines, on_chain = asyncio.run(_outside(folder, wallet, now_s))
-    with snapshot(parse_database_url(settings_of(folder, "").database_url)) as tx:
+    with snapshot(file_of(settings_of(folder, "").database_url)) as tx:
         return _facts(tx, wallet, now_s, payments, machines, on_chain)
 
 
@@ -119,5 +119,5 @@ def _facts(
 
 def is_busy(folder: Path) -> bool:
     """Whether an operation is under way."""
-    with snapshot(parse_database_url(settings_of(folder, "").database_url)) as tx:
+    with snapshot(file_of(settings_of(folder, "").database_url)) as tx:
         return tx.one("SELECT id FROM operation WHERE status = 'running'") is not None

@@ -13,8 +13,9 @@ import httpx
 import pytest
 from signing import SignedRequestAuth
 
+from tests import databases
 from tests.e2e.test_cli import beside, misunderstood, refused, spawn
-from tests.harness import CHAIN_ID, ORDER, migrated_copy
+from tests.harness import CHAIN_ID, ORDER
 from tests.interop.service import RunningService, spawn_dev
 from tests.wallets import Wallet
 
@@ -63,7 +64,7 @@ class Desk:
 @pytest.fixture(params=["beside a service", "alone"])
 def admin(request: pytest.FixtureRequest, tmp_path: Path) -> Desk:
     if request.param == "alone":
-        migrated_copy(tmp_path / "spawn.db")
+        databases.make_file(tmp_path / "spawn.db")
         return Desk(tmp_path, None)
     return Desk(tmp_path, request.getfixturevalue("running"))
 
@@ -140,7 +141,7 @@ def test_without_a_database_one_is_told_to_migrate(tmp_path: Path, command: tupl
 
 
 def test_a_holder_that_takes_no_orders_is_named(tmp_path: Path) -> None:
-    migrated_copy(tmp_path / "spawn.db")
+    databases.make_file(tmp_path / "spawn.db")
     hold = (
         "from pathlib import Path; from spawn.store.owner import Owner; "
         "Owner.claim(Path('spawn.db')); print('held', flush=True); input()"
@@ -173,7 +174,7 @@ def test_a_path_too_long_for_a_socket_works_alone_and_is_explained_beside_a_serv
 
 
 def test_many_at_once_without_a_service_come_one_after_the_other(tmp_path: Path) -> None:
-    migrated_copy(tmp_path / "spawn.db")
+    databases.make_file(tmp_path / "spawn.db")
 
     def give(number: int) -> subprocess.CompletedProcess[str]:
         return spawn(tmp_path, "admin", "credit", SOMEBODY, "1", "--reason", "x", "--id", f"c{number % 2}")

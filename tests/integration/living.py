@@ -37,7 +37,8 @@ from spawn.services.servers import DestroyServer, FundServer, ListServers, Updat
 from spawn.store import burning, operations, price_changes, servers
 from spawn.store.reservations import Rail, Reservation, State
 from spawn.store.secrets import Vault
-from tests.harness import SeededEntropy, VirtualClock, migrated_copy, settings_in
+from tests import databases
+from tests.harness import SeededEntropy, VirtualClock, settings_in
 from tests.integration.ledger_books import SqliteTx
 
 EUR_USDC: Final = Usdc(1_080_000)
@@ -69,7 +70,7 @@ class Town:
     billing: Billing = field(init=False)
 
     def __post_init__(self) -> None:
-        migrated_copy(self.path)
+        databases.make_file(self.path)
         connection = sqlite3.connect(self.path, isolation_level=None)
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA foreign_keys = ON")

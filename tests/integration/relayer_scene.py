@@ -14,7 +14,7 @@ from spawn_schemas.ids import Address
 from spawn.payments.exact import ExactPayment
 from spawn.payments.facilitator import Rejected, Settled
 from spawn.services.relayer import Relayer
-from spawn.store.sqlite import SqliteDatabase
+from spawn.store.database import Database
 from tests.fake_node import FakeNode
 from tests.harness import VirtualClock
 from tests.payments import NOW, TERMS, authorize
@@ -39,7 +39,7 @@ def pay(number: int = 0, **changes: Any) -> ExactPayment:
 class Scene:
     """A relayer that does nothing by itself, on a chain that makes no block by itself."""
 
-    def __init__(self, folder: Path, db: SqliteDatabase, **changes: Any) -> None:
+    def __init__(self, folder: Path, db: Database, **changes: Any) -> None:
         self.path = folder / "spawn.db"
         self.db = db
         self.clock = VirtualClock(NOW)

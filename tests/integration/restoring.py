@@ -15,13 +15,13 @@ from spawn.services.billing import Billing
 from spawn.services.restore import Report, Restore
 from spawn.store.backup import Contents, back_up, restoring
 from spawn.store.database import Database
-from spawn.store.migrate import parse_database_url
+from spawn.store.places import file_of
 from spawn.store.sqlite import SqliteDatabase
 from tests.harness import SeededEntropy, VirtualClock, World, settings_in
 
 
 def backup(world: World, copy: Path) -> Contents:
-    return back_up(parse_database_url(world.settings.database_url), copy, replace=True)
+    return back_up(file_of(world.settings.database_url), copy, replace=True)
 
 
 def lose(folder: Path) -> None:
@@ -47,7 +47,7 @@ async def restore(
     async with contextlib.AsyncExitStack() as opened:
         opened.callback(chain.close)
         opened.push_async_callback(cloud.aclose)
-        with restoring(copy, parse_database_url(settings.database_url), replace=False) as place:
+        with restoring(copy, file_of(settings.database_url), replace=False) as place:
             db = await SqliteDatabase.open(place.path)
             try:
                 report = await Restore(

@@ -17,15 +17,17 @@ from spawn_schemas.money import Usdc, parse_usdc
 
 from spawn.store.backup import Contents, UnsoundBackup, back_up, inspect, restoring
 from spawn.store.database import DatabaseBusy, StoreError
-from spawn.store.migrate import SchemaMismatch, current_version, head_version, parse_database_url
+from spawn.store.migrate import SchemaMismatch, head_version
 from spawn.store.owner import Owner
+from spawn.store.places import SqliteFile, file_of
 from spawn.store.snapshot import snapshot
+from tests import databases
 from tests.engines import ROOT
-from tests.harness import World, migrated_copy, open_world
+from tests.harness import World, open_world
 
 
 def database_of(world: World) -> Path:
-    return parse_database_url(world.settings.database_url)
+    return file_of(world.settings.database_url)
 
 
 def beginning(folder: Path, name: str) -> list[str]:
@@ -105,7 +107,7 @@ async def test_taking_a_copy_never_checkpoints(tmp_path: Path) -> None:
 
 def test_what_is_there_is_not_replaced_unless_asked(tmp_path: Path) -> None:
     source, copy = tmp_path / "spawn.db", tmp_path / "copy.db"
-    migrated_copy(source)
+    databases.make_file(source)
     copy.write_text("something dear")
     with pytest.raises(StoreError, match=r"copy\.db exists already: name another file, or say --force"):
         back_up(source, copy, replace=False)
@@ -116,7 +118,7 @@ def test_what_is_there_is_not_replaced_unless_asked(tmp_path: Path) -> None:
 
 def test_a_running_database_is_no_place_for_a_copy(tmp_path: Path) -> None:
     source = tmp_path / "spawn.db"
-    migrated_copy(source)
+    databases.make_file(source)
     (tmp_path / "other.db-wal").touch()
     with pytest.raises(StoreError, match="is a database in use"):
         back_up(source, tmp_path / "other.db", replace=True)
@@ -125,7 +127,7 @@ def test_a_running_database_is_no_place_for_a_copy(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
     source = tmp_path / "spawn.db"
-    migrated_copy(source)
+    databases.make_file(source)
     with pytest.raises(StoreError, match=r"cannot write .*: No such file or directory"):
         back_up(source, tmp_path / "nowhere" / "copy.db", replace=False)
 
@@ -152,7 +154,7 @@ async def test_a_copy_of_broken_books_is_not_kept(tmp_path: Path, name: str) -> 
 
 
 def torn(copy: Path) -> None:
-    migrated_copy(copy)
+    databases.make_file(copy)
     content = bytearray(copy.read_bytes())
     for page in range(2, len(content) // 4096):
         content[page * 4096 : page * 4096 + 100] = b"\xff" * 100
@@ -194,7 +196,7 @@ async def test_what_a_dead_service_left_is_kept_whole_and_never_mixed_with_what_
 ) -> None:
     """A log that stays behind would be replayed into the next database of that name."""
     left, copy = tmp_path / "left.db", tmp_path / "copy.db"
-    migrated_copy(copy)
+    databases.make_file(copy)
     async with open_world(tmp_path) as world:
         await world.customer("2.00")
         for suffix in ("", "-wal", "-shm"):
@@ -213,7 +215,7 @@ def paid_in(path: Path) -> Usdc:
 
 def test_a_place_that_is_not_taken_leaves_nothing(tmp_path: Path) -> None:
     copy, database = tmp_path / "copy.db", tmp_path / "spawn.db"
-    migrated_copy(copy)
+    databases.make_file(copy)
     with restoring(copy, database, replace=False) as place:
         assert inspect(place.path).transfers == 0
     assert beginning(tmp_path, "spawn.db") == ["spawn.db.lock"]
@@ -221,7 +223,7 @@ def test_a_place_that_is_not_taken_leaves_nothing(tmp_path: Path) -> None:
 
 def test_no_service_starts_while_a_copy_is_made_ready(tmp_path: Path) -> None:
     copy, database = tmp_path / "copy.db", tmp_path / "spawn.db"
-    migrated_copy(copy)
+    databases.make_file(copy)
     with restoring(copy, database, replace=False), pytest.raises(DatabaseBusy):
         Owner.claim(database)
 
@@ -232,8 +234,8 @@ def test_an_older_backup_is_brought_up_to_date(tmp_path: Path) -> None:
     empty_of_version(copy, "0001")
     with restoring(copy, database, replace=False) as place:
         place.take()
-    assert current_version(database) == head_version()
-    assert current_version(copy) == "0001"
+    assert SqliteFile(database).version() == head_version()
+    assert SqliteFile(copy).version() == "0001"
 
 
 def empty_of_version(path: Path, version: str) -> None:
@@ -249,7 +251,7 @@ def empty_of_version(path: Path, version: str) -> None:
 
 def test_a_backup_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
-    migrated_copy(copy)
+    databases.make_file(copy)
     with contextlib.closing(sqlite3.connect(copy)) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
         connection.commit()

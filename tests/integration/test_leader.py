@@ -14,7 +14,8 @@ from spawn.jobs.ticker import Job
 from spawn.store.database import Database, DatabaseFailed
 from spawn.store.leases import RELEASE_LEASES, LeaseLost
 from spawn.store.sqlite import SqliteDatabase
-from tests.harness import VirtualClock, migrated_copy, open_world
+from tests import databases
+from tests.harness import VirtualClock, open_world
 from tests.integration.two_leaders import SkewedClock
 
 T = TypeVar("T")
@@ -24,9 +25,10 @@ NOTE = "INSERT INTO stray (provider, ref, first_seen_at) VALUES ('test', :ref, 0
 
 
 @pytest.fixture
-async def db(tmp_path: Path) -> AsyncIterator[SqliteDatabase]:
-    migrated_copy(tmp_path / "spawn.db")
-    database = await SqliteDatabase.open(tmp_path / "spawn.db")
+async def db(tmp_path: Path) -> AsyncIterator[Database]:
+    url = databases.database_url(tmp_path)
+    databases.make(url)
+    database = await databases.open_database(url)
     yield database
     await database.close()
 

@@ -17,13 +17,12 @@ from spawn.store.database import DatabaseBusy, StoreError
 from spawn.store.migrate import (
     SchemaMismatch,
     check_version,
-    current_version,
     head_version,
     migrate,
-    parse_database_url,
     require_current,
 )
 from spawn.store.owner import Owner
+from spawn.store.places import SqliteFile, file_of
 from tests.engines import ROOT
 
 
@@ -46,7 +45,7 @@ def test_a_new_database_gets_every_version_once(url: str, path: Path) -> None:
     versions = migrate(url)
     assert versions[-1] == head_version()
     assert versions == sorted(set(versions))
-    assert current_version(path) == head_version()
+    assert SqliteFile(path).version() == head_version()
     require_current(url)
     assert migrate(url) == []
 
@@ -79,7 +78,7 @@ def test_a_fresh_database_is_in_wal_mode_and_sound(url: str, path: Path) -> None
 
 
 def test_looking_changes_nothing(url: str, path: Path) -> None:
-    assert current_version(path) is None
+    assert SqliteFile(path).version() is None
     with pytest.raises(SchemaMismatch):
         require_current(url)
     assert list(path.parent.iterdir()) == []
@@ -103,8 +102,8 @@ def test_an_older_database_is_told_to_migrate(path: Path) -> None:
     with pytest.raises(
         SchemaMismatch, match=r"is at version 0002, this spawn needs 0010: run `spawn migrate`"
     ):
-        check_version(path, current="0002", head="0010")
-    check_version(path, current="0010", head="0010")
+        check_version(str(path), current="0002", head="0010")
+    check_version(str(path), current="0010", head="0010")
 
 
 def test_a_newer_database_is_neither_served_nor_migrated(url: str, path: Path) -> None:
@@ -214,15 +213,15 @@ def test_migrating_is_quiet(url: str) -> None:
     ],
 )
 def test_three_slashes_are_relative_and_four_absolute(url: str, path: str) -> None:
-    assert parse_database_url(url) == Path(path)
+    assert file_of(url) == Path(path)
 
 
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("postgresql://me:hunter2@db/spawn", "PostgreSQL engine is not part of this version"),
-        ("postgres://me:hunter2@db/spawn", "PostgreSQL engine is not part of this version"),
-        ("postgresql+psycopg://me:hunter2@db/spawn", "PostgreSQL engine is not part of this version"),
+        ("postgresql://me:hunter2@db", "a PostgreSQL URL is postgresql://"),
+        ("postgres://me:hunter2@db/spawn?nothing=like&it", "a PostgreSQL URL is postgresql://"),
+        ("postgresql+psycopg://me:hunter2@db/spawn", "a database URL is sqlite:///"),
         ("mysql://me:hunter2@db/spawn", "a database URL is sqlite:///"),
         ("spawn.db", "a database URL is sqlite:///"),
         ("sqlite:spawn.db", "a database URL is sqlite:///"),
@@ -236,7 +235,7 @@ def test_three_slashes_are_relative_and_four_absolute(url: str, path: str) -> No
     ],
 )
 def test_any_other_url_is_refused_without_repeating_it(url: str, words: str) -> None:
-    for refuse in (parse_database_url, migrate, require_current):
+    for refuse in (file_of, migrate, require_current):
         with pytest.raises(ValueError, match=words) as caught:
             refuse(url)
         assert "hunter2" not in str(caught.value)

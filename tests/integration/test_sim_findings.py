@@ -16,7 +16,7 @@ from spawn_providers.simulated_faults import Breakdown, Delay, LostRequest, Refu
 from spawn.services.admin import AnnouncePrice, Clerk
 from spawn.services.paid_calls import CLAIM_S
 from spawn.store.backup import back_up
-from spawn.store.migrate import parse_database_url
+from spawn.store.places import file_of
 from tests.harness import ORDER, World, open_world
 from tests.integration.event_steps import session
 from tests.integration.paid_calls import (
@@ -77,7 +77,7 @@ async def test_what_was_added_to_a_server_whose_creation_fails_comes_back(tmp_pa
         assert await world.account(f"srv:{server_id}") == 0
         assert await world.available(wallet.address) == FUNDS - READ
         await world.check_books()
-        database = parse_database_url(world.settings.database_url)
+        database = file_of(world.settings.database_url)
         assert back_up(database, tmp_path / "copy.db", replace=False).paid_in_usdc == FUNDS
 
 

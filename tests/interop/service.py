@@ -28,7 +28,7 @@ from spawn.payments.devnet import Transfer
 from spawn.rails import open_devnet
 from spawn.setting_reader import read_settings
 from spawn.settings import Settings
-from spawn.store.migrate import parse_database_url
+from spawn.store.places import file_of
 from spawn.store.snapshot import snapshot
 from tests.wallets import Wallet
 
@@ -110,7 +110,7 @@ class RunningService:
     @property
     def database(self) -> Path:
         """The file with the books."""
-        return parse_database_url(self.settings.database_url)
+        return file_of(self.settings.database_url)
 
     async def transfers(self) -> list[Transfer]:
         """The token's log, oldest first."""

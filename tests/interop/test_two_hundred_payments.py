@@ -30,7 +30,7 @@ from spawn.payments.exact import ExactPayment
 from spawn.payments.facilitator import Settled
 from spawn.payments.onchain import OnChain
 from spawn.services.relayer import Relayer
-from spawn.store.migrate import parse_database_url
+from spawn.store.places import file_of
 from spawn.store.snapshot import snapshot
 from tests.anvil import MULTICALL, RELAYER_KEYS, Chain, anvil
 from tests.fake_node import GWEI
@@ -134,7 +134,7 @@ async def test_through_the_service(chain: Chain, tmp_path: Path) -> None:
             deposits = await sign_deposits(http, wallets)
             answers = await asyncio.gather(*(pay(http, deposit) for deposit in deposits))
             again = await asyncio.gather(*(pay(http, deposit) for deposit in deposits))
-        database = parse_database_url(service.settings.database_url)
+        database = file_of(service.settings.database_url)
 
     assert [answer.status_code for answer in answers] == [200] * COUNT, answers[0].text
     assert [answer.content for answer in again] == [answer.content for answer in answers]

@@ -15,7 +15,7 @@ from spawn_schemas.errors import Code, SpawnError
 
 from spawn.services.admin import Order
 from spawn.store.database import NO_PARAMS
-from spawn.store.migrate import parse_database_url
+from spawn.store.places import file_of
 from spawn.store.sqlite import connect_writer
 from spawn.store.sqlite_writer import SqliteTx
 from tests.sim.client_types import ConnectionLost
@@ -41,7 +41,7 @@ def is_restoring(world: "World") -> bool:
 
 
 def database_of(world: "World") -> Path:
-    return parse_database_url(world.settings.database_url)
+    return file_of(world.settings.database_url)
 
 
 def bars_of(world: "World") -> Bars:

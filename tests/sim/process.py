@@ -16,7 +16,7 @@ from spawn.api.replies import Reply
 from spawn.app import Service, build
 from spawn.jobs.ticker import Ticker
 from spawn.parts import Parts, recover
-from spawn.store.migrate import parse_database_url
+from spawn.store.places import file_of
 from tests.sim.client_types import Answer, Request
 from tests.sim.disk import JOB, SimDatabase
 from tests.sim.rails import sim_rail
@@ -76,7 +76,7 @@ class Process:
         self._tasks: dict[asyncio.Task[Any], None] = {}
         self._context = contextvars.copy_context()
         self._context.run(OF_PROCESS.set, self)
-        path = parse_database_url(world.settings.database_url)
+        path = file_of(world.settings.database_url)
         self.db = SimDatabase(world, self, path, exclusive=not world.climate.twin)
 
     def spawn(self, coroutine: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:

@@ -21,9 +21,10 @@ from typing import Any, Final, NoReturn, TypeVar
 from spawn_schemas.errors import Code, SpawnError
 
 from spawn.settings import Settings
-from spawn.store.migrate import parse_database_url
+from spawn.store.places import file_of
 from spawn.store.sqlite import connect_reader
-from tests.harness import migrated_copy, settings_in
+from tests import databases
+from tests.harness import settings_in
 from tests.sim.chain import SimChain
 from tests.sim.client_types import Answer, ConnectionLost, Request
 from tests.sim.cloud import SimCloud
@@ -129,7 +130,7 @@ class World:
         self.cloud = SimCloud(self)
         self.receivers = Receivers(self)
         self.town = Town(self)
-        self._reader = connect_reader(parse_database_url(self.settings.database_url))
+        self._reader = connect_reader(file_of(self.settings.database_url))
         self.parts = [part(self) for part in part_types()]
 
     # --- time and randomness ------------------------------------------------------------------------------------
@@ -179,7 +180,7 @@ class World:
     def restored(self) -> None:
         """The database file was exchanged for an older one, while no process has it."""
         self._reader.close()
-        self._reader = connect_reader(parse_database_url(self.settings.database_url))
+        self._reader = connect_reader(file_of(self.settings.database_url))
         (row,) = self.rows("SELECT (SELECT MAX(seq) FROM transfer) AS t, (SELECT MAX(seq) FROM event) AS e")
         self.marks.update(transfer=row["t"] or 0, event=row["e"] or 0)
         for part in self.parts:
@@ -410,14 +411,13 @@ def opened(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spawn-sim-", dir=disk)))
         settings = settings_in(
             folder,
-            # The harness trusts loopback, and names that lead there must be refused here.
-            webhook_networks="",
+            webhook_networks="",  # the harness trusts loopback; names that lead there are refused here
             events_keep_s=climate.events_keep_s,
             warnings=climate.warnings,
             grace_s=climate.grace_s,
             **settings_for(climate.rail, Random(f"{name}|rail")),
         )
-        migrated_copy(parse_database_url(settings.database_url))
+        databases.make(settings.database_url)
         loop = SimLoop()
         world = World(
             seed=name,
