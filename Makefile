@@ -8,7 +8,7 @@ UV := $(BIN)/uv
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: help setup demo test check format types imports bench bench-burn bench-settlement soak fuzz sim sim-planted anvil lock openapi clean
+.PHONY: help setup demo test check format types imports bench bench-burn bench-settlement bench-replicas soak fuzz sim sim-planted anvil lock openapi clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -55,6 +55,9 @@ bench-burn: $(READY) ## A million servers, 100,000 due at once, settled with the
 
 bench-settlement: $(READY) ## Settling on anvil beside web3.py and the x402 facilitator, and gas; needs Node and npm
 	$(BIN)/python -m tests.bench.settlement $(ARGS)
+
+bench-replicas: $(READY) ## Paid calls with 1, 2 and 3 replicas on PostgreSQL, beside SQLite
+	$(BIN)/python -m tests.bench.replicas $(ARGS)
 
 REQUESTS ?= 1000000
 soak: $(READY) ## A million mixed calls (REQUESTS): memory stays flat, the books are right

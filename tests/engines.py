@@ -238,18 +238,23 @@ class Postgres:
             raise RuntimeError(f"{Path(command[0]).name} failed:\n{done.stdout}{done.stderr}")
         return done
 
-    def start(self) -> None:
+    def start(self, *, durable: bool = False) -> None:
         if self._as_user:
             shutil.chown(self._folder, user="postgres")
         data = str(self._folder / "data")
         # `trust` is safe here: only the owner of the folder can reach the socket in it.
         self._run(str(self._programs / "initdb"), "-D", data, "-A", "trust", "-E", "UTF8", "-N", "--locale=C")
         options = (
-            f"-c listen_addresses= -c unix_socket_directories={self._folder} -c fsync=off "
+            f"-c listen_addresses= -c unix_socket_directories={self._folder} "
+            f"-c fsync={'on' if durable else 'off'} "
             "-c max_connections=400 -c shared_buffers=128MB -c log_min_messages=fatal"
         )
         log = str(self._folder / "log")
         self._run(str(self._programs / "pg_ctl"), "-D", data, "-l", log, "-w", "-o", options, "start")
+
+    def pid(self) -> int:
+        """Of the process that all its others are children of."""
+        return int((self._folder / "data" / "postmaster.pid").read_text().splitlines()[0])
 
     def stop(self) -> None:
         data = str(self._folder / "data")
@@ -268,15 +273,15 @@ class Postgres:
 
 
 @contextmanager
-def postgres() -> Iterator[Postgres]:
-    """A running, empty PostgreSQL, gone afterwards. Skips or fails like `require`."""
+def postgres(*, durable: bool = False) -> Iterator[Postgres]:
+    """A running, empty PostgreSQL, gone afterwards; only a `durable` one flushes. Skips or fails like `require`."""
     require("postgresql")
     programs = _postgres_folder()
     assert programs is not None
     # Not pytest's folder: a socket's path may have about 100 bytes, and another user has to reach it.
     with tempfile.TemporaryDirectory(prefix="spawn-pg-") as name:
         server = Postgres(Path(name), programs)
-        server.start()
+        server.start(durable=durable)
         try:
             yield server
         finally:

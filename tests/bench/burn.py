@@ -182,7 +182,7 @@ def _load(
 
 
 def _round(server: Process, ready: list[bytes], options: argparse.Namespace) -> load.Load:
-    return load.run(server.port, ready, connections=options.connections, status=200, seconds=_ROUND_S)
+    return load.run([server.port], ready, connections=options.connections, status=200, seconds=_ROUND_S)
 
 
 def _reads(rounds: list[load.Load]) -> Reads:

@@ -22,7 +22,7 @@ from spawn_ledger.tx import Params, Row, Tx
 from spawn_schemas.ids import Address
 from spawn_schemas.money import Usdc
 
-from spawn.store.database import NO_PARAMS
+from spawn.store.database import NO_PARAMS, Database
 from spawn.store.migrate import migrate
 from spawn.store.sqlite import SqliteDatabase, connect_writer
 from tests.bench.processes import inherited, pinned
@@ -86,7 +86,7 @@ def measure_apart(
 def measure(folder: Path, *, transfers: int, rounds: int) -> list[Way]:
     """Write this many fees in each way and round, every time into a fresh copy of one database. Ours comes first."""
     template = folder / "template.db"
-    work = asyncio.run(_prepare(template, folder / "recorded.db", transfers))
+    work = asyncio.run(prepare(template, folder / "recorded.db", transfers))
     ways: dict[str, Callable[[Path], None]] = {
         f"spawn: {CALLERS} callers": lambda path: asyncio.run(_through_the_writer(path, transfers)),
         "sqlite3: a commit each": lambda path: _plain(path, work, per_commit=1),
@@ -126,7 +126,8 @@ def ways_table(title: str, ways: list[Way]) -> str:
     return table((title, "CPU us", "per s", "our rate / its", "its CPU / ours"), rows)
 
 
-def _fee(number: int) -> Transfer:
+def fee(number: int) -> Transfer:
+    """The transfer of this number."""
     return _transfer(f"fee|{number}", _ACCOUNTS[number % CALLERS], REV_OPFEE, 1_000, Code.FEE)
 
 
@@ -142,20 +143,25 @@ def _transfer(name: str, debit: str, credit: str, amount: int, code: Code) -> Tr
     )
 
 
-async def _prepare(template: Path, scratch: Path, transfers: int) -> Work:
-    """Fill the wallets of a new database, and record in a copy what each fee runs."""
-    migrate(f"sqlite:///{template}")
-    db = await SqliteDatabase.open(template)
+async def fill(db: Database) -> None:
+    """Give each wallet more than it will spend."""
     for account in _ACCOUNTS:
         topup = _transfer(f"topup|{account}", EXT_USDC, account, 10**12, Code.TOPUP)
         await db.write(lambda tx, topup=topup: post(tx, topup))  # type: ignore[misc]  # bound now, not later
+
+
+async def prepare(template: Path, scratch: Path, transfers: int) -> Work:
+    """Fill the wallets of a new database, and record in a copy what each fee runs."""
+    migrate(f"sqlite:///{template}")
+    db = await SqliteDatabase.open(template)
+    await fill(db)
     await db.close()
     shutil.copy(template, scratch)
     db = await SqliteDatabase.open(scratch)
 
     def record(tx: Tx, number: int) -> list[Statement]:
         recorder = _Recorder(tx)
-        post(recorder, _fee(number))
+        post(recorder, fee(number))
         return recorder.statements
 
     work = await db.write(lambda tx: [record(tx, number) for number in range(transfers)])
@@ -169,8 +175,8 @@ async def _through_the_writer(path: Path, transfers: int) -> None:
 
     async def caller() -> None:
         for number in numbers:
-            fee = _fee(number)
-            await db.write(lambda tx, fee=fee: post(tx, fee))  # type: ignore[misc]  # bound now, not later
+            due = fee(number)
+            await db.write(lambda tx, due=due: post(tx, due))  # type: ignore[misc]  # bound now, not later
 
     await asyncio.gather(*(caller() for _ in range(CALLERS)))
     await db.close()

@@ -83,10 +83,16 @@ def ask(port: int, request: bytes) -> Answer:
 
 
 def run(
-    port: int, requests: Sequence[bytes], *, connections: int, status: int, seconds: float = TIMEOUT_S
+    ports: Sequence[int],
+    requests: Sequence[bytes],
+    *,
+    connections: int,
+    status: int,
+    seconds: float = TIMEOUT_S,
 ) -> Load:
     """Send `requests` to loopback, as many as fit into `seconds`, and wait for the answer to each that was sent.
 
+    The connections take turns among the ports, as a balancer would have them.
     Raises UnexpectedAnswer at the first that is not answered with `status`, or not within `TIMEOUT_S`.
     """
     waiting = iter(requests)
@@ -94,8 +100,8 @@ def run(
     with ExitStack() as opened:
         poll = opened.enter_context(select.epoll())
         by_fd: dict[int, _Connection] = {}
-        for _ in range(min(connections, len(requests))):
-            connected = opened.enter_context(_connect(port))
+        for number in range(min(connections, len(requests))):
+            connected = opened.enter_context(_connect(ports[number % len(ports)]))
             by_fd[connected.fileno()] = _Connection(connected)
             poll.register(connected.fileno(), select.EPOLLIN)
         cpu_s, start = thread_time(), perf_counter()

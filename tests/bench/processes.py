@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 
@@ -79,10 +79,16 @@ def free_port() -> int:
 
 @contextmanager
 def running(
-    command: Sequence[str], port: int, *, ready: str, core: int, log: Path, environ: Mapping[str, str]
+    command: Sequence[str],
+    port: int,
+    *,
+    ready: str,
+    core: int | None,
+    log: Path,
+    environ: Mapping[str, str],
 ) -> Iterator[Process]:
-    """Run `command` on `core` until the block ends; enter it when `ready` answers at all."""
-    with log.open("wb") as output, pinned(core):
+    """Run `command` on `core` (None: on any) until the block ends; enter it when `ready` answers at all."""
+    with log.open("wb") as output, nullcontext() if core is None else pinned(core):
         process = subprocess.Popen(
             command, cwd=ROOT, env=inherited() | dict(environ), stdout=output, stderr=output
         )

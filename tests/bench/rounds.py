@@ -86,7 +86,7 @@ def _per_request(before: Mapping[str, float], after: Mapping[str, float], count:
 
 def _send(subject: Subject, server: Process, ready: list[bytes], limits: Limits) -> load.Load:
     return load.run(
-        server.port,
+        [server.port],
         ready,
         connections=limits.connections,
         status=subject.status,

@@ -87,7 +87,7 @@ def _send(server: Process, batches: list[Batch], connections: int) -> int:
     """Every kind at the same time, but the last, which repeats what was sent before."""
 
     def send(batch: Batch) -> int:
-        load.run(server.port, batch.requests, connections=connections, status=batch.status)
+        load.run([server.port], batch.requests, connections=connections, status=batch.status)
         return len(batch.requests)
 
     *together, last = batches
