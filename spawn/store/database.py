@@ -42,7 +42,8 @@ class Database(Protocol):
     async def read(self, sql: str, params: Params = NO_PARAMS) -> list[Row]:
         """Run one query and return all its rows; the caller bounds it. It sees every write answered before.
 
-        Raises DatabaseFailed when the engine stopped or was closed.
+        Raises SpawnError(overloaded) when too many reads wait, or a server is away; DatabaseFailed when the engine
+        stopped or was closed.
         """
         ...
 
@@ -53,8 +54,8 @@ class Database(Protocol):
         SQL, touches a bounded number of rows, waits for nothing, and lets every error of the database pass.
         Whatever it raises undoes all it wrote and reaches the caller. Cancelling the caller does not stop it.
 
-        Raises SpawnError(overloaded) when too many writes wait, and nothing was tried;
-        DatabaseFailed when the engine stopped or was closed.
+        Raises SpawnError(overloaded), and nothing was kept, when too many writes wait, others came first for too long,
+        or a server is away; DatabaseFailed when the engine stopped or was closed.
         """
         ...
 
