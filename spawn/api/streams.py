@@ -182,6 +182,7 @@ class StreamReply(Reply):
         end = now_s() + self._lasts_s
         silent_until = now_s() + streams.heartbeat_s
         while now_s() < end and not left.done() and not streams.watch.is_stopped:
+            told = streams.watch.told
             try:
                 page = await look(streams.db, self._wallet, self._asked)
             except StoreError:
@@ -194,11 +195,13 @@ class StreamReply(Reply):
                 silent_until = now_s() + streams.heartbeat_s
             self._asked = replace(self._asked, after=page.after)
             if not page.has_more:
-                await self._pause(left, page.after, min(end, silent_until) - now_s())
+                await self._pause(left, page, told, min(end, silent_until) - now_s())
 
-    async def _pause(self, left: "asyncio.Task[None]", after: int, timeout_s: float) -> None:
+    async def _pause(self, left: "asyncio.Task[None]", seen: Page, told: int, timeout_s: float) -> None:
         """Wait for news, or for the reader to leave."""
-        news = asyncio.create_task(self._streams.watch.changed(self._wallet, after, timeout_s=timeout_s))
+        news = asyncio.create_task(
+            self._streams.watch.changed(self._wallet, seen, told=told, timeout_s=timeout_s)
+        )
         try:
             await asyncio.wait((news, left), return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -54,17 +54,22 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
-    """The first and the last number that is kept, of whatever wallet. They are the same series for all."""
+    """The last number of the wallet's that is not kept any more, and the last that there is, of whatever wallet."""
 
-    oldest: int
+    forgotten: int
     newest: int
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
-    """The events found, and the number to ask on from. `has_more`: ask at once. `gap`: some are kept no more."""
+    """The events found, and the number to ask on from. `has_more`: ask at once. `gap`: some are kept no more.
+
+    `after` is a number of the wallet's own, or what was asked: those of others may be there before lower ones of its
+    own. `newest` is the last that there was, of whatever wallet: where somebody who watches them all begins.
+    """
 
     events: tuple[Seen, ...]
     after: int
+    newest: int
     has_more: bool
     gap: bool
 
@@ -116,15 +121,15 @@ def read_cursor(text: str) -> int:
 
 def page(asked: Query, seen: Sequence[Seen], kept: Kept) -> Page:
     """What `seen`, the wallet's next `asked.window` events, and `kept`, read together, are to who asked."""
-    after = kept.oldest - 1 if asked.after is None else asked.after
-    if after > kept.newest:
+    after, newest = kept.forgotten if asked.after is None else asked.after, kept.newest
+    if after > newest:
         # Only a restored backup knows less than it once told; its events are told again.
-        return Page(events=(), after=kept.oldest - 1, has_more=bool(kept.newest), gap=True)
-    gap = after < kept.oldest - 1
-    wanted = [event for event in seen if asked.wants(event)]
+        return Page(events=(), after=kept.forgotten, newest=newest, has_more=newest > 0, gap=True)
+    gap = after < kept.forgotten
+    wanted = tuple(event for event in seen if asked.wants(event))
     if len(wanted) > asked.limit:
         wanted = wanted[: asked.limit]
-        return Page(events=tuple(wanted), after=wanted[-1].seq, has_more=True, gap=gap)
-    if len(seen) == asked.window:
-        return Page(events=tuple(wanted), after=seen[-1].seq, has_more=True, gap=gap)
-    return Page(events=tuple(wanted), after=kept.newest, has_more=False, gap=gap)
+        return Page(events=wanted, after=wanted[-1].seq, newest=newest, has_more=True, gap=gap)
+    # Who was told of a gap has it behind him.
+    last = seen[-1].seq if seen else max(after, kept.forgotten)
+    return Page(events=wanted, after=last, newest=newest, has_more=len(seen) == asked.window, gap=gap)

@@ -50,12 +50,13 @@ class ListEvents(Read):
         loop = asyncio.get_running_loop()
         end = loop.time() + self._wait_s
         while (left_s := end - loop.time()) > 0 and not self._watch.is_stopped:
+            told = self._watch.told
             page = await look(db, wallet, self._asked)
             if page.events or page.gap:
                 return
             self._asked = msgspec.structs.replace(self._asked, after=page.after)
             if not page.has_more:
-                await self._watch.changed(wallet, page.after, timeout_s=left_s)
+                await self._watch.changed(wallet, page, told=told, timeout_s=left_s)
 
     def act(self, tx: Tx, context: Context) -> Acted:
         params = rows.seen_params(context.wallet, self._asked)

@@ -183,7 +183,7 @@ def test_the_faucet_says_what_it_did_not_understand(
 
 
 def test_migrating_twice_changes_nothing(tmp_path: Path) -> None:
-    assert spawn(tmp_path, "migrate").stdout == "spawn.db: applied 0001, 0002, 0003, 0004\n"
+    assert spawn(tmp_path, "migrate").stdout == "spawn.db: applied 0001, 0002, 0003, 0004, 0005\n"
     assert spawn(tmp_path, "migrate").stdout == "spawn.db: up to date already\n"
 
 

@@ -1,17 +1,23 @@
 """Steps that the tests of events share: things that happen, told for no reason but the test's."""
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
-from spawn_ledger.tx import Tx
+from spawn_ledger.tx import Params, Row, Tx
 from spawn_schemas.events import EventType, ServerData
 from spawn_schemas.ids import Address
 
+from spawn.domain.events import Page
+from spawn.services.event_watch import Watch
 from spawn.services.events import emit
+from spawn.store.database import NO_PARAMS, Database
 from tests.harness import World
 from tests.wallets import Wallet
+
+T = TypeVar("T")
 
 SERVER = "srv_aaaaaaaaaaaaaaaaaaaaaaaaaa"
 OTHER = "srv_bbbbbbbbbbbbbbbbbbbbbbbbbb"
@@ -71,3 +77,48 @@ async def session(world: World, wallet: Wallet) -> str:
     assert opened.status_code == 201, opened.text
     token: str = opened.json()["session"]["token"]
     return token
+
+
+# --- waiting --------------------------------------------------------------------------------------------------
+
+
+class CountingDatabase:
+    """A database that counts the rows that are read from it; and that may be one of several that write."""
+
+    def __init__(self, inner: Database, *, exclusive: bool = True) -> None:
+        self._inner = inner
+        self.exclusive = exclusive
+        self.reads = 0
+        self.rows = 0
+
+    async def read(self, sql: str, params: Params = NO_PARAMS) -> list[Row]:
+        found = await self._inner.read(sql, params)
+        self.reads += 1
+        self.rows += len(found)
+        return found
+
+    async def write(self, fn: Callable[[Tx], T]) -> T:
+        return await self._inner.write(fn)
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+    async def has_read(self, times: int) -> None:
+        """Until so many looks are over."""
+        async with asyncio.timeout(PATIENCE_S):
+            while self.reads < times:  # noqa: ASYNC110 - reading sets no event
+                await asyncio.sleep(0.01)
+
+
+async def woken(watch: Watch, wallet: Wallet, seen: Page, *, told: int | None = None) -> None:
+    """Fails where nothing wakes who waits."""
+    told = watch.told if told is None else told
+    async with asyncio.timeout(PATIENCE_S):
+        await watch.changed(wallet.address, seen, told=told, timeout_s=3 * PATIENCE_S)
+
+
+async def reached(world: World, true: Callable[[Watch], bool]) -> None:
+    """Until this is true of the service's watch."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not true(world.service.services.streams.watch):  # noqa: ASYNC110 - waiting sets no event
+            await asyncio.sleep(0.01)

@@ -1,50 +1,19 @@
 """Who waits for events is woken by each that may concern him, and by no other."""
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
-from spawn_ledger.tx import Params, Row, Tx
+from spawn_ledger.tx import Tx
 
+from spawn.domain.events import Page
 from spawn.services.event_watch import AT_ONCE, Watch
-from spawn.store.database import NO_PARAMS, Database
 from tests.harness import World, open_world
-from tests.integration.event_steps import PATIENCE_S, happen, happens
-from tests.wallets import Wallet
-
-T = TypeVar("T")
+from tests.integration.event_steps import PATIENCE_S, CountingDatabase, happen, happens, woken
 
 
-class CountingDatabase:
-    """A database that counts the rows that are read from it."""
-
-    def __init__(self, inner: Database) -> None:
-        self._inner = inner
-        self.reads = 0
-        self.rows = 0
-
-    @property
-    def exclusive(self) -> bool:
-        return self._inner.exclusive
-
-    async def read(self, sql: str, params: Params = NO_PARAMS) -> list[Row]:
-        found = await self._inner.read(sql, params)
-        self.reads += 1
-        self.rows += len(found)
-        return found
-
-    async def write(self, fn: Callable[[Tx], T]) -> T:
-        return await self._inner.write(fn)
-
-    async def close(self) -> None:
-        await self._inner.close()
-
-
-async def woken(watch: Watch, wallet: Wallet, after: int) -> None:
-    """Fails where nothing wakes who waits."""
-    async with asyncio.timeout(PATIENCE_S):
-        await watch.changed(wallet.address, after, timeout_s=3 * PATIENCE_S)
+def seen(after: int) -> Page:
+    """A look that found nothing, when this was the last number of all."""
+    return Page(events=(), after=after, newest=after, has_more=False, gap=False)
 
 
 def watching(world: World, every_s: float = 0.01) -> tuple[CountingDatabase, Watch]:
@@ -56,11 +25,11 @@ async def test_what_was_seen_for_others_is_not_missed_by_who_comes_later(tmp_pat
     async with open_world(tmp_path) as world:
         first, second = await world.wallet("0"), await world.wallet("0")
         _, watch = watching(world)
-        waiting = asyncio.create_task(watch.changed(first.address, 0, timeout_s=PATIENCE_S))
+        waiting = asyncio.create_task(watch.changed(first.address, seen(0), told=0, timeout_s=PATIENCE_S))
         await happen(world, second, "one")
         # By now it may be behind what the watch has seen: it was told nothing, since nobody waited for it.
         for _ in range(20):
-            await woken(watch, second, 0)
+            await woken(watch, second, seen(0), told=0)
         await happen(world, first, "two")
         await waiting
 
@@ -69,8 +38,11 @@ async def test_nobody_is_woken_by_what_happens_to_another(tmp_path: Path) -> Non
     async with open_world(tmp_path) as world:
         mine, other = await world.wallet("0"), await world.wallet("0")
         _, watch = watching(world)
-        waiting = asyncio.create_task(watch.changed(mine.address, 0, timeout_s=PATIENCE_S))
-        other_waiting = asyncio.create_task(watch.changed(other.address, 0, timeout_s=PATIENCE_S))
+        waiting = asyncio.create_task(watch.changed(mine.address, seen(0), told=0, timeout_s=PATIENCE_S))
+        await asyncio.sleep(0)
+        other_waiting = asyncio.create_task(
+            watch.changed(other.address, seen(0), told=1, timeout_s=PATIENCE_S)
+        )
         await happen(world, other, "not mine")
         await other_waiting
         assert not waiting.done()
@@ -90,7 +62,9 @@ async def test_only_what_is_new_is_read_and_nothing_while_nobody_waits(tmp_path:
         await world.parts.db.write(much)
         counting, watch = watching(world)
         assert counting.reads == 0
-        waiting = asyncio.create_task(watch.changed(wallet.address, 2 * AT_ONCE, timeout_s=PATIENCE_S))
+        waiting = asyncio.create_task(
+            watch.changed(wallet.address, seen(2 * AT_ONCE), told=0, timeout_s=PATIENCE_S)
+        )
         await asyncio.sleep(0)
         await happen(world, wallet, "new")
         await waiting
@@ -115,7 +89,7 @@ async def test_more_than_it_reads_at_once_is_seen_in_one_go(tmp_path: Path) -> N
             happens(tx, wallet.address, "mine")
 
         await world.parts.db.write(much)
-        await woken(watch, wallet, 0)
+        await woken(watch, wallet, seen(0))
         watch.stop()
 
 
@@ -123,7 +97,7 @@ async def test_a_database_that_fails_keeps_nobody_waiting(tmp_path: Path) -> Non
     async with open_world(tmp_path) as world:
         wallet = await world.wallet("0")
         _, watch = watching(world)
-        waiting = asyncio.create_task(woken(watch, wallet, 0))
+        waiting = asyncio.create_task(woken(watch, wallet, seen(0)))
         await asyncio.sleep(0)
         await world.service.operator.stop()
         await world.parts.db.close()

@@ -1,7 +1,6 @@
 """`GET /v1/events`: what happened to the wallet's things, once, in order, and to nobody else."""
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,8 @@ from spawn_schemas.events import EventType
 
 from spawn.domain.events import WINDOW
 from spawn.jobs.sweep import BATCH
-from spawn.services.event_watch import Watch
 from tests.harness import World, open_world
-from tests.integration.event_steps import OTHER, SERVER, ask, happen, happens, names, session
+from tests.integration.event_steps import OTHER, SERVER, ask, happen, happens, names, reached, session
 from tests.integration.server_steps import code
 from tests.wallets import Wallet
 
@@ -253,12 +251,6 @@ async def test_who_waits_hears_of_it_as_it_happens(tmp_path: Path) -> None:
         assert (names(body), body["next_cursor"], body["gap"]) == (["low"], "evt_4", False)
 
 
-async def reached(world: World, true: Callable[[Watch], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not true(world.service.services.streams.watch):  # noqa: ASYNC110 - waiting sets no event
-            await asyncio.sleep(0.01)
-
-
 async def test_who_waits_for_what_is_there_does_not_wait(tmp_path: Path) -> None:
     async with open_world(tmp_path) as world:
         wallet = await world.wallet("0")
@@ -274,7 +266,7 @@ async def test_who_waits_in_vain_gets_a_cursor_to_go_on_with(tmp_path: Path) -> 
         await happen(world, other, "not mine")
         assert await ask(world, wallet, "?wait=1") == {
             "events": [],
-            "next_cursor": "evt_1",
+            "next_cursor": "evt_0",
             "has_more": False,
             "gap": False,
         }

@@ -144,6 +144,24 @@ def test_a_migration_that_fails_leaves_nothing_of_itself(url: str, path: Path) -
     assert migrate(url)[-1] == head_version()
 
 
+@pytest.mark.parametrize(
+    ("kept", "forgotten"), [([], []), ([1, 2], []), ([41, 43], [("", 40)])], ids=["none", "all", "some"]
+)
+def test_events_forgotten_before_there_were_heads_stay_forgotten(
+    url: str, path: Path, kept: list[int], forgotten: list[tuple[str, int]]
+) -> None:
+    migrate(url)
+    execute(path, "DROP TABLE event_head")
+    execute(path, "UPDATE alembic_version SET version_num = '0004'")
+    for seq in kept:
+        execute(
+            path,
+            f"INSERT INTO event (seq, wallet, type, resource, at, data) VALUES ({seq}, '', '', '', 0, '')",
+        )
+    migrate(url)
+    assert execute(path, "SELECT wallet, forgotten FROM event_head") == forgotten
+
+
 def test_revisions_are_named_by_their_files(path: Path) -> None:
     config = Config()
     config.set_main_option("script_location", str(ROOT / "migrations"))

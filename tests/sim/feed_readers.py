@@ -85,12 +85,16 @@ class Reader:
         after, until = self.after or 0, _number(page["next_cursor"])
         numbers = [_number(event["id"]) for event in page["events"]]
         (kept,) = world.rows(
-            "SELECT COALESCE(MIN(seq), 0) AS oldest, COALESCE(MAX(seq), 0) AS newest FROM event"
+            "SELECT COALESCE((SELECT forgotten FROM event_head WHERE wallet = :wallet), 0) AS forgotten,"
+            " COALESCE(MAX(seq), 0) AS newest FROM event",
+            wallet=self.customer.address,
         )
         if page["gap"] and after > kept["newest"]:
             return  # a backup was put back, and the list begins anew
-        if page["gap"] and after + 1 >= kept["oldest"]:
-            _broken(world, f"evt_{after} has a gap behind it, and kept is all from {kept['oldest']} on")
+        if page["gap"] and after >= kept["forgotten"]:
+            _broken(world, f"evt_{after} has a gap behind it, and kept is all after {kept['forgotten']}")
+        if not page["has_more"] and until > max([after, kept["forgotten"], *self._own(world)]):
+            _broken(world, f"the feed from evt_{after} goes on from evt_{until}, which is none of its events")
         if numbers != sorted(set(numbers)) or len(numbers) > limit:
             _broken(world, f"a page of {limit} lists {numbers}")
         rows = world.rows(
@@ -105,7 +109,7 @@ class Reader:
         for event in page["events"]:
             number = _number(event["id"])
             row = wanted.get(number)
-            if row is None and number >= kept["oldest"]:
+            if row is None and number > kept["forgotten"]:
                 world.violation(
                     "foreign", f"{self.customer.address} read {event}, which is none of its events"
                 )
@@ -117,6 +121,10 @@ class Reader:
                 _broken(world, f"the feed says {event}, and written is {row}")
             if self.collected.setdefault(number, event) != event:
                 _broken(world, f"the feed says {event}, and said {self.collected[number]}")
+
+    def _own(self, world: "World") -> list[int]:
+        rows = world.rows("SELECT seq FROM event WHERE wallet = :wallet", wallet=self.customer.address)
+        return [row["seq"] for row in rows]
 
 
 def matches(pattern: str, type_: str) -> bool:

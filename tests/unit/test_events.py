@@ -122,9 +122,9 @@ def look(asked: Query, table: list[Seen], kept: Kept) -> events.Page:
 @st.composite
 def tables(draw: st.DrawFn) -> tuple[list[Seen], Kept]:
     """A wallet's events among those of others, after some were forgotten."""
-    first = draw(st.integers(1, 50))
-    mine = draw(st.lists(st.integers(first, first + 600), unique=True, max_size=450))
-    newest = max([first, *mine]) + draw(st.integers(0, 5))
+    forgotten = draw(st.integers(0, 50))
+    mine = draw(st.lists(st.integers(forgotten + 1, forgotten + 600), unique=True, max_size=450))
+    newest = max([forgotten, *mine]) + draw(st.integers(0, 5))
     table = [
         seen(
             seq,
@@ -133,7 +133,7 @@ def tables(draw: st.DrawFn) -> tuple[list[Seen], Kept]:
         )
         for seq in sorted(mine)
     ]
-    return table, Kept(oldest=first, newest=newest)
+    return table, Kept(forgotten=forgotten, newest=newest)
 
 
 @given(
@@ -156,31 +156,73 @@ def test_asking_on_shows_what_is_asked_for_once_and_in_order(
         asked = msgspec.structs.replace(asked, after=page.after)
         if not page.has_more:
             break
-    assert asked.after == range_kept.newest
+    assert asked.after == max([range_kept.forgotten, *(event.seq for event in table)])
     assert found == [event for event in table if asked.wants(event)]
 
 
+@given(
+    st.lists(st.booleans(), max_size=60),
+    st.lists(st.integers(0, 60), max_size=40),
+    st.sampled_from(["*", "deposit.low"]),
+    st.integers(1, 5),
+)
+def test_asking_on_misses_nothing_that_becomes_visible_behind_others(
+    is_mine: list[bool], there: list[int], pattern: str, limit: int
+) -> None:
+    """All of the others' events are there at once; `there` is how many of its own each look may see at least."""
+    types = ["server.running", "deposit.low"]
+    own = [seen(seq, type=types[seq % 2]) for seq, mine in enumerate(is_mine, 1) if mine]
+    asked, found, visible = Query(pattern=pattern, limit=limit), list[Seen](), 0
+    for many in there + [len(own)] * (len(own) + 2):
+        visible = max(visible, many)
+        page = look(asked, own[:visible], Kept(forgotten=0, newest=len(is_mine)))
+        found += page.events
+        asked = msgspec.structs.replace(asked, after=page.after)
+    assert found == [event for event in own if asked.wants(event)]
+
+
+@given(tables(), st.integers(0, 60), st.integers(1, 100))
+def test_a_gap_is_told_where_something_is_forgotten_and_once(
+    kept: tuple[list[Seen], Kept], after: int, limit: int
+) -> None:
+    table, range_kept = kept
+    page = look(Query(after=after, limit=limit), table, range_kept)
+    is_ahead = after > range_kept.newest
+    assert page.gap == (is_ahead or after < range_kept.forgotten)
+    assert not look(Query(after=page.after, limit=limit), table, range_kept).gap
+
+
 def test_a_cursor_from_before_what_is_kept_is_told_once() -> None:
-    kept = Kept(oldest=10, newest=12)
+    kept = Kept(forgotten=9, newest=12)
     table = [seen(10), seen(12)]
     page = look(Query(after=8, limit=1), table, kept)
     assert (page.gap, page.after, page.has_more) == (True, 10, True)
     page = look(Query(after=page.after), table, kept)
     assert (page.gap, page.after, page.has_more) == (False, 12, False)
-    assert not look(Query(after=9), table, kept).gap, "the next number after it is kept"
+    assert not look(Query(after=9), table, kept).gap, "it had seen all that is forgotten"
     assert not look(Query(after=None), table, kept).gap, "nothing was seen before, so nothing is missed"
+    page = look(Query(after=8), [], kept)
+    assert (page.gap, page.after) == (True, 9), "nothing is left, and the gap lies behind"
+
+
+def test_the_cursor_is_no_number_of_anybody_else() -> None:
+    kept = Kept(forgotten=0, newest=12)
+    page = look(Query(), [seen(7)], kept)
+    assert (page.after, page.newest) == (7, 12)
+    assert look(Query(after=8), [seen(7)], kept).after == 8
+    assert look(Query(), [], kept).after == 0
 
 
 def test_a_cursor_from_what_a_restored_backup_has_forgotten_begins_anew() -> None:
-    kept = Kept(oldest=3, newest=12)
+    kept = Kept(forgotten=2, newest=12)
     page = look(Query(after=13), [seen(3)], kept)
     assert (page.events, page.gap, page.after, page.has_more) == ((), True, 2, True)
     page = look(Query(after=page.after), [seen(3)], kept)
-    assert ([event.seq for event in page.events], page.gap, page.after) == ([3], False, 12)
+    assert ([event.seq for event in page.events], page.gap, page.after) == ([3], False, 3)
 
 
 def test_of_nothing_at_all_the_cursor_is_good_all_the_same() -> None:
-    page = look(Query(), [], Kept(oldest=1, newest=0))
+    page = look(Query(), [], Kept(forgotten=0, newest=0))
     assert (page.events, page.gap, page.after, page.has_more, page.says_nothing) == (
         (),
         False,

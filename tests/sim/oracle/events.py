@@ -1,7 +1,9 @@
 """Events reach whoever is to hear of them (docs/events.md, docs/webhooks.md).
 
 Invariants:
-- an event is written once and never changed, under a number higher than every one before;
+- an event is written once and never changed, under a number higher than every one before of its wallet, and than
+  all that a restored backup has lost;
+- what is kept of a wallet is all after the number that its head says is forgotten, and nothing up to it;
 - in its commit there is a delivery for each webhook of its wallet that is enabled and wants its type, and no other;
 - a webhook hears of each of them at least once, signed, under one id with one body, and of one resource in order: a
   later one is sent only after what became of the earlier one is written down;
@@ -34,7 +36,10 @@ class Events(Part):
 
     def __init__(self, world: "World") -> None:
         super().__init__(world)
-        self._newest = 0
+        self._newest: dict[str, int] = {}
+        """By wallet the highest number so far: those of others may be committed before lower ones."""
+        self._lost = 0
+        """The highest number of all when the last backup was put back."""
         self._events: dict[int, Row] = {}
         self._hashes: dict[int, bytes] = {}
         self._webhooks: dict[str, Row] = {}
@@ -50,6 +55,7 @@ class Events(Part):
     def restored(self) -> None:
         """The lost rows have been told; those that there are now count. Their numbers never come again."""
         world = self.world
+        self._lost = max([self._lost, *self._newest.values()])
         self._events = {row["seq"]: row for row in world.rows("SELECT * FROM event")}
         self._hashes = {seq: _hash(row) for seq, row in self._events.items()}
         self._webhooks = {row["id"]: row for row in world.rows("SELECT * FROM webhook")}
@@ -83,9 +89,10 @@ class Events(Part):
 
     def _told(self, event: Row, found: list[str], changes: Changes) -> None:
         seq = event["seq"]
-        if seq <= self._newest:
-            self._broken(f"event {seq} comes after {self._newest}")
-        self._newest = seq
+        newest = max(self._newest.get(event["wallet"], 0), self._lost)
+        if seq <= newest or seq in self._events:
+            self._broken(f"event {seq} of {event['wallet']} comes after {newest}")
+        self._newest[event["wallet"]] = seq
         self._events[seq], self._hashes[seq] = event, _hash(event)
         if event["type"] == "webhook.test":
             if found != [event["resource"]]:
@@ -198,17 +205,16 @@ class Events(Part):
 
     def at_rest(self) -> None:
         """What was written is as it was written; the oldest may be forgotten, in order, and nothing that waits."""
-        rows = self.world.rows("SELECT * FROM event ORDER BY seq")
-        kept = {row["seq"]: _hash(row) for row in rows}
-        oldest = rows[0]["seq"] if rows else self._newest
-        for seq, digest in self._hashes.items():
-            if seq >= oldest and kept.get(seq) != digest:
-                self._broken(f"event {seq} was {self._events[seq]}, and is changed or gone")
+        kept = {row["seq"]: _hash(row) for row in self.world.rows("SELECT * FROM event")}
+        heads = {row["wallet"]: row["forgotten"] for row in self.world.rows("SELECT * FROM event_head")}
         horizon = self.world.clock.now_s() - self.world.settings.events_keep_s
-        for seq in (
-            seq for seq in self._hashes if seq < oldest and self._events[seq]["at"] > horizon + TAKEN_S * 6
-        ):
-            self._broken(f"event {seq} of {self._events[seq]['at']} is forgotten before its time")
+        for seq, digest in self._hashes.items():
+            event = self._events[seq]
+            is_forgotten = seq <= heads.get(event["wallet"], 0)
+            if kept.get(seq) != (None if is_forgotten else digest):
+                self._broken(f"event {seq} was {event}, is changed or gone, and heads are {heads}")
+            if is_forgotten and event["at"] > horizon + TAKEN_S * 6:
+                self._broken(f"event {seq} of {event['at']} is forgotten before its time")
         for (webhook, seq), row in self._deliveries.items():
             is_ours = row["state"] == "failed" and row["error"] != "disabled" and row["status_code"] != GONE
             if is_ours and self._webhooks[webhook]["enabled"]:
