@@ -27,6 +27,7 @@ from spawn.payments.facilitator import Facilitator
 from spawn.payments.holdings import Holdings, TokenHoldings
 from spawn.payments.onchain import OnChain
 from spawn.payments.standings import Standing
+from spawn.services.leader import holder_name
 from spawn.settings import Settings
 from spawn.store.arrivals import KEEP_WATCH, SELECT_WATCH
 from spawn.store.database import Database, StoreError
@@ -73,7 +74,7 @@ def open_rail(
 ) -> Rail:
     """The rail that the settings name. Raises StoreError or InvalidSetting, with what to do."""
     if settings.payments == "self":
-        return self_rail(settings, db, clock, open_node(settings, opened))
+        return self_rail(settings, db, clock, open_node(settings, opened), holder_name(entropy))
     if settings.payments == "facilitator":
         return _remote(settings, clock, entropy, open_node(settings, opened), opened)
     chain = open_devnet(settings, clock)
@@ -142,8 +143,8 @@ def kept_recursion_limit() -> Iterator[None]:
         sys.setrecursionlimit(limit)
 
 
-def self_rail(settings: Settings, db: Database, clock: Clock, node: Node) -> Rail:
-    """Transactions of our own, through this node."""
+def self_rail(settings: Settings, db: Database, clock: Clock, node: Node, holder: str) -> Rail:
+    """Transactions of our own, through this node, where the lease of process `holder` says so."""
     with kept_recursion_limit():
         from spawn.services.relayer import Relayer
 
@@ -159,7 +160,7 @@ def self_rail(settings: Settings, db: Database, clock: Clock, node: Node) -> Rai
         eth_price_usdc=settings.eth_price_usdc,
     )
     on_chain = OnChain(node, our_terms, confirmations=settings.confirmations)
-    relayer = Relayer(db, node, on_chain, our_terms, policy, settings.relayer_keys, clock)
+    relayer = Relayer(db, node, on_chain, our_terms, policy, settings.relayer_keys, clock, holder)
     return Rail(
         chain=_named(our_terms),
         facilitator=relayer,

@@ -11,18 +11,18 @@ from spawn.desk import open_desk
 from spawn.jobs.burn import Burn
 from spawn.jobs.deliveries import Deliveries as Sending
 from spawn.jobs.incidents import Incidents
-from spawn.jobs.leader import Fenced, Leader, holder_name, leased
 from spawn.jobs.operations import Operations
 from spawn.jobs.prices import Listing, Prices
 from spawn.jobs.settlements import Settlements
 from spawn.jobs.suspense import Suspense
 from spawn.jobs.sweep import Sweep
-from spawn.jobs.ticker import Job, Ticker
+from spawn.jobs.ticker import Job, Ticker, leased
 from spawn.jobs.treasury import Treasury
 from spawn.parts import Parts, recover
 from spawn.services.admin import Clerk
 from spawn.services.billing import Billing
 from spawn.services.deliveries import Deliveries
+from spawn.services.leader import Fenced, Leader, holder_name
 from spawn.services.operator import Operator
 from spawn.services.price_list import PriceList
 from spawn.services.reconcile import Reconciler

@@ -43,12 +43,13 @@ def make_relayer(
     *,
     keys: tuple[str, ...] = (KEY,),
     terms: Terms = TERMS,
+    holder: str = "the only process",
     **changes: Any,
 ) -> Relayer:
     """A relayer that was not started; `changes` are to the policy."""
     policy = replace(POLICY, **changes)
     on_chain = OnChain(node, terms, confirmations=policy.confirmations)
-    return Relayer(db, node, on_chain, terms, policy, keys, clock)
+    return Relayer(db, node, on_chain, terms, policy, keys, clock, holder)
 
 
 @asynccontextmanager

@@ -60,6 +60,8 @@ class RelayPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """Payments that one step tries out in one `eth_call`, whose gas nodes limit to one block's."""
     poll_s: float = 0.5
     """How often a transaction in flight is looked at; Base makes a block every two seconds."""
+    look_s: float = 0.2
+    """How often the process that relays looks for what others wrote down, and they for what became of it."""
     linger_s: float = 0.01
     """How long the first payment after a pause waits for company."""
 

@@ -1,8 +1,9 @@
 """What happens by itself: one ticker calls `tick(now)` of each job; what is due lives in tables.
 
 Invariant: a tick that is missed, late, doubled or cut short changes nothing but the moment at which things happen.
-Which process ticks is decided elsewhere (`leader`). The scheduler plans by the machine's clock, so that a clock step
-needs care: one forwards, of whatever length, is one tick; after one backwards the jobs go on within `WATCH_S`.
+Which process ticks is decided elsewhere (`services.leader`). The scheduler plans by the machine's clock, so that a
+clock step needs care: one forwards, of whatever length, is one tick; after one backwards the jobs go on within
+`WATCH_S`.
 """
 
 import asyncio
@@ -14,8 +15,10 @@ from typing import Final
 import msgspec
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.base import BaseTrigger
+from msgspec.structs import replace
 
 from spawn.clock import Clock
+from spawn.services.leader import Leader
 from spawn.store.leases import LeaseLost
 
 log = logging.getLogger(__name__)
@@ -30,6 +33,21 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     every_s: float
     tick: Callable[[int], Awaitable[None]]
+
+
+def leased(job: Job, leader: Leader) -> Job:
+    """The same job, which does nothing while another process runs the jobs.
+
+    Its tick raises LeaseLost when the lease is lost on the way: what it has not done is still due for the next holder.
+    """
+
+    async def tick(now: int) -> None:
+        token = await leader.token()
+        if token is not None:
+            with leader.term(token):
+                await job.tick(now)
+
+    return replace(job, tick=tick)
 
 
 class Every(BaseTrigger):  # type: ignore[misc]  # the library ships no types

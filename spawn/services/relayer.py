@@ -1,16 +1,18 @@
 """Settling on a real chain by ourselves: the facilitator whose transactions we sign and pay.
 
-Invariant: a payment has one row and one outcome for whoever settles it, however often. A row is `failed` only while
-nothing of ours could move the money, and `confirmed` only by what the chain shows; everything between is carried on
-by the next start.
+Invariant: a payment has one row and one outcome for whoever settles it, however often and in whichever process. A row
+is `failed` only while nothing of ours could move the money, and `confirmed` only by what the chain shows; everything
+between is carried on by whoever holds the lease next. Of all processes on a database one relays, with all the keys.
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
+from spawn_schemas.errors import SpawnError
 from spawn_schemas.ids import Address
 from spawn_schemas.money import MAX_USDC
 from spawn_schemas.x402 import Reason
@@ -22,30 +24,28 @@ from spawn.payments.contract_wallets import ContractWallets
 from spawn.payments.exact import ExactPayment, Terms
 from spawn.payments.facilitator import Rejected, Settled, SettlementUnclear
 from spawn.payments.onchain import OnChain
-from spawn.services.relayer_desk import Desk, Item
-from spawn.services.relayer_flight import Flight, Signer
-from spawn.services.relayer_lane import Lane
-from spawn.services.relayer_outcomes import Outcomes
-from spawn.services.relayer_trial import Trial
+from spawn.services.leader import Fenced, Leader, Office
+from spawn.services.relayer_desk import Handed, Item
+from spawn.services.relayer_flight import Signer
+from spawn.services.relayer_tenure import Tenure
+from spawn.services.relayer_watch import Watch, outcome_of, stored
 from spawn.store import settlements as rows
-from spawn.store.database import Database
+from spawn.store.database import Database, StoreError
+from spawn.store.leases import LeaseLost
 from spawn.store.settlements import Settlement
 
 log = logging.getLogger(__name__)
 
+RELAYING: Final = Office(name="relayer", does="relays payments", renew_s=5, lease_s=15)
+"""Its lease is shorter than a call waits for its payment, so that some outlive the process that relays."""
 PAUSE_S: Final = 1.0
-"""How long a lane rests after an error that nobody foresaw."""
+"""How long nobody is elected after an error that nobody foresaw."""
 
-# Made at import: two threads that make the first one of a type at once crash the process.
-_payments: Final = msgspec.json.Decoder(ExactPayment)
 _encoder: Final = msgspec.json.Encoder()
 
 
 class Relayer:
-    """A `Facilitator`. One task per key, between `start` and `stop`; tests call `step` instead.
-
-    A key, and the rows of a database, belong to one process at a time.
-    """
+    """A `Facilitator`. It works by itself between `start` and `stop`; tests call `step` instead."""
 
     def __init__(
         self,
@@ -56,41 +56,29 @@ class Relayer:
         policy: RelayPolicy,
         keys: Sequence[str],
         clock: Clock,
+        holder: str,
     ) -> None:
-        """`on_chain` must ask for as many confirmations as `policy`. Raises ValueError for a key that is none."""
+        """`on_chain` must ask for as many confirmations as `policy`; `holder` is a name that no other process has.
+
+        Raises ValueError for a key that is none.
+        """
         self._db = db
+        self._node = node
         self._on_chain = on_chain
         self._terms = terms
         self._policy = policy
         self._clock = clock
-        self._node = node
-        self._desk = Desk()
-        self._trial = Trial(
-            node,
-            on_chain,
-            terms,
-            policy,
-            self._desk,
-            has_code=ContractWallets(node, terms, clock.now_s).has_code,
-        )
-        self._outcomes = Outcomes(
-            db,
-            node,
-            on_chain,
-            terms,
-            self._desk,
-            confirmations=policy.confirmations,
-            eth_price_usdc=policy.eth_price_usdc,
-        )
-        self._signers = [
+        self._wallets = ContractWallets(node, terms, clock.now_s)
+        self._signers = tuple(
             Signer(key, chain_id=terms.chain_id, asset=terms.asset, multicall=policy.multicall)
             for key in keys
-        ]
-        self._lanes: list[Lane] | None = None
-        self._restoring = asyncio.Lock()
-        self._wakes: list[asyncio.Event] = []
+        )
+        self._lease = Leader(db, clock, holder, RELAYING)
+        self._role: Tenure | Watch = Watch(db)
+        self._electing = asyncio.Lock()
+        self._lost = asyncio.Event()
         self._reserving: set[asyncio.Task[None]] = set()
-        self._running: list[asyncio.Task[None]] = []
+        self._keeper: asyncio.Task[None] | None = None
 
     @property
     def accounts(self) -> tuple[Address, ...]:
@@ -106,13 +94,14 @@ class Relayer:
         loop = asyncio.get_running_loop()
         end = loop.time() + self._policy.settle_wait_s
         while True:
-            item = await self._item(payment)
-            await asyncio.wait({item.ended}, timeout=max(0.0, end - loop.time()))
+            item = await self._settling(payment, end)
             if not item.ended.done():
                 raise SettlementUnclear(
                     "The transfer is under way; it is not confirmed yet.", transaction=item.transaction
                 )
             outcome = item.ended.result()
+            if isinstance(outcome, Handed):
+                continue
             if isinstance(outcome, Exception):
                 raise outcome
             if item.payment == payment:
@@ -121,13 +110,34 @@ class Relayer:
                 return _settled_for(payment, item.payment, outcome)
             # Another authorization had this nonce, and it failed: now it is this one's turn.
 
+    async def _settling(self, payment: ExactPayment, end: float) -> Item:
+        """Wait for this payment; it is written down and lined up unless it is on its way already."""
+        id_ = self._id(payment)
+        item = self._role.desk.find(id_)
+        written: asyncio.Task[None] | None = None
+        if item is None:
+            item = self._role.desk.open(id_, payment)
+            # A task of its own: whoever waits may be cancelled, what was written may not be forgotten.
+            written = asyncio.create_task(self._reserve(self._role, item), name="reserve a settlement")
+            self._reserving.add(written)
+            written.add_done_callback(self._reserving.discard)
+        item.askers += 1
+        try:
+            if written is not None:
+                await asyncio.shield(written)
+            left = end - asyncio.get_running_loop().time()
+            await asyncio.wait({item.ended}, timeout=max(0.0, left))
+        finally:
+            item.askers -= 1
+        return item
+
     async def find(self, payment: ExactPayment) -> Settled | None:
         """See `Facilitator.find`. What we have under way is unclear, whatever its time: it is given up first."""
         id_ = self._id(payment)
         known = [
             rows.settlement_from(row) for row in await self._db.read(rows.SELECT_SETTLEMENT, {"id": id_})
         ]
-        if known and known[0].state is not SettlementState.FAILED and _stored(known[0]) == payment:
+        if known and known[0].state is not SettlementState.FAILED and stored(known[0]) == payment:
             transaction = known[0].transaction_hash
             if known[0].state is SettlementState.CONFIRMED and transaction is not None:
                 return Settled(transaction=transaction)
@@ -148,21 +158,7 @@ class Relayer:
             reason=Reason.INSUFFICIENT_FUNDS.value, message="Nobody holds as much as this authorizes."
         )
 
-    async def _item(self, payment: ExactPayment) -> Item:
-        """Where to wait for this payment; it is written down and lined up unless it is on its way already."""
-        await self._restored()
-        id_ = self._id(payment)
-        item = self._desk.find(id_)
-        if item is None:
-            item = self._desk.open(id_, payment)
-            # A task of its own: whoever waits may be cancelled, what was written may not be forgotten.
-            task = asyncio.create_task(self._reserve(item), name="reserve a settlement")
-            self._reserving.add(task)
-            task.add_done_callback(self._reserving.discard)
-            await asyncio.shield(task)
-        return item
-
-    async def _reserve(self, item: Item) -> None:
+    async def _reserve(self, role: Tenure | Watch, item: Item) -> None:
         now = self._clock.now_s()
         row = Settlement(
             id=item.id,
@@ -182,38 +178,41 @@ class Relayer:
         try:
             known = await self._db.write(lambda tx: rows.reserve(tx, row))
         except Exception as error:  # noqa: BLE001 - it is the answer of everybody who waits
-            self._desk.end(item, error)
+            role.desk.end(item, error)
             return
-        if known is row:
-            self._desk.line_up((item,))
-            for wake in self._wakes:
-                wake.set()
-        elif known.state is SettlementState.CONFIRMED and known.transaction_hash is not None:
-            settled = Settled(transaction=known.transaction_hash)
-            self._desk.end(item, _settled_for(item.payment, _stored(known), settled))
-        else:
-            unclear = SettlementUnclear(
-                "Another process brings it to the chain.", transaction=known.transaction_hash
-            )
-            self._desk.end(item, unclear)
+        if known is not row:
+            # Another process was first, maybe with another authorization of this nonce.
+            item.payment = stored(known)
+            item.transaction = known.transaction_hash
+        outcome = outcome_of(known)
+        if outcome is not None:
+            role.desk.end(item, outcome)
+            return
+        role.desk.line_up((item,))
+        role.wake()
 
     # --- its life ---------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Take up what the last process left, and go on until `stop`. The node need not answer yet."""
-        for lane in await self._restored():
-            wake = asyncio.Event()
-            self._wakes.append(wake)
-            self._running.append(asyncio.create_task(self._run(lane, wake), name=f"relayer {lane.account}"))
+        """Relay if nobody does, and go on until `stop`. The node need not answer yet."""
+        with contextlib.suppress(LeaseLost):
+            (await self._turn()).start()
+        self._keeper = asyncio.create_task(self._keep(), name="relayer's lease")
 
     async def stop(self) -> None:
-        """Stop at once; the rows say where the next start goes on. Who waits is told that it is unclear."""
-        tasks = [*self._running, *self._reserving]
+        """Stop at once, and let another process relay; the rows say where it goes on. Who waits is told that it is
+        unclear.
+        """
+        tasks = [*self._reserving] if self._keeper is None else [self._keeper, *self._reserving]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for item in list(self._desk.undecided):
-            self._desk.end(item, SettlementUnclear("The service is stopping.", transaction=item.transaction))
+        await self._role.stop()
+        self._role.desk.clear(
+            lambda item: SettlementUnclear("The service is stopping.", transaction=item.transaction)
+        )
+        with contextlib.suppress(StoreError, SpawnError):  # another waits until the lease is old, then
+            await self._lease.resign()
 
     async def step(self, now: int) -> bool:
         """One round of every key, at this time (unix seconds); True when another should follow at once.
@@ -221,101 +220,65 @@ class Relayer:
         What is being written down is waited for, so that a test knows what a round has seen.
         """
         await asyncio.gather(*self._reserving)
-        return any([await lane.step(now) for lane in await self._restored()])
-
-    async def _run(self, lane: Lane, wake: asyncio.Event) -> None:
-        while True:
-            wake.clear()
-            try:
-                if await lane.step(self._clock.now_s()):
-                    await self._linger()
-                    continue
-            except Exception:
-                # What one round could not do, the next tries; the rows are as they were, or as they should be.
-                log.exception("relayer %s stumbled", lane.account)
-                await asyncio.sleep(PAUSE_S)
-                continue
-            await self._rest(lane, wake)
-
-    async def _rest(self, lane: Lane, wake: asyncio.Event) -> None:
-        """Until something waits, or it is time to look at what is in flight."""
-        if lane.is_full:
-            await asyncio.sleep(self._policy.poll_s)
-            return
         try:
-            async with asyncio.timeout(None if lane.is_idle else self._policy.poll_s):
-                await wake.wait()
-        except TimeoutError:
-            return
-        await self._linger()
+            return await (await self._turn()).step(now)
+        except LeaseLost:
+            return True
 
-    async def _linger(self) -> None:
-        """Let payments that come one after the other share a transaction, unless enough wait to fill one."""
-        if len(self._desk.waiting) < self._policy.batch_max:
-            await asyncio.sleep(self._policy.linger_s)
-
-    # --- what the last process left ---------------------------------------------------------------------------
-
-    async def _restored(self) -> Sequence[Lane]:
-        async with self._restoring:
-            if self._lanes is None:
-                self._lanes = await self._restore()
-            return self._lanes
-
-    async def _restore(self) -> list[Lane]:
-        """A lane for each key, and for each account that still has transactions in flight."""
-        flights: dict[tuple[Address, int], Flight] = {}
-        for row in await self._db.read(rows.SELECT_OPEN_RELAYS):
-            relay = rows.relay_from(row)
-            name = (relay.relayer, relay.nonce)
-            flights.setdefault(name, Flight(nonce=relay.nonce, items=[], relays=[])).relays.append(relay)
-        async for settlement in self._unfinished():
-            item = self._desk.open(settlement.id, _stored(settlement))
-            item.transaction = settlement.transaction_hash
-            if settlement.relayer is None or settlement.relayer_nonce is None:
-                self._desk.line_up((item,))
-            else:
-                flights[settlement.relayer, settlement.relayer_nonce].items.append(item)
-        signers = {signer.account: signer for signer in self._signers}
-        accounts = dict.fromkeys([*signers, *(relayer for relayer, _ in flights)])
-        return [
-            await self._lane(
-                account, signers.get(account), [f for (a, _), f in flights.items() if a == account]
-            )
-            for account in accounts
-        ]
-
-    async def _unfinished(self) -> AsyncIterator[Settlement]:
-        created_at, id_ = 0, ""
+    async def _keep(self) -> None:
+        """See to the lease, and to what other processes write: for ever, but with the database to ourselves."""
         while True:
-            params = {"created_at": created_at, "id": id_, "limit": rows.PAGE}
-            page = [
-                rows.settlement_from(row) for row in await self._db.read(rows.SELECT_OPEN_SETTLEMENTS, params)
-            ]
-            for settlement in page:
-                yield settlement
-            if len(page) < rows.PAGE:
-                return
-            created_at, id_ = page[-1].created_at, page[-1].id
+            self._lost.clear()
+            pause = self._policy.look_s
+            try:
+                (await self._turn()).start()
+            except LeaseLost:
+                pass  # the next turn finds out whose it is
+            except Exception:
+                log.exception("what other processes do with payments cannot be seen")
+                pause = PAUSE_S
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if self._role.is_complete else pause):
+                    await self._lost.wait()
 
-    async def _lane(self, account: Address, signer: Signer | None, flights: Sequence[Flight]) -> Lane:
-        (found,) = await self._db.read(rows.SELECT_NEXT_NONCE, {"relayer": account})
-        return Lane(
-            account,
-            signer,
-            db=self._db,
-            node=self._node,
-            desk=self._desk,
-            trial=self._trial,
-            outcomes=self._outcomes,
-            flights=flights,
-            next_nonce=found["nonce"],
-            in_flight_max=self._policy.in_flight_max,
+    async def _turn(self) -> Tenure | Watch:
+        """Take the part that the lease gives us, and look at what other processes wrote. Raises LeaseLost."""
+        async with self._electing:
+            token = await self._lease.token()
+            if self._role.token is not None and self._role.token != token:
+                log.warning("this process relays payments no more")
+                await self._become(Watch(self._db))
+            if token is not None and self._role.token != token:
+                tenure = self._tenure(token)
+                await tenure.restore()
+                await self._become(tenure)
+            else:
+                await self._role.look()
+            return self._role
+
+    async def _become(self, role: Tenure | Watch) -> None:
+        """Whoever waits goes over to the other desk, once what is written down lies there."""
+        before, self._role = self._role, role
+        try:
+            await before.stop()
+            await asyncio.gather(*self._reserving, return_exceptions=True)
+            await role.look()
+        finally:
+            before.desk.clear(lambda _: Handed())
+
+    def _tenure(self, token: int) -> Tenure:
+        return Tenure(
+            token,
+            Fenced(self._db, self._lease, token),
+            self._node,
+            self._on_chain,
+            self._terms,
+            self._policy,
+            self._signers,
+            self._wallets,
+            self._clock,
+            self._lost.set,
         )
-
-
-def _stored(settlement: Settlement) -> ExactPayment:
-    return _payments.decode(settlement.payment)
 
 
 def _settled_for(asked: ExactPayment, moved: ExactPayment, settled: Settled) -> Settled | Rejected:

@@ -5,7 +5,8 @@ is final, once, so that everybody who settles it waits for one answer.
 """
 
 import asyncio
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeAlias
@@ -20,6 +21,10 @@ from spawn.payments.facilitator import Rejected, Settled
 Outcome: TypeAlias = Settled | Rejected
 
 
+class Handed(Exception):
+    """The payment is on another desk from now on, of this process or of another: whoever waits asks anew."""
+
+
 @dataclass(eq=False, kw_only=True)
 class Item:
     """A payment on its way. `ended` has its outcome, or the error because of which there will be none for now.
@@ -27,7 +32,7 @@ class Item:
     `apart`: it shares no transaction. `untried`: the chain cannot be asked in advance. `failures`: how many mined
     transactions had it and did not move it.
     `transaction`: the newest one of ours that has it. `rests_until`: when to look at it again (unix seconds), where the
-    chain did not say what became of it; `rest_s` is how long that was the last time.
+    chain did not say what became of it; `rest_s` is how long that was the last time. `askers`: how many calls wait.
     """
 
     id: str
@@ -39,6 +44,7 @@ class Item:
     rest_s: int = 0
     rests_until: int = 0
     transaction: str | None = None
+    askers: int = 0
 
     @property
     def value(self) -> int:
@@ -74,15 +80,12 @@ class Desk:
     def __init__(self) -> None:
         self._open: dict[str, Item] = {}
         self._waiting: dict[str, Item] = {}
+        self._noted: set[str] | None = None
 
     @property
     def waiting(self) -> Collection[Item]:
         """What waits for a transaction, the oldest first."""
         return self._waiting.values()
-
-    @property
-    def undecided(self) -> Collection[Item]:
-        return self._open.values()
 
     def find(self, id_: str) -> Item | None:
         return self._open.get(id_)
@@ -106,10 +109,26 @@ class Desk:
 
     def end(self, item: Item, outcome: Outcome | Exception) -> None:
         """Tell everybody who waits for it."""
+        if self._noted is not None:
+            self._noted.add(item.id)
         self._open.pop(item.id, None)
         self._waiting.pop(item.id, None)
         if not item.ended.done():
             item.ended.set_result(outcome)
+
+    def clear(self, why: Callable[[Item], Exception]) -> None:
+        """Nothing is brought to an end here any more."""
+        for item in list(self._open.values()):
+            self.end(item, why(item))
+
+    @contextmanager
+    def noting_ends(self) -> Iterator[Collection[str]]:
+        """The ids of what ends inside: a row that was read meanwhile may show it as it was before."""
+        noted = self._noted = set()
+        try:
+            yield noted
+        finally:
+            self._noted = None
 
     def under_way_usdc(self, payer: Address) -> int:
         """How much of the payer's money our transactions are about to move, in micro-USDC."""

@@ -4,7 +4,8 @@ Invariant: a transaction is stored before it is sent, together with the payments
 that whichever version of it is mined is known. States move by compare-and-set only.
 """
 
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, TypeAlias
 
 import msgspec
 from spawn_ledger.tx import Row, Tx
@@ -13,6 +14,13 @@ from spawn_schemas.ids import Address
 from spawn.domain.settlements import SettlementState
 
 PAGE: Final = 500
+SOME: Final = 10
+"""How many rows SELECT_SOME looks up."""
+
+
+Place: TypeAlias = tuple[int, str]
+"""Where a page ends: `created_at` and id of its last row."""
+START: Final[Place] = (0, "")
 
 
 class Settlement(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,11 +83,22 @@ UPDATE settlement SET
 WHERE id = :id AND state = 'failed'
 """
 SELECT_SETTLEMENT: Final = "SELECT * FROM settlement WHERE id = :id"
-SELECT_OPEN_SETTLEMENTS: Final = """
+# `settlement_open` has what is in flight besides, which a few keys bound; no write pays for an index more.
+SELECT_RESERVED: Final = """
 SELECT * FROM settlement
-WHERE state IN ('reserved', 'signed', 'broadcast')
+WHERE state IN ('reserved', 'signed', 'broadcast') AND state = 'reserved'
   AND (created_at > :created_at OR (created_at = :created_at AND id > :id))
 ORDER BY created_at, id LIMIT :limit
+"""
+SELECT_IN_FLIGHT: Final = """
+SELECT * FROM settlement
+WHERE state IN ('reserved', 'signed', 'broadcast') AND state <> 'reserved'
+  AND (created_at > :created_at OR (created_at = :created_at AND id > :id))
+ORDER BY created_at, id LIMIT :limit
+"""
+SELECT_SOME: Final = """
+SELECT * FROM settlement
+WHERE id IN (:id0, :id1, :id2, :id3, :id4, :id5, :id6, :id7, :id8, :id9)
 """
 SIGN_SETTLEMENT: Final = """
 UPDATE settlement SET
@@ -163,6 +182,26 @@ def reserve(tx: Tx, settlement: Settlement) -> Settlement:
     if known is None:
         raise RuntimeError(f"settlement {settlement.id} is taken by nobody")
     return settlement_from(known)
+
+
+def page_of(tx: Tx, sql: str, after: Place) -> tuple[list[Settlement], Place | None]:
+    """A page of SELECT_RESERVED or SELECT_IN_FLIGHT behind `after`, and where the next one begins, if there is one."""
+    created_at, id_ = after
+    page = [settlement_from(row) for row in tx.all(sql, {"created_at": created_at, "id": id_, "limit": PAGE})]
+    return page, (page[-1].created_at, page[-1].id) if len(page) == PAGE else None
+
+
+def next_nonce(tx: Tx, relayer: Address) -> int:
+    """The first nonce of the account that no transaction of ours has."""
+    row = tx.one(SELECT_NEXT_NONCE, {"relayer": relayer})
+    if row is None:
+        raise RuntimeError("an aggregate has a row")
+    return int(row["nonce"])
+
+
+def some_ids(ids: Sequence[str]) -> dict[str, str]:
+    """The parameters of SELECT_SOME for as many ids as it looks up, or fewer."""
+    return {f"id{number}": id_ for number, id_ in enumerate([*ids, *[""] * (SOME - len(ids))])}
 
 
 def store_attempt(tx: Tx, relay: Relay) -> None:

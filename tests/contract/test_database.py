@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 import pytest
 from spawn_ledger.tx import Row, Tx
 
-from spawn.jobs.leader import Fenced, Leader
+from spawn.services.leader import Fenced, Leader
 from spawn.store.database import Database, DatabaseFailed
 from spawn.store.postgres import PostgresDatabase
 from spawn.store.postgres_session import Fate, collisions, no_fate

@@ -166,7 +166,7 @@ async def open_on_anvil(settings: Settings, clock: VirtualClock, points: Points)
     return replace(
         parts,
         db=db,
-        rail=self_rail(settings, db, clock, CrashingNode(node, points)),
+        rail=self_rail(settings, db, clock, CrashingNode(node, points), "the only one"),
         providers={name: CrashingProvider(one, points) for name, one in parts.providers.items()},
     )
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spawn.jobs.leader import LEASE_S
 from spawn.services import treasury
+from spawn.services.leader import LEASE_S
 from tests.harness import World, open_world
 from tests.integration.server_steps import (
     LARGE,

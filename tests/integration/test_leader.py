@@ -9,8 +9,8 @@ from typing import TypeVar
 import pytest
 from spawn_ledger.tx import Tx
 
-from spawn.jobs.leader import LEASE_S, RENEW_S, Fenced, Leader, leased
-from spawn.jobs.ticker import Job
+from spawn.jobs.ticker import Job, leased
+from spawn.services.leader import LEASE_S, RENEW_S, Fenced, Leader
 from spawn.store.database import Database, DatabaseFailed
 from spawn.store.leases import RELEASE_LEASES, LeaseLost
 from spawn.store.sqlite import SqliteDatabase

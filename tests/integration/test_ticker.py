@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from spawn.jobs.leader import RENEW_S
 from spawn.jobs.ticker import Every, Job, Ticker
+from spawn.services.leader import RENEW_S
 from spawn.store.leases import LeaseLost
 from spawn.store.sqlite import SqliteDatabase
 from tests.harness import START_S, VirtualClock, open_world

@@ -14,8 +14,8 @@ from typing import Final, TypeVar
 from spawn_ledger.tx import Params, Row, Tx
 
 from spawn.app import Service, build
-from spawn.jobs.leader import Fenced, leased
-from spawn.jobs.ticker import Job
+from spawn.jobs.ticker import Job, leased
+from spawn.services.leader import Fenced
 from spawn.store.database import NO_PARAMS, Database
 from spawn.store.leases import LeaseLost
 from tests.harness import SeededEntropy, VirtualClock, World, open_world

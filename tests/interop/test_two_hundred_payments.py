@@ -89,7 +89,7 @@ async def test_through_the_relayer(chain: Chain, tmp_path: Path, keys: int) -> N
     policy = replace(POLICY, multicall=MULTICALL, fee_cap_wei=50 * GWEI, batch_max=20, examined_max=40)
     async with open_database(tmp_path) as db:
         on_chain = OnChain(node, TERMS, confirmations=policy.confirmations)
-        relayer = Relayer(db, node, on_chain, TERMS, policy, RELAYER_KEYS[:keys], SystemClock())
+        relayer = Relayer(db, node, on_chain, TERMS, policy, RELAYER_KEYS[:keys], SystemClock(), "test")
         await relayer.start()
         # Each is asked for twice: two callers of one payment wait for one transfer.
         outcomes = await asyncio.gather(*(relayer.settle(payment) for payment in (*asked, *asked)))

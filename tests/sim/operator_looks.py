@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from fractions import Fraction
 from math import ceil
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from spawn_ledger.tx import Tx
 from spawn_providers.catalog import DEFAULT_CATALOG
@@ -28,7 +28,6 @@ from tests.sim.oracle.prices import listed_prices
 from tests.sim.rails import NodePort, sim_rail
 
 if TYPE_CHECKING:
-    from tests.sim.process import Process
     from tests.sim.world import World
 
 HOUR_S: Final = 3_600
@@ -298,7 +297,7 @@ async def look_at_treasury(world: "World") -> None:
     now = world.clock.now_s()
     with snapshot(database_of(world)) as tx:
         db = looking(tx)
-        rail = sim_rail(world, db, cast("Process", None))
+        rail = sim_rail(world, db, None)
         try:
             gas = await _gas(world)
             # The snapshot begins with what is read of it first.

@@ -97,14 +97,14 @@ OF_PROVIDERS: Final = (
     ),
     Bug(
         name="the fence is not checked",
-        file="spawn/jobs/leader.py",
-        before="            return await self._db.write(self._leader.fence(fn))",
+        file="spawn/services/leader.py",
+        before="            return await self._db.write(self._leader.fence(fn, token))",
         after="            return await self._db.write(fn)",
         promises=("live", "books", "unwarned", "crash"),
     ),
     Bug(
         name="two processes lead",
-        file="spawn/jobs/leader.py",
+        file="spawn/services/leader.py",
         before="        if seen is not None and not self._may_take(seen):",
         after="        if seen is not None and seen.token < 0:",
         promises=("live", "books", "unwarned", "crash"),

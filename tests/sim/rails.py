@@ -77,15 +77,16 @@ def settings_for(rail: str, random: Random | None = None) -> dict[str, Any]:
     )
 
 
-def sim_rail(world: "World", db: Database, process: "Process") -> Rail:
-    """The rail of one process."""
+def sim_rail(world: "World", db: Database, process: "Process | None") -> Rail:
+    """The rail of one process; None is one that only looks."""
     chain, settings = world.chain, world.settings
     if chain.node is None:
         assert chain.ledger is not None
         return devnet_rail(DevPort(world, chain.ledger))  # type: ignore[arg-type]  # all that a rail asks of it
     node = ChosenChain(NodePort(world, chain.node), chain.terms)
     if settings.payments == "self":
-        return self_rail(settings, db, world.clock, node)
+        holder = "" if process is None else f"process {process.number}"
+        return self_rail(settings, db, world.clock, node, holder)
     return _remote_rail(world, node)
 
 

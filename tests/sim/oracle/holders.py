@@ -1,7 +1,7 @@
 """Who may act: one process leads, one worker has an operation, and nothing is left in the hands of the dead.
 
 Invariants, from committed rows and from whose commit it was:
-- what a job writes by itself is committed by the process that holds the lease (docs/adr, spawn.jobs.leader);
+- what a job writes by itself is committed by the process that holds the lease (docs/adr, spawn.services.leader);
 - a lease is taken from nobody, or from a holder who has not moved it for as long as it lasts;
 - an operation goes on only in the hands of who has claimed it;
 - a claim is taken from nobody, or when its time is over; before that only the process that took it ends it;
@@ -15,7 +15,8 @@ from tests.sim.oracle.part import Changes, Part, Row
 if TYPE_CHECKING:
     from tests.sim.world import World
 
-LEASE_S: Final = 50
+JOBS: Final = "ticker"
+LEASES_S: Final = {JOBS: 50, "relayer": 15}
 """How long a lease must not move before another takes it."""
 SUPERSEDED: Final = "superseded"
 """What is written on an operation that the end of its server has cut short: whoever had it finds out."""
@@ -36,21 +37,21 @@ class Leases(Part):
     def __init__(self, world: "World") -> None:
         super().__init__(world)
         self._holders: dict[str, str] = {}
-        self._leader: int | None = None
-        self._moved_at = 0.0
+        self._takers: dict[str, int] = {}
+        """By lease the process that holds it."""
+        self._moved_at: dict[str, float] = {}
 
     def restored(self) -> None:
         self._holders = {row["name"]: row["holder"] for row in self.world.rows(LEASES)}
-        self._leader = None
+        self._takers.clear()
 
     def committed(self, changes: Changes) -> None:
         for name, row in changes.of("lease").items():
             self._moved(name, row, changes.process)
         led = [job for job in changes.jobs if job not in BY_CLAIM]
-        if led and self._leader != changes.process:
-            self._wrong(
-                f"{', '.join(led)} of process {changes.process} wrote, and {self._leader} holds the lease"
-            )
+        leader = self._takers.get(JOBS)
+        if led and leader != changes.process:
+            self._wrong(f"{', '.join(led)} of process {changes.process} wrote, and {leader} holds the lease")
 
     def _moved(self, name: str, row: Row | None, process: int) -> None:
         before, now = self._holders.get(name, ""), self.world.loop.time()
@@ -58,13 +59,16 @@ class Leases(Part):
             self._wrong(
                 f"the lease {name} is gone, and with it the number that tells one holder from the next"
             )
-        if row["holder"] not in {"", before} and before and now - self._moved_at < LEASE_S:
+        age_s = now - self._moved_at.get(name, 0.0)
+        if row["holder"] not in {"", before} and before and age_s < LEASES_S[name]:
             self._wrong(
-                f"process {process} took the lease {name} from {self._leader}, {now - self._moved_at:.0f} s old"
+                f"process {process} took the lease {name} from {self._takers.get(name)}, {age_s:.0f} s old"
             )
         self._holders[name] = row["holder"]
-        self._leader = process if row["holder"] else None
-        self._moved_at = now
+        self._moved_at[name] = now
+        self._takers.pop(name, None)
+        if row["holder"]:
+            self._takers[name] = process
 
     def _wrong(self, text: str) -> NoReturn:
         self.world.violation("crash", text)
