@@ -5,6 +5,7 @@ ours that costs more than making them. Invariant: what is written here is what u
 would do more than that (a log line, a client that reads slowly, HEAD), it does it.
 """
 
+import asyncio
 from collections.abc import Coroutine
 from functools import partial
 from itertools import chain
@@ -53,9 +54,7 @@ class QuickConnection(Connection):
             if soon is None:
                 self._start_app(cycle, app)
             else:
-                task = self.loop.create_task(self._answer_later(cycle, soon))
-                self.tasks.add(task)
-                task.add_done_callback(self.tasks.discard)
+                self.tasks.add(self.loop.create_task(self._answer_later(cycle, soon)))
         elif cycle.more_body:
             self._ready = cycle, reply
         else:
@@ -76,7 +75,11 @@ class QuickConnection(Connection):
         super()._start_asgi_task(cycle, app)
 
     async def _answer_later(self, cycle: RequestResponseCycle, answer: Coroutine[Any, Any, Reply]) -> None:
-        self._answer(cycle, await answer)
+        try:
+            self._answer(cycle, await answer)
+        finally:
+            # Here and not in a callback of the task, which would be one more turn of the loop for each call.
+            self.tasks.discard(asyncio.current_task())
 
     def _answer(self, cycle: RequestResponseCycle, reply: Reply) -> None:
         if not reply.is_whole or not self._write_whole(cycle, reply.status, reply.raw_headers, reply.body):

@@ -90,6 +90,13 @@ def runways(fundings: Sequence[Funding], available_usdc: Usdc, now: int) -> dict
     return {server_id: end if end < horizon else None for server_id, end in found.items()}
 
 
+def first_end(fundings: Sequence[Funding], available_usdc: Usdc, now: int) -> int | None:
+    """The earliest of `runways`, None when all of them are `HORIZON_S` or more away."""
+    horizon = now + HORIZON_S
+    first = min(ends(fundings, available_usdc, horizon).values(), default=horizon)
+    return first if first < horizon else None
+
+
 def ends(fundings: Sequence[Funding], available_usdc: Usdc, until: int) -> dict[ServerId, int]:
     """The last fully paid second of each server, exact below `until`, else `until` or later.
 

@@ -11,6 +11,8 @@ from litestar.handlers import HTTPRouteHandler
 
 from spawn.domain.charges import Charge, Kind
 
+_FREE, _IDENTIFIED, _FEE, _DEPOSIT = Kind.FREE, Kind.IDENTIFIED, Kind.FEE, Kind.DEPOSIT
+# As names of the module, because looking a member up in its class is slow, and is done several times a request.
 _PARAMETER_AT: Final = 3
 """`/v1/servers/{id}` and what is below it: the parameter of a path is its third segment."""
 
@@ -33,22 +35,22 @@ class Route:
 
     @property
     def is_priced(self) -> bool:
-        return self.charge.kind is not Kind.FREE
+        return self.charge.kind is not _FREE
 
     @property
     def has_fixed_price(self) -> bool:
         """Whether the price is the same whatever the body says."""
-        return self.charge.kind is Kind.FEE or self.charge.kind is Kind.IDENTIFIED
+        return self.charge.kind is _FEE or self.charge.kind is _IDENTIFIED
 
     @property
     def is_rate_limited(self) -> bool:
         """Paying in and destroying always work: they are what ends a debt."""
-        return self.method != "DELETE" and self.charge.kind is not Kind.DEPOSIT
+        return self.method != "DELETE" and self.charge.kind is not _DEPOSIT
 
     @property
     def is_free(self) -> bool:
         """Whether the caller only has to say who it is."""
-        return self.charge.kind is Kind.IDENTIFIED
+        return self.charge.kind is _IDENTIFIED
 
     @property
     def takes_sign_in(self) -> bool:

@@ -22,6 +22,9 @@ from spawn.services.standing import Left
 from spawn.store import wallets
 from spawn.store.reservations import Rail, Reservation, State
 
+_X402, _SIGNED, _DONE = Rail.X402, Rail.SIGNED, State.DONE
+# As names of the module, because looking a member up in its class is slow.
+
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):
     """The answer of this moment, which may carry a secret that the stored one does not, and what is left."""
@@ -91,7 +94,7 @@ class Transactions:
         if stored is not None and not use_case.only_reads:
             # Barred since it was reserved: what it paid stays its credit.
             _refuse_barred(tx, wallet, use_case, pays=False)
-        from_payment = use_case.only_reads and current.rail is Rail.X402
+        from_payment = use_case.only_reads and current.rail is _X402
         if from_payment:
             # First of all: what was paid for this call is not there for what the wallet's servers owe.
             funds.charge_fee(tx, wallet, current.fee, reference, now)
@@ -100,7 +103,7 @@ class Transactions:
         if before.pressing:
             ended = self._billing.settle(tx, wallet, now, sparing=use_case.saves)
             before = standing.of(tx, wallet, now)
-        if current.rail is Rail.SIGNED and not use_case.fee_from_refund:
+        if current.rail is _SIGNED and not use_case.fee_from_refund:
             require_fee(before.available_usdc, current.fee)
         if use_case.only_reads and not from_payment:
             funds.charge_fee(tx, wallet, current.fee, reference, now)
@@ -141,4 +144,4 @@ def _after(current: Reservation, acted: Acted) -> Reservation:
     if acted.operation is not None:
         return replace(current, state=State.ACTED, operation_id=acted.operation, fee=fee, answer=acted.answer)
     body = reservations.encode_body(acted.stored or acted.answer)
-    return replace(current, state=State.DONE, fee=fee, answer=body, claim=None, claim_until=0)
+    return replace(current, state=_DONE, fee=fee, answer=body, claim=None, claim_until=0)

@@ -41,6 +41,8 @@ SETTLE_TIMEOUT_S = 90
 """Far beyond what a rail waits by itself, because whoever is cut off says no hash; within the claim."""
 STOPPING_S = 1
 """How long one may still take once the service stops: uvicorn waits a few seconds, and cuts off without an answer."""
+_X402, _SIGNED, _RESERVED, _SETTLED = Rail.X402, Rail.SIGNED, State.RESERVED, State.SETTLED
+# As names of the module, because looking a member up in its class is slow.
 _FINAL = frozenset({State.DONE, State.REFUSED})
 
 
@@ -135,10 +137,10 @@ class PaidCalls:
         return Reservation(
             id=identity.nonce_key,
             wallet=identity.wallet,
-            rail=Rail.SIGNED if identity.payment is None else Rail.X402,
+            rail=_SIGNED if identity.payment is None else _X402,
             idempotency_key=call.request.idempotency_key,
             fingerprint=call.request.fingerprint(),
-            state=State.RESERVED,
+            state=_RESERVED,
             fee=call.price.fee_usdc,
             amount=Usdc(0) if identity.payment is None else call.price.payment_usdc,
             payment=None if identity.payment is None else msgspec.json.encode(identity.payment),
@@ -241,9 +243,9 @@ class PaidCalls:
         """Take a claimed reservation from wherever it stands to its answer."""
         reservation = progress.reservation
         try:
-            if progress.reservation.state is State.RESERVED:
+            if progress.reservation.state is _RESERVED:
                 progress = await self._settle(reservation, identity, use_case)
-            if progress.reservation.state is State.SETTLED:
+            if progress.reservation.state is _SETTLED:
                 progress = await self._act(progress.reservation, identity, use_case)
             if progress.done is None:
                 return await self._complete(progress.reservation, use_case)

@@ -82,9 +82,9 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def left(self) -> Left:
         """What the wallet has left, without runway where it has no servers or their money lasts for years."""
-        ends = [end for end in self.ends_at.values() if end is not None]
+        end = runway.first_end(self.fundings, self.unsettled_usdc, self.at)
         return Left(
-            available_usdc=self.available_usdc, runway_s=max(0, min(ends) - self.at) if ends else None
+            available_usdc=self.available_usdc, runway_s=None if end is None else max(0, end - self.at)
         )
 
 

@@ -22,6 +22,8 @@ from spawn.store.database import NO_PARAMS, DatabaseFailed, overloaded
 
 BATCH_MAX: Final = 1_000
 """Writes after which a commit takes no more: bounds how long the first of them waits for the last."""
+_TURNS: Final = 3
+"""Turns of the event loop between an answer and the next batch: callers go on, their next call is read, and begun."""
 QUEUE_LIMIT: Final = 5_000
 """Writes that may wait: a fraction of a second of work. More are refused, so that waiting stays short."""
 
@@ -74,10 +76,12 @@ def _picker(names: list[str]) -> Callable[[Params], Sequence[Any]]:
 class SqliteTx:
     """`Tx` over the writer's connection. `execute` counts only for a statement that begins with its verb."""
 
-    __slots__ = ("_connection", "_statements")
+    __slots__ = ("_connection", "_cursor", "_statements")
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        # One for all: whoever selects takes all rows before anything else is run.
+        self._cursor = connection.cursor()
         self._statements: dict[str, _Statement] = {}
 
     def _run(self, sql: str, params: Params) -> sqlite3.Cursor:
@@ -87,7 +91,7 @@ class SqliteTx:
         statement = self._statements.get(sql)
         if statement is None:
             statement = self._statements[sql] = _Statement(sql)
-        return self._connection.execute(statement.sql, statement.values(params))
+        return self._cursor.execute(statement.sql, statement.values(params))
 
     def execute(self, sql: str, params: Params = NO_PARAMS, /) -> int:
         return self._run(sql, params).rowcount
@@ -190,6 +194,8 @@ class Writer:
         self._on_fatal = on_fatal
         self._gathered: list[Write] = []
         self._queue: SimpleQueue[list[Write] | None] = SimpleQueue()
+        self._is_free = True
+        """Whether the thread has nothing to do, and waits for the first write that comes."""
         self._waiting = 0
         self._loop = asyncio.get_running_loop()
         self._stopped = self._loop.create_future()
@@ -202,55 +208,56 @@ class Writer:
             raise overloaded()
         future: asyncio.Future[Any] = self._loop.create_future()
         self._waiting += 1
-        if not self._gathered:
+        if self._is_free and not self._gathered:
             self._loop.call_soon(self._hand_over)
         self._gathered.append(Write(fn, future))
         return future
 
     def _hand_over(self) -> None:
-        """Wake the thread once for all that this turn of the event loop brought: it would only wait for our lock."""
-        gathered, self._gathered = self._gathered, []
-        for start in range(0, len(gathered), BATCH_MAX):
-            self._queue.put(gathered[start : start + BATCH_MAX])
+        """Wake the thread once for all that was gathered: it would only wait for our lock."""
+        batch, self._gathered = self._gathered[:BATCH_MAX], self._gathered[BATCH_MAX:]
+        self._is_free = not batch
+        if batch:
+            self._queue.put(batch)
+
+    def _hand_over_after(self, turns: int) -> None:
+        """Let the event loop turn before the next batch: those who were answered have mostly more to write.
+
+        The thread would else begin at once, with half of the callers, while the other half is being answered: twice
+        as many commits, each for half as many, and both threads after the interpreter's lock.
+        """
+        if turns == 0:
+            self._hand_over()
+        else:
+            self._loop.call_soon(self._hand_over_after, turns - 1)
 
     async def stop(self) -> None:
-        self._hand_over()
+        while self._gathered:
+            self._hand_over()
         self._queue.put(None)
         await asyncio.shield(self._stopped)
         self._thread.join()
 
     def _run(self) -> None:
-        batch: list[Write] = []
+        batch: list[Write] | None = []
         try:
-            while batch := self._take():
+            while (batch := self._queue.get()) is not None:
                 if commit(self._connection, self._tx, batch):
                     self.commits += 1
                 self._loop.call_soon_threadsafe(self._answer, batch)
         except BaseException as error:  # noqa: BLE001 - whatever ends this thread, its callers must hear of it
-            self._loop.call_soon_threadsafe(self._fail, batch, error)
+            self._loop.call_soon_threadsafe(self._fail, batch or [], error)
         finally:
             # Closing rolls back and checkpoints; the next start repeats a checkpoint that failed.
             with contextlib.suppress(sqlite3.Error):
                 self._connection.close()
             self._loop.call_soon_threadsafe(self._stopped.set_result, None)
 
-    def _take(self) -> list[Write]:
-        """Wait for a write and return all that are there by now; an empty list means to stop."""
-        batch: list[Write] = []
-        gathered = self._queue.get()
-        while gathered is not None:
-            batch += gathered
-            if len(batch) >= BATCH_MAX or self._queue.empty():
-                return batch
-            gathered = self._queue.get()
-        if batch:
-            self._queue.put(None)
-        return batch
-
     def _answer(self, batch: list[Write]) -> None:
         self._waiting -= len(batch)
         for write in batch:
             write.answer()
+        self._hand_over_after(_TURNS)
 
     def _fail(self, batch: list[Write], cause: BaseException) -> None:
         self.failure = cause

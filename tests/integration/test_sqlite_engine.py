@@ -87,6 +87,22 @@ async def test_writes_that_wait_share_one_commit(db: SqliteDatabase) -> None:
     assert len(await db.read("SELECT id FROM note")) == len(tasks)
 
 
+async def test_who_was_answered_may_join_the_next_commit(db: SqliteDatabase) -> None:
+    release, held = await hold(db)
+    before = db.commits
+
+    async def write_again() -> int:
+        await held
+        return await db.write(insert(2))
+
+    tasks = [asyncio.create_task(db.write(insert(1))), asyncio.create_task(write_again())]
+    await asyncio.sleep(0)
+    release.set()
+    assert await asyncio.gather(*tasks) == [1, 1]
+    # The held one's, and one for both: the first of them waited for the second, who waits for nobody.
+    assert db.commits - before == 2
+
+
 async def test_a_full_queue_refuses_and_recovers(path: Path) -> None:
     db = await SqliteDatabase.open(path, queue_limit=3)
     await db.write(lambda tx: tx.execute(CREATE))
