@@ -27,6 +27,7 @@ from spawn.cli_common import Refusal, require_devnet
 from spawn.cli_common import process_settings as _settings
 from spawn.cli_economics import economics
 from spawn.cli_ledger import ledger
+from spawn.cli_migrate import migrate_command
 from spawn.cli_treasury import treasury_command
 from spawn.clock import SystemClock, SystemEntropy
 from spawn.evm.node import NodeUnavailable, WrongChain
@@ -204,15 +205,6 @@ def serve(listen: str | None, workers: int) -> None:
     server.serve(settings, _listen(settings))
 
 
-@cli.command("migrate")
-def migrate_command() -> None:
-    """Create the database, or bring it up to this version. Safe to repeat."""
-    settings = _settings()
-    applied = migrate(settings.database_url)
-    done = f"applied {', '.join(applied)}" if applied else "up to date already"
-    click.echo(f"{place_of(settings.database_url).name}: {done}")
-
-
 @cli.command()
 def reconcile() -> None:
     """Compare providers, books and billing once; mend what differs.
@@ -238,6 +230,7 @@ async def _reconcile(settings: Settings) -> str:
     )
 
 
+cli.add_command(migrate_command)
 cli.add_command(admin)
 cli.add_command(ledger)
 cli.add_command(backup_command)

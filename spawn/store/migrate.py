@@ -50,7 +50,7 @@ def migrate(url: str) -> list[str]:
     """
     place = place_of(url)
     _refuse_newer(place.name, place.version(), head_version())
-    return _upgrade(place)
+    return upgrade(place)
 
 
 def _refuse_newer(name: str, current: str | None, head: str) -> None:
@@ -60,7 +60,8 @@ def _refuse_newer(name: str, current: str | None, head: str) -> None:
         )
 
 
-def _upgrade(place: Place) -> list[str]:
+def upgrade(place: Place) -> list[str]:
+    """As `migrate`, for whoever has looked at the place's version."""
     # SQLAlchemy takes a noticeable part of a second to import, and serving does not need it.
     from alembic import command  # noqa: PLC0415 - see above
     from alembic.config import Config  # noqa: PLC0415 - see above

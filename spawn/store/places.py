@@ -42,6 +42,10 @@ _HAS_VERSION: Final = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name
 _SELECT_VERSION: Final = "SELECT version_num FROM alembic_version"
 
 
+class Moved(StoreError):
+    """The books are kept elsewhere by now: whoever wrote them here would write a second truth."""
+
+
 class NoFile(StoreError):
     """What was asked for is done with the file of an embedded database, and the books are elsewhere."""
 
@@ -59,7 +63,10 @@ class Place(Protocol):
         ...
 
     def version(self) -> str | None:
-        """The version of its schema; None when it has none, or is not there. Changes nothing."""
+        """The version of its schema; None when it has none, or is not there. Changes nothing.
+
+        Raises UnfinishedCopy where the books are still on their way here.
+        """
         ...
 
     def migrating(self) -> AbstractContextManager["Connection"]:
@@ -113,6 +120,21 @@ def file_of(url: str) -> Path:
     return place_of(url).file("this is done with the file of an embedded database, sqlite:///….")
 
 
+def moved_note(path: Path) -> Path:
+    """What lies beside an embedded database whose books were moved, and says to where."""
+    return path.with_name(path.name + ".moved")
+
+
+def refuse_moved(path: Path) -> None:
+    """Raise Moved where the books of this file were moved."""
+    note = moved_note(path)
+    if note.exists():
+        raise Moved(
+            f"the books of {path} were moved to {note.read_text().strip()}: set SPAWN_DATABASE_URL to it. If that "
+            f"database never took a call, and is given up, delete {note} to go on with this file."
+        )
+
+
 class SqliteFile:
     """A file on a local disk, which one process writes."""
 
@@ -154,6 +176,7 @@ class SqliteFile:
             owner.release()
 
     async def open(self, options: Options = ALONE, on_fatal: OnFatal = None) -> Database:
+        refuse_moved(self._path)
         return await SqliteDatabase.open(self._path, on_fatal=on_fatal)
 
     async def open_reader(self) -> Database:

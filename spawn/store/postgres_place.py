@@ -14,6 +14,7 @@ from spawn_ledger.tx import Tx
 
 from spawn.store.places import ALONE, NoFile, OnFatal, Options
 from spawn.store.postgres import PostgresDatabase
+from spawn.store.postgres_copy import require_finished
 from spawn.store.postgres_session import begin_snapshot, collisions, connect, no_fate, place_name
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class PostgresServer:
     def version(self) -> str | None:
         with closing(connect(self._url, reads_only=True)) as connection:
             found = connection.execute(_HAS_VERSION).fetchone()
+            require_finished(connection, self._name)
             if found is None or found["oid"] is None:
                 return None
             row = connection.execute(_SELECT_VERSION).fetchone()

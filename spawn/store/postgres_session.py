@@ -39,7 +39,11 @@ _PLACEHOLDER: Final = re.compile(r"('[^']*')|:([a-z_][a-z0-9_]*)")
 
 _BEGIN: Final = "BEGIN ISOLATION LEVEL SERIALIZABLE"
 _BEGIN_NAMED: Final = f"{_BEGIN}; SELECT pg_current_xact_id()::text AS id"
-_BEGIN_SNAPSHOT: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+# Commands look at all of the books, and think in between. Nobody waits for what only reads.
+_BEGIN_SNAPSHOT: Final = (
+    "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; "
+    "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0"
+)
 _STATUS: Final = "SELECT pg_xact_status(CAST(%(id)s AS xid8)) AS status"
 _SETTINGS: Final = (
     # What was answered is on disk, whatever the server's default.
@@ -107,7 +111,7 @@ def connect(url: str, *, reads_only: bool = False) -> Connection:
     try:
         connection = psycopg.connect(url, autocommit=True, row_factory=dict_row, connect_timeout=CONNECT_S)
     except psycopg.Error as error:
-        raise StoreError(f"cannot use {place_name(url)}: {_first_line(error)}") from error
+        raise StoreError(f"cannot use {place_name(url)}: {first_line(error)}") from error
     try:
         _require_usable(connection, url)
         (for_reading if reads_only else for_writing)(connection)
@@ -124,7 +128,8 @@ def place_name(url: str) -> str:
     return f"the PostgreSQL database {parts.get('dbname') or 'spawn'} at {host}:{port}"
 
 
-def _first_line(error: psycopg.Error) -> str:
+def first_line(error: psycopg.Error) -> str:
+    """What the server says, as a sentence."""
     return str(error).strip().partition("\n")[0].removesuffix(".") + "."
 
 
