@@ -8,7 +8,7 @@ UV := $(BIN)/uv
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: help setup demo test check format types imports bench bench-burn bench-settlement bench-replicas soak fuzz sim sim-planted anvil lock openapi clean
+.PHONY: help setup demo test check format types imports bench bench-burn bench-settlement bench-replicas soak fuzz sim sim-planted chaos anvil lock openapi clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -74,6 +74,10 @@ sim: $(READY) ## The whole service in a simulated world that breaks whatever it 
 
 sim-planted: $(READY) ## How soon the simulation finds bugs that are planted
 	$(BIN)/python -m tests.sim.planted $(ARGS)
+
+CHAOS_SECONDS ?= 120
+chaos: $(READY) ## Three replicas on PostgreSQL under load, killed and paused for CHAOS_SECONDS (120)
+	$(BIN)/python -m tests.chaos --seconds $(CHAOS_SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 anvil: $(READY) ## Install anvil for `spawn dev --chain anvil`; needs Node and npm
 	@$(BIN)/python -m tests.anvil $(VENV)/anvil

@@ -185,24 +185,41 @@ def _listen(settings: Settings) -> socket.socket:
     default=1,
     envvar="WEB_CONCURRENCY",
     show_envvar=True,
-    help="Processes: one, while the database is SQLite.",
+    help="Processes, several of them on PostgreSQL only.",
 )
-def serve(listen: str | None, workers: int) -> None:
+@click.option(
+    "--worker", type=int, nargs=2, hidden=True, help="Listener and line that a supervisor hands down."
+)
+def serve(listen: str | None, workers: int, worker: tuple[int, int] | None) -> None:
     """Run the service, on a database that is up to date.
 
-    `spawn migrate` brings it there. One process per SQLite file: a second one is refused. Set SPAWN_PUBLIC_URL to how
-    callers reach you, because signed requests are bound to it.
+    `spawn migrate` brings it there. One process per SQLite file: a second one is refused. On PostgreSQL there may be
+    many, here by --workers and on other machines. Set SPAWN_PUBLIC_URL to how callers reach you, because signed
+    requests are bound to it.
     """
     from spawn import server
 
-    if workers > 1:
+    settings = _settings(listen=listen)
+    if worker is not None:
+        listener, line = (socket.socket(fileno=number) for number in worker)
+        server.serve(settings, listener, line=line)
+    elif workers == 1:
+        server.serve(settings, _listen(settings))
+    else:
+        _serve_with(workers, settings)
+
+
+def _serve_with(workers: int, settings: Settings) -> NoReturn:
+    from spawn.supervisor import Supervisor
+
+    if not place_of(settings.database_url).is_shared:
         raise Refusal(
             f"{workers} workers cannot share a SQLite database, which has one writing process. Run one (--workers 1 or "
-            "WEB_CONCURRENCY=1), and leave TLS to a reverse proxy in front of it; several processes need PostgreSQL, "
-            "whose engine is not part of this version."
+            "WEB_CONCURRENCY=1), and leave TLS to a reverse proxy in front of it; or move to PostgreSQL: spawn migrate "
+            "--from sqlite:///spawn.db --to postgresql://user:password@host/database."
         )
-    settings = _settings(listen=listen)
-    server.serve(settings, _listen(settings))
+    command = [sys.executable, "-m", "spawn", "serve", "--listen", settings.listen, "--worker"]
+    sys.exit(Supervisor(command, workers, _listen(settings)).run())
 
 
 @cli.command()

@@ -1,4 +1,4 @@
-"""Runs the built app under uvicorn: one process, one event loop."""
+"""Runs the built app under uvicorn: one process, one event loop. `supervisor` runs several of them."""
 
 import asyncio
 import errno
@@ -26,6 +26,7 @@ from spawn.parts import Parts, open_parts
 from spawn.quick import Answers, asking_first
 from spawn.services.economics import warn_of_loss
 from spawn.settings import Settings
+from spawn.supervisor import UP
 
 log = logging.getLogger(__name__)
 
@@ -42,16 +43,23 @@ class CannotListen(Exception):
 
 
 def serve(
-    settings: Settings, listener: socket.socket, *, log_requests: bool = False, fast_forward: bool = False
+    settings: Settings,
+    listener: socket.socket,
+    *,
+    log_requests: bool = False,
+    fast_forward: bool = False,
+    line: socket.socket | None = None,
 ) -> None:
     """Serve on what `listen` gave until told to stop. Raises whatever `open_parts` refuses with.
 
-    With `fast_forward`, durations on standard input let the time of the books pass: for development.
+    With `fast_forward`, durations on standard input let the time of the books pass: for development. `line` leads to
+    the supervisor, whose end is ours.
     """
     logs.start(sys.stderr)
     signal.signal(signal.SIGTERM, _terminated)
+    ahead = AheadClock() if fast_forward else None
     try:
-        uvloop.run(_serve(settings, listener, log_requests, AheadClock() if fast_forward else None))
+        uvloop.run(_serve(settings, listener, log_requests, ahead, line))
     except KeyboardInterrupt:
         return
     finally:
@@ -156,9 +164,23 @@ async def _let_go(parts: Parts, service: Service) -> None:
 class _Server(uvicorn.Server):
     """Lets go of who waits for the chain before it waits for calls to end, which it does not do for long."""
 
-    def __init__(self, config: uvicorn.Config, let_go: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, let_go: Callable[[], Awaitable[None]], line: socket.socket | None
+    ) -> None:
         super().__init__(config)
         self._let_go = let_go
+        self._line = line
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._line is not None and self.started:
+            asyncio.get_running_loop().add_reader(self._line, self._orphaned, self._line)
+            self._line.send(UP)
+
+    def _orphaned(self, line: socket.socket) -> None:
+        """The supervisor says nothing: what there is to read is its end."""
+        asyncio.get_running_loop().remove_reader(line)
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._let_go()
@@ -166,7 +188,11 @@ class _Server(uvicorn.Server):
 
 
 async def _serve(
-    settings: Settings, listener: socket.socket, log_requests: bool, ahead: AheadClock | None
+    settings: Settings,
+    listener: socket.socket,
+    log_requests: bool,
+    ahead: AheadClock | None,
+    line: socket.socket | None,
 ) -> None:
     parts = await open_parts(settings, clock=ahead, wall=None if ahead is None else SystemClock())
     try:
@@ -182,7 +208,7 @@ async def _serve(
         _spare_the_collector()
         log.info("event loop: %s", type(asyncio.get_running_loop()).__module__)
         obeying = None if ahead is None else asyncio.create_task(obey(ahead, service.jobs))
-        await _Server(config, lambda: _let_go(parts, service)).serve(sockets=[listener])
+        await _Server(config, lambda: _let_go(parts, service), line).serve(sockets=[listener])
         if obeying is not None:
             obeying.cancel()
     finally:

@@ -226,6 +226,7 @@ def _work_checks(settings: Settings) -> tuple[_Check, ...]:
         ("SPAWN_IN_FLIGHT_WAIT_S", 0 <= settings.in_flight_wait_s <= _PATIENCE_S, _SECONDS),
         ("SPAWN_X402_TIMEOUT_S", 30 <= settings.x402_timeout_s <= 3600, "30 to 3600 seconds"),
         ("SPAWN_TICK_S", 0.01 <= settings.tick_s <= 60, "0.01 to 60 seconds"),
+        ("SPAWN_LEASE_S", 5 <= settings.lease_s <= 3600, "5 to 3600 seconds"),
         ("SPAWN_BURN_EVERY_S", 1 <= settings.burn_every_s <= 3600, "1 to 3600 seconds"),
         ("SPAWN_EVENTS_KEEP_S", settings.events_keep_s >= 86_400, "86400 (a day) or more"),
         ("SPAWN_RECONCILE_EVERY_S", 1 <= settings.reconcile_every_s <= 86_400, "1 to 86400 seconds"),

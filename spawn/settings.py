@@ -95,6 +95,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     trusted_proxies: str = ""
     webhook_networks: str = ""
     tick_s: float = 1.0
+    lease_s: int = 50
     burn_every_s: int = 10
     reconcile_every_s: int = 60
     events_keep_s: int = 7_776_000

@@ -22,7 +22,7 @@ from spawn.parts import Parts, recover
 from spawn.services.admin import Clerk
 from spawn.services.billing import Billing
 from spawn.services.deliveries import Deliveries
-from spawn.services.leader import Fenced, Leader, holder_name
+from spawn.services.leader import TICKER, Fenced, Leader, holder_name
 from spawn.services.operator import Operator
 from spawn.services.price_list import PriceList
 from spawn.services.reconcile import Reconciler
@@ -52,7 +52,8 @@ def hire(
     prices: PriceList,
 ) -> Workers:
     """Build them; nobody works before `working`."""
-    leader = Leader(parts.db, parts.clock, holder_name(parts.entropy))
+    office = TICKER.lasting(settings.lease_s)
+    leader = Leader(parts.db, parts.clock, holder_name(parts.entropy), office)
     deliveries = Deliveries(
         parts.db, parts.outbound, vault, parts.clock, parts.entropy, wall=parts.proofs_clock
     )

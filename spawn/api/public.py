@@ -68,7 +68,7 @@ async def show_action(
 
 @get("/health", **priced(charges.FREE, "Whether the service is well"))
 async def health(services: NamedDependency[Services]) -> api.Health:
-    """Well means: the database answers. Otherwise the answer is a 500."""
+    """Well means: the database answers this process. Otherwise the answer is a 503 or a 500."""
     await services.db.read(SELECT_ALIVE, {})
     return api.Health(
         status="ok", version=__version__, schema=services.schema, providers=tuple(services.providers)

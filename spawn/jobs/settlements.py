@@ -9,7 +9,7 @@ from typing import Final
 
 from spawn.payments.facilitator import Facilitator, SettlementUnclear
 from spawn.services import reservations
-from spawn.services.paid_calls import CLAIM_S
+from spawn.services.claims import CLAIM_S
 from spawn.store import reservations as rows
 from spawn.store.database import Database
 from spawn.store.reservations import Reservation

@@ -104,7 +104,7 @@ class CreateServer(UseCase):
         self._check_name_and_count(tx, wallet)
         keys = self._owned_keys(tx, wallet)
         standing.refuse_to_starve(tx, context.standing, self._shop.billing, self._deposit)
-        server = self._new_server(wallet, now)
+        server = self._new_server(tx, wallet, now)
         servers.insert_server(tx, server)
         tell(tx, EventType.SERVER_CREATED, server, now)
         operation = new_operation(
@@ -166,13 +166,13 @@ class CreateServer(UseCase):
             ipv6_only=server.network == "ipv6",
         )
 
-    def _cheapest(self) -> Offer:
+    def _cheapest(self, tx: Tx) -> Offer:
         """As it was quoted, or cheaper: paying may take a while, and who has an old price is told of no fall."""
-        current = self._shop.catalog.find(self._offer.type, self._offer.location) or self._offer
+        current = self._shop.prices.current(tx, self._offer)
         return min(self._offer, current, key=lambda offer: offer.daily_usdc)
 
-    def _new_server(self, wallet: Address, now: int) -> Server:
-        wanted, offer = self._wanted, self._cheapest()
+    def _new_server(self, tx: Tx, wallet: Address, now: int) -> Server:
+        wanted, offer = self._wanted, self._cheapest(tx)
         pin = self._shop.pin(offer)
         return Server(
             id=new_server_id(self._shop.entropy),

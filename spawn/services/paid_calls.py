@@ -26,6 +26,7 @@ from spawn.services import reservations, standing
 from spawn.services.acting import Progress, Transactions
 from spawn.services.billing import Billing
 from spawn.services.calls import Answer, Identity, PaidCall, Proof, UseCase
+from spawn.services.claims import CLAIM_S, kept
 from spawn.services.operator import Operator
 from spawn.services.purse import insufficient_deposit
 from spawn.services.reservations import AlreadyKnown
@@ -36,9 +37,8 @@ from spawn.store.reservations import Rail, Reservation, State
 
 log = logging.getLogger(__name__)
 
-CLAIM_S = 120
 SETTLE_TIMEOUT_S = 90
-"""Far beyond what a rail waits by itself, because whoever is cut off says no hash; within the claim."""
+"""Far beyond what a rail waits by itself, because whoever is cut off says no hash."""
 STOPPING_S = 1
 """How long one may still take once the service stops: uvicorn waits a few seconds, and cuts off without an answer."""
 _X402, _SIGNED, _RESERVED, _SETTLED = Rail.X402, Rail.SIGNED, State.RESERVED, State.SETTLED
@@ -243,12 +243,14 @@ class PaidCalls:
         """Take a claimed reservation from wherever it stands to its answer."""
         reservation = progress.reservation
         try:
-            if progress.reservation.state is _RESERVED:
-                progress = await self._settle(reservation, identity, use_case)
-            if progress.reservation.state is _SETTLED:
-                progress = await self._act(progress.reservation, identity, use_case)
             if progress.done is None:
-                return await self._complete(progress.reservation, use_case)
+                with kept(self._db, self._clock, reservation):
+                    if progress.reservation.state is _RESERVED:
+                        progress = await self._settle(reservation, identity, use_case)
+                    if progress.reservation.state is _SETTLED:
+                        progress = await self._act(progress.reservation, identity, use_case)
+                    if progress.done is None:
+                        return await self._complete(progress.reservation, use_case)
             done = progress.done
             return reservations.answer_of(progress.reservation, done.body, done.left, replayed=False)
         except Exception:

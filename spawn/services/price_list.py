@@ -1,11 +1,14 @@
 """What is for sale at this moment: the provider's catalog with what the operator announced since.
 
-Invariant: whoever announces a price in this process sells at it from the next order on; another process does within
-one tick of its `listing` job.
+Invariant: whoever announces a price in this process quotes it from the next order on; another process does within
+one tick of its `listing` job. What an order costs is read once more in the transaction that does it.
 """
 
+from collections.abc import Sequence
 from typing import Self
 
+from msgspec.structs import replace
+from spawn_ledger.tx import Tx
 from spawn_providers.catalog import Catalog, Offer
 from spawn_schemas.money import Usdc
 
@@ -53,6 +56,18 @@ class PriceList:
     async def refresh(self, db: Database) -> None:
         """Read what was announced. A price that has come to lie below its floor is raised to it again."""
         changes = [rows.change_from(row) for row in await db.read(rows.SELECT_NEWEST, {})]
-        self._catalog = prices.floored(
-            price_changes.overlay(self._base, changes), eur_usdc=self._eur_usdc, percent=self._percent
+        self._catalog = self._sold(self._base, changes)
+
+    def current(self, tx: Tx, offer: Offer) -> Offer:
+        """The offer at its newest price, which another process may have announced since this list was read."""
+        listed = self._base.find(offer.type, offer.location)
+        if listed is None:
+            return offer
+        newest = rows.list_of_offer(tx, offer.type, offer.location, limit=1)
+        (sold,) = self._sold(replace(self._base, offers=(listed,)), newest).offers
+        return sold
+
+    def _sold(self, listed: Catalog, changes: Sequence[price_changes.PriceChange]) -> Catalog:
+        return prices.floored(
+            price_changes.overlay(listed, changes), eur_usdc=self._eur_usdc, percent=self._percent
         )

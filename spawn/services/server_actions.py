@@ -85,25 +85,27 @@ class Resize(UseCase):
         """Raises not_found, forbidden, conflict or insufficient_deposit."""
         server = get_idle(tx, self._server_id, wallet, now)
         reserve = standing.of(tx, wallet, now).reserves_usdc.get(server.id, Usdc(0))
-        delta = self._delta(server, reserve)
+        offer = self._offer(tx, server)
+        delta = self._delta(server, offer, reserve)
         purse.require(Usdc(max(0, delta)))
-        purse.refuse_to_starve(self._shop.billing, delta, server.id, self._offer(server).daily_usdc)
+        purse.refuse_to_starve(self._shop.billing, delta, server.id, offer.daily_usdc)
 
-    def _offer(self, server: Server) -> Offer:
-        return find_offer(self._shop.catalog, self._wanted.type, server.location)
+    def _offer(self, tx: Tx, server: Server) -> Offer:
+        return self._shop.prices.current(
+            tx, find_offer(self._shop.catalog, self._wanted.type, server.location)
+        )
 
-    def _delta(self, server: Server, reserve: Usdc) -> Usdc:
+    def _delta(self, server: Server, offer: Offer, reserve: Usdc) -> Usdc:
         check_allowed(server, Command.RESIZE)
         check_funded(server)
-        offer = self._offer(server)
         check_resize(server, offer)
         return Usdc(reserve_for_same_runway(reserve, server.daily_usdc, offer.daily_usdc) - reserve)
 
     def act(self, tx: Tx, context: Context) -> Acted:
         self._shop.billing.settle(tx, context.wallet, context.now)
         server = get_idle(tx, self._server_id, context.wallet, context.now)
-        delta = self._delta(server, funds.reserve_usdc(tx, server.id))
-        offer = self._offer(server)
+        offer = self._offer(tx, server)
+        delta = self._delta(server, offer, funds.reserve_usdc(tx, server.id))
         standing.refuse_to_starve(
             tx, context.standing, self._shop.billing, delta, server.id, offer.daily_usdc
         )

@@ -58,6 +58,11 @@ class Place(Protocol):
         """What an operator knows it by."""
         ...
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes may write it."""
+        ...
+
     def file(self, or_else: str) -> Path:
         """The file that it is; raises NoFile, which says `or_else`, where it is none."""
         ...
@@ -137,6 +142,8 @@ def refuse_moved(path: Path) -> None:
 
 class SqliteFile:
     """A file on a local disk, which one process writes."""
+
+    is_shared = False
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -29,6 +29,8 @@ _ONE_AT_A_TIME: Final = "SELECT pg_advisory_xact_lock(402)"
 class PostgresServer:
     """A database that several processes write. Raises ValueError for a URL that the driver cannot read."""
 
+    is_shared = True
+
     def __init__(self, url: str) -> None:
         try:
             parts = conninfo_to_dict(url)

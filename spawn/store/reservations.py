@@ -86,12 +86,15 @@ INSERT INTO reservation (
   :settlement, :operation_id, :answer, :claim, :claim_until, :created_ms, :keep_until
 ) ON CONFLICT (id) DO NOTHING
 """
+# Its holder may have renewed the claim since it read the row.
 UPDATE_RESERVATION: Final = """
 UPDATE reservation SET
   state = :state, fee = :fee, settlement = :settlement, operation_id = :operation_id,
-  answer = :answer, payment = :payment, claim = :claim, claim_until = :claim_until
+  answer = :answer, payment = :payment, claim = :claim,
+  claim_until = CASE WHEN claim = :claim AND claim_until > :claim_until THEN claim_until ELSE :claim_until END
 WHERE id = :id AND state = :expected_state AND claim IS NOT DISTINCT FROM :expected_claim
 """
+RENEW_CLAIM: Final = "UPDATE reservation SET claim_until = :until WHERE id = :id AND claim = :claim"
 # Apart, because naming the column costs an index a deletion and an insertion, and it changes only with a refusal.
 UPDATE_KEEP_UNTIL: Final = "UPDATE reservation SET keep_until = :keep_until WHERE id = :id"
 SELECT_BY_ID: Final = "SELECT * FROM reservation WHERE id = :id"

@@ -14,7 +14,7 @@ from spawn_providers.catalog import Catalog
 from spawn_providers.simulated_faults import Breakdown, Delay, LostRequest, Refusal
 
 from spawn.services.admin import AnnouncePrice, Clerk
-from spawn.services.paid_calls import CLAIM_S
+from spawn.services.claims import CLAIM_S
 from spawn.store.backup import back_up
 from spawn.store.places import file_of
 from tests.harness import ORDER, World, open_world
