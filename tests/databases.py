@@ -7,6 +7,7 @@ again is a restart; and what a module made is dropped when the module is over.
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,14 +21,21 @@ from psycopg import sql
 from spawn.store.database import Database
 from spawn.store.migrate import migrate
 from spawn.store.places import Options, place_of
+from spawn.store.postgres_session import Connection, connect
 
 ENGINE_VARIABLE: Final = "SPAWN_TEST_ENGINE"
 RETRIES_VARIABLE: Final = "SPAWN_TEST_RETRIES"
 SERVER_VARIABLE: Final = "SPAWN_TEST_SERVER"
 """Set by the test run itself: how its server is reached, for its workers and their children."""
 TEMPLATE: Final = "template_of_spawn"
+TABLES: Final = {
+    "sqlite": "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name",
+    "postgresql": "SELECT table_name AS name FROM information_schema.tables WHERE table_schema = 'public' ORDER BY 1",
+}
+"""By engine, the query for the names of all tables."""
 
 _made: list[str] = []
+_connected: dict[str, Connection] = {}
 
 
 def engine() -> str:
@@ -54,6 +62,20 @@ def server_url(database: str) -> str:
     return os.environ[SERVER_VARIABLE].format(database=database)
 
 
+def variables(folder: Path) -> dict[str, str]:
+    """The settings of a process whose books are a test folder's. On a server the database is there, and empty."""
+    url = database_url(folder)
+    if engine() == "sqlite":
+        return {"SPAWN_DATABASE_URL": url}
+    make_empty(url)
+    return {
+        "SPAWN_DATABASE_URL": url,
+        "SPAWN_DATABASE_RETRIES": str(retries()),
+        # There is no file beside which a key could be made.
+        "SPAWN_SECRET_KEY": "5a" * 32,
+    }
+
+
 def make(url: str) -> None:
     """Create the database after every migration, unless it is there."""
     if url.startswith("sqlite:"):
@@ -68,8 +90,12 @@ def make_file(path: Path) -> None:
         path.write_bytes(_migrated_file())
 
 
+def _name(url: str) -> str:
+    return str(psycopg.conninfo.conninfo_to_dict(url)["dbname"])
+
+
 def _make(url: str, template: str) -> None:
-    name = str(psycopg.conninfo.conninfo_to_dict(url)["dbname"])
+    name = _name(url)
     with _operator() as connection:
         if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone() is not None:
             return
@@ -81,8 +107,39 @@ def _make(url: str, template: str) -> None:
         _made.append(name)
 
 
+def copy(source: Path, folder: Path) -> None:
+    """A new folder with all that is in another, and with the database that is named for it, which nobody has open."""
+    shutil.copytree(source, folder)
+    if engine() == "postgresql":
+        _make(database_url(folder), _name(database_url(source)))
+
+
+def connection(url: str) -> Connection:
+    """A connection for a test alone, ended when its module is over, or when the same database is asked for again."""
+    name = _name(url)
+    if name in _connected:
+        _connected[name].close()
+    _connected[name] = connect(url)
+    return _connected[name]
+
+
+def files(folder: Path) -> list[Path]:
+    """The files that a disk holds of a test's database; whoever owns the disk can read them."""
+    if engine() == "sqlite":
+        return sorted(folder.glob("spawn.db*"))
+    with psycopg.connect(database_url(folder), autocommit=True) as connection:
+        connection.execute("CHECKPOINT")
+        row = connection.execute(
+            "SELECT current_setting('data_directory'), oid FROM pg_database WHERE datname = current_database()"
+        ).fetchone()
+    assert row is not None
+    return sorted((Path(row[0]) / "base" / str(row[1])).iterdir())
+
+
 def drop_made() -> None:
     """Drop what this process made, whoever is still connected."""
+    while _connected:
+        _connected.popitem()[1].close()
     if not _made:
         return
     with _operator() as connection:

@@ -218,7 +218,7 @@ class Postgres:
     """A PostgreSQL of our own: one cluster in one folder, reached over a socket in that folder only."""
 
     def __init__(self, folder: Path, programs: Path) -> None:
-        self._folder = folder
+        self.folder = self._folder = folder
         self._programs = programs
         # The server refuses to run as root; its package brings a user for it.
         self._as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
@@ -259,6 +259,18 @@ class Postgres:
     def stop(self) -> None:
         data = str(self._folder / "data")
         self._run(str(self._programs / "pg_ctl"), "-D", data, "-m", "immediate", "-w", "stop")
+
+    def restart(self) -> None:
+        """As after a crash of the server: connections break off, and what was committed is found in its log."""
+        data, log = str(self._folder / "data"), str(self._folder / "log")
+        self._run(str(self._programs / "pg_ctl"), "-D", data, "-l", log, "-m", "immediate", "-w", "restart")
+
+    def demand_password(self, database: str) -> None:
+        """Let nobody into this database without one."""
+        data = self._folder / "data"
+        rules = data / "pg_hba.conf"
+        rules.write_text(f"local {database} all scram-sha-256\n{rules.read_text()}")
+        self._run(str(self._programs / "pg_ctl"), "-D", str(data), "reload")
 
     def url(self, database: str) -> str:
         """How a client of ours reaches a database of this name; `{database}` makes a template of it."""

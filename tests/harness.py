@@ -7,17 +7,21 @@ async with open_world(tmp_path) as world:
 """
 
 import hashlib
+import itertools
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import httpx
 import msgspec
+import pytest
 from signing import SignedRequestAuth
 from spawn_ledger.transfers import balance_of
+from spawn_ledger.tx import Tx
 from spawn_ledger.verify import verify
 from spawn_providers.base import Provider
 from spawn_providers.simulated import SimulatedProvider
@@ -35,9 +39,12 @@ from spawn.payments.devnet import DevChain, DevnetFaults
 from spawn.rails import devnet_rail, x402_terms
 from spawn.services import funds
 from spawn.settings import Settings
-from spawn.store import servers
+from spawn.store import leases, operations, reservations, servers
+from spawn.store.database import Database
 from tests import databases
 from tests.wallets import Wallet
+
+T = TypeVar("T")
 
 ORDER: dict[str, Any] = {"name": "web", "type": "small", "image": "ubuntu-24.04", "location": "nbg1"}
 CHAIN_ID = 84532
@@ -71,15 +78,14 @@ class VirtualClock:
 
 
 class SeededEntropy:
-    """Random bytes that are the same in every run."""
+    """Random bytes that are the same in every run, and never the same twice, whichever threads ask."""
 
     def __init__(self, seed: str = "spawn") -> None:
         self._seed = seed
-        self._count = 0
+        self._numbers = itertools.count(1)
 
     def bytes(self, count: int, /) -> bytes:
-        self._count += 1
-        return hashlib.shake_256(f"{self._seed}|{self._count}".encode()).digest(count)
+        return hashlib.shake_256(f"{self._seed}|{next(self._numbers)}".encode()).digest(count)
 
 
 class Names:
@@ -233,6 +239,34 @@ class World:
         assert violations == []
 
 
+def count_writes(db: Database, patch: pytest.MonkeyPatch) -> list[str]:
+    """The name of each function that is handed to `db.write` from now on."""
+    names: list[str] = []
+    write = db.write
+
+    async def counted(fn: Callable[[Tx], T]) -> T:
+        names.append(fn.__qualname__)
+        return await write(fn)
+
+    patch.setattr(db, "write", counted)
+    return names
+
+
+async def bury(parts: Parts) -> None:
+    """Whoever worked on this database before is dead, and what it had claimed is free.
+
+    Where others may be alive claims only run out; to a test that is not about that, they have.
+    """
+    await recover(parts)
+    if not parts.db.exclusive:
+        for release in (operations.RELEASE_CLAIMS, reservations.RELEASE_CLAIMS, leases.RELEASE_LEASES):
+            await parts.db.write(partial(_execute, release))
+
+
+def _execute(sql: str, tx: Tx) -> int:
+    return tx.execute(sql)
+
+
 def _named(headers: Mapping[str, str]) -> dict[str, str]:
     return {name.replace("_", "-"): value for name, value in headers.items()}
 
@@ -275,7 +309,7 @@ async def open_world(
     )
     try:
         service = await build(settings, parts, ticking=False)
-        await recover(parts)
+        await bury(parts)
         transport = httpx.ASGITransport(app=cast("Any", service.app))
         async with httpx.AsyncClient(transport=transport, base_url=BASE_URL) as http:
             yield World(

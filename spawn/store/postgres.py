@@ -2,8 +2,8 @@
 
 Serializable isolation makes all that commits equal to one after the other, as the embedded engine runs it: so what is
 right there is right here, with no locks of our own; and CockroachDB and YugabyteDB ask for the same repetition.
-Invariants: a write that was answered is on the server's disk; one whose COMMIT got no answer is looked up by its
-transaction id before anybody is told anything; a server that is away for a while costs answers, and nothing else.
+Invariants: a write that was answered is on the server's disk; one whose COMMIT got no answer is looked up by its mark
+(`postgres_marks`) before anybody is told anything; a server that is away for a while costs answers, and nothing else.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from spawn_ledger.tx import Params, Row, Tx
 from spawn_schemas.errors import Code, SpawnError
 
 from spawn.store.database import NO_PARAMS, DatabaseFailed, overloaded
+from spawn.store.postgres_marks import Mark, Marks, prepare, was_committed
 from spawn.store.postgres_session import (
     CommitUnclear,
     Connection,
@@ -31,7 +32,6 @@ from spawn.store.postgres_session import (
     named,
     no_fate,
     transact,
-    was_committed,
 )
 
 T = TypeVar("T")
@@ -70,6 +70,9 @@ class _Pool:
             kwargs={"autocommit": True, "row_factory": dict_row},
             min_size=size,
             timeout=PATIENCE_S,
+            # The pool asks a server that is away ever more rarely, and begins anew after this time: within seconds
+            # of its return it is in use again, however long it was away.
+            reconnect_timeout=PATIENCE_S,
             configure=configure,
             open=False,
             name=name,
@@ -106,6 +109,7 @@ class PostgresDatabase:
         self._loop = asyncio.get_running_loop()
         self._closing: asyncio.Future[None] | None = None
         self._failure: BaseException | None = None
+        self._marks = Marks()
         self._random = random.Random()  # noqa: S311 - it spreads attempts, and guards nothing
         self.collisions = 0
         """Attempts that had to be repeated so far."""
@@ -127,6 +131,7 @@ class PostgresDatabase:
 
         Raises StoreError when the server cannot be reached, or cannot be used.
         """
+        await asyncio.to_thread(prepare, url)
         reading = await _filled(_Pool(url, "spawn-reads", readers, for_reading), url)
         writing = await _filled(_Pool(url, "spawn-writes", writers, for_writing), url)
         return cls(reading, writing, fate=fate, on_fatal=on_fatal)
@@ -194,36 +199,39 @@ class PostgresDatabase:
 
     def _repeat_write(self, connections: _Connections, fn: Callable[[Tx], T]) -> T:
         for is_last in self._attempts():
+            mark = self._marks.next()
             try:
                 with connections.connection() as connection:
-                    return transact(connection, fn, self._fate)
+                    return transact(connection, fn, mark.statement, self._fate)
             except _COLLISIONS as error:
                 self.collisions += 1
                 if is_last:
                     raise overloaded() from error
             except CommitUnclear as unclear:
-                if self._was_committed(connections, unclear):
+                self._marks.leave()
+                if self._was_committed(connections, mark, unclear):
                     return cast("T", unclear.result)
             except (psycopg.Error, PoolTimeout) as error:
+                self._marks.leave()
                 if not _is_away(error) and not isinstance(error, errors.ReadOnlySqlTransaction):
                     raise
                 if is_last:
                     raise _unreachable() from error
         raise RuntimeError("the last attempt neither answered nor refused")
 
-    def _was_committed(self, connections: _Connections, unclear: CommitUnclear) -> bool:
+    def _was_committed(self, connections: _Connections, mark: Mark, unclear: CommitUnclear) -> bool:
         """Ask until the server is back; raises DatabaseFailed, and ends everything, when it stays away."""
         try:
             for is_last in self._attempts():
                 try:
                     with connections.connection() as connection:
-                        committed = was_committed(connection, unclear.transaction)
+                        committed = was_committed(connection, mark)
                     if committed is not None:
                         return committed
                 except (psycopg.Error, PoolTimeout) as error:
                     if is_last or not _is_away(error):
                         raise
-            raise DatabaseFailed(f"transaction {unclear.transaction} does not end")
+            raise DatabaseFailed("a transaction does not end")
         except (psycopg.Error, PoolTimeout, DatabaseFailed) as error:
             self._loop.call_soon_threadsafe(self._fail, error)
             raise _failed(error) from unclear

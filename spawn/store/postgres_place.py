@@ -15,6 +15,7 @@ from spawn_ledger.tx import Tx
 from spawn.store.places import ALONE, NoFile, OnFatal, Options
 from spawn.store.postgres import PostgresDatabase
 from spawn.store.postgres_copy import require_finished
+from spawn.store.postgres_marks import prepare
 from spawn.store.postgres_session import begin_snapshot, collisions, connect, no_fate, place_name
 
 if TYPE_CHECKING:
@@ -63,13 +64,13 @@ class PostgresServer:
         from sqlalchemy import create_engine, event  # noqa: PLC0415 - see above
         from sqlalchemy.pool import NullPool  # noqa: PLC0415 - see above
 
-        connect(self._url).close()  # who cannot be reached says so in a sentence
+        prepare(self._url)  # who cannot be reached says so in a sentence
         engine = create_engine(
             "postgresql+psycopg://", creator=lambda: psycopg.connect(self._url), poolclass=NullPool
         )
         event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(_ONE_AT_A_TIME))
-        with engine.connect() as connection:
-            yield connection
+        with engine.connect() as migration:
+            yield migration
 
     async def open(self, options: Options = ALONE, on_fatal: OnFatal = None) -> PostgresDatabase:
         return await PostgresDatabase.open(

@@ -38,13 +38,11 @@ _PLACEHOLDER: Final = re.compile(r"('[^']*')|:([a-z_][a-z0-9_]*)")
 """A text in quotes, which is none, or a parameter by its name."""
 
 _BEGIN: Final = "BEGIN ISOLATION LEVEL SERIALIZABLE"
-_BEGIN_NAMED: Final = f"{_BEGIN}; SELECT pg_current_xact_id()::text AS id"
 # Commands look at all of the books, and think in between. Nobody waits for what only reads.
 _BEGIN_SNAPSHOT: Final = (
     "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; "
     "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0"
 )
-_STATUS: Final = "SELECT pg_xact_status(CAST(%(id)s AS xid8)) AS status"
 _SETTINGS: Final = (
     # What was answered is on disk, whatever the server's default.
     "SET synchronous_commit = on",
@@ -56,11 +54,10 @@ _READ_ONLY: Final = "SET default_transaction_read_only = on"
 
 
 class CommitUnclear(Exception):
-    """COMMIT got no answer. `transaction` is its id, `result` what its function returned."""
+    """COMMIT got no answer. `result` is what its function returned."""
 
-    def __init__(self, transaction: str, result: object) -> None:
-        super().__init__(transaction)
-        self.transaction = transaction
+    def __init__(self, result: object) -> None:
+        super().__init__("COMMIT got no answer")
         self.result = result
 
 
@@ -182,15 +179,14 @@ def collisions(share: float) -> Fate:
     return collide
 
 
-def transact(connection: Connection, fn: Callable[[Tx], T], fate: Fate = no_fate) -> T:
-    """Run `fn` in one serializable transaction, once.
+def transact(connection: Connection, fn: Callable[[Tx], T], mark: str, fate: Fate = no_fate) -> T:
+    """Run `fn` in one serializable transaction, once. `mark` is a statement by which the transaction is known again.
 
     Raises psycopg's SerializationFailure and DeadlockDetected when it has to be repeated, CommitUnclear when nobody
     knows; after everything else that is raised nothing was kept.
     """
-    begun = connection.execute(_BEGIN_NAMED)
-    begun.nextset()
-    (row,) = begun.fetchall()
+    # One message. It is no query of ours by text, as `mark` differs each time, so the driver has nothing to keep of it.
+    connection.execute(f"{_BEGIN}; {mark}".encode(), prepare=False)
     try:
         result = fn(PostgresTx(connection, fate))
         fate()
@@ -206,7 +202,7 @@ def transact(connection: Connection, fn: Callable[[Tx], T], fate: Fate = no_fate
     except (errors.SerializationFailure, errors.DeadlockDetected):
         raise
     except psycopg.Error as error:
-        raise CommitUnclear(row["id"], result) from error
+        raise CommitUnclear(result) from error
     if status != "COMMIT":
         raise DatabaseFailed("the transaction was lost to an earlier error")
     return result
@@ -218,20 +214,6 @@ def _roll_back(connection: Connection) -> None:
     except psycopg.Error:
         # The server forgets a transaction with its connection.
         connection.close()
-
-
-def was_committed(connection: Connection, transaction: str) -> bool | None:
-    """Whether a transaction came to be; None while the server has not decided.
-
-    Raises DatabaseFailed when it cannot tell.
-    """
-    row = connection.execute(_STATUS, {"id": transaction}).fetchone()
-    status = None if row is None else row["status"]
-    if status == "in progress":
-        return None
-    if status not in {"committed", "aborted"}:
-        raise DatabaseFailed(f"the server does not know what became of transaction {transaction}")
-    return bool(status == "committed")
 
 
 def begin_snapshot(connection: Connection) -> PostgresTx:

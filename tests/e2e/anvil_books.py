@@ -6,7 +6,6 @@ Invariant: nothing here asks the service: chain and database alone.
 import json
 from base64 import b64decode
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Final
 
 import httpx
@@ -19,8 +18,7 @@ from spawn_schemas.ids import Address
 from spawn.domain.settlements import gas_cost_usdc
 from spawn.evm.transactions import address_of
 from spawn.settings import Settings
-from spawn.store.places import file_of
-from spawn.store.snapshot import snapshot
+from spawn.store.places import Place, place_of
 from tests.anvil import Chain
 
 ETHER: Final = 10**18
@@ -38,15 +36,15 @@ _SELECT_CREDITS: Final = (
 )
 
 
-def unfinished(database: Path) -> list[str]:
+def unfinished(place: Place) -> list[str]:
     """Payments and transactions that are neither done nor given up."""
-    with snapshot(database) as tx:
+    with place.snapshot() as tx:
         return [row["id"] for row in tx.all(_SELECT_UNFINISHED, {})]
 
 
-def is_busy(database: Path) -> bool:
+def is_busy(place: Place) -> bool:
     """Whether anything at all is under way."""
-    with snapshot(database) as tx:
+    with place.snapshot() as tx:
         return bool(tx.all(_SELECT_UNFINISHED, {}) or tx.all(_SELECT_BUSY, {}))
 
 
@@ -59,7 +57,7 @@ def receipt_of(answer: httpx.Response) -> dict[str, Any]:
 def check_at_rest(settings: Settings, chain: Chain, *, moved: Iterable[str]) -> None:
     """`check_books`, and each relayer has used each of its nonces, by itself, and booked what that burnt."""
     check_books(settings, chain, moved=moved)
-    with snapshot(file_of(settings.database_url)) as tx:
+    with place_of(settings.database_url).snapshot() as tx:
         burnt_wei = [
             wei for key in settings.relayer_keys for wei in _check_nonces(tx, chain, address_of(key))
         ]
@@ -76,7 +74,7 @@ def check_books(settings: Settings, chain: Chain, *, moved: Iterable[str]) -> No
     assert sorted(one.transaction for one in arrived) == sorted(moved)
     assert chain.pending() == [], "a transaction waits that nobody knows of"
     held = chain.balance(settings.pay_to)
-    with snapshot(file_of(settings.database_url)) as tx:
+    with place_of(settings.database_url).snapshot() as tx:
         credits = [(row["reference"], row["amount"]) for row in tx.all(_SELECT_CREDITS, {"ext": EXT_USDC})]
         assert tx.all(_SELECT_UNFINISHED, {}) == []
         assert balance_of(tx, EXT_USDC).balance == held, "the treasury and the books differ"

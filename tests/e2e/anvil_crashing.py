@@ -25,17 +25,17 @@ from spawn_schemas.ids import Address
 from spawn.app import Service, build
 from spawn.evm.node import Block, Log, Node, Receipt
 from spawn.evm.web3_node import Web3Node
-from spawn.parts import Parts, open_parts, recover
+from spawn.parts import Parts, open_parts
 from spawn.payments.exact import ExactPayment
 from spawn.rails import self_rail
 from spawn.settings import Settings
-from spawn.store.places import file_of
+from spawn.store.places import Place, place_of
 from tests import databases
 from tests.anvil import RELAYER_KEYS, Chain
 from tests.e2e.anvil_books import is_busy, unfinished
 from tests.e2e.crashing import CrashingDatabase, CrashingProvider, Points
 from tests.e2e.victim import ANSWER_S, SPEED, Order, nursery
-from tests.harness import BASE_URL, SeededEntropy, VirtualClock, settings_in
+from tests.harness import BASE_URL, SeededEntropy, VirtualClock, bury, settings_in
 
 T = TypeVar("T")
 
@@ -191,7 +191,7 @@ class Life:
         parts = await open_on_anvil(settings, clock, points)
         try:
             service = await build(settings, parts, ticking=False)
-            await recover(parts)
+            await bury(parts)
         except BaseException:
             await parts.close()
             raise
@@ -285,8 +285,8 @@ class Trial:
         return self._life
 
     @property
-    def database(self) -> Path:
-        return file_of(self.settings.database_url)
+    def place(self) -> Place:
+        return place_of(self.settings.database_url)
 
     async def start(self) -> None:
         """The first life; its points are counted from `arm` on."""
@@ -357,11 +357,11 @@ class Trial:
 
     def unfinished(self) -> list[str]:
         """Payments and transactions that are neither done nor given up."""
-        return unfinished(self.database)
+        return unfinished(self.place)
 
     def is_busy(self) -> bool:
         """Whether anything at all is under way."""
-        return is_busy(self.database)
+        return is_busy(self.place)
 
 
 # --- a life of its own ------------------------------------------------------------------------------------------

@@ -22,10 +22,9 @@ from spawn.domain.servers import Server
 from spawn.payments.devnet import DevChain, Transfer
 from spawn.rails import x402_terms
 from spawn.store.operations import operation_from
-from spawn.store.places import file_of
+from spawn.store.places import place_of
 from spawn.store.reservations import Reservation, reservation_from
 from spawn.store.servers import server_from
-from spawn.store.snapshot import snapshot
 from tests.e2e.victim import settings_of
 
 MINTED: Final = Usdc(100_000_000)
@@ -70,7 +69,7 @@ class Facts:
 def look(folder: Path, wallet: Address, now_s: int) -> Facts:
     """Look at everything in `folder`."""
     payments, machines, on_chain = asyncio.run(_outside(folder, wallet, now_s))
-    with snapshot(file_of(settings_of(folder, "").database_url)) as tx:
+    with place_of(settings_of(folder, "").database_url).snapshot() as tx:
         return _facts(tx, wallet, now_s, payments, machines, on_chain)
 
 
@@ -119,5 +118,5 @@ def _facts(
 
 def is_busy(folder: Path) -> bool:
     """Whether an operation is under way."""
-    with snapshot(file_of(settings_of(folder, "").database_url)) as tx:
+    with place_of(settings_of(folder, "").database_url).snapshot() as tx:
         return tx.one("SELECT id FROM operation WHERE status = 'running'") is not None

@@ -6,7 +6,6 @@ that ends in any way but the one the test planned fails the test.
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +18,7 @@ from typing import Any, Final, TypeVar
 import httpx
 import msgspec
 
+from tests import databases
 from tests.e2e.victim import LAST_WORDS, MESSAGE_MAX, Advance, Arm, Command, Drop, Order, Stop, Told
 from tests.engines import ROOT
 
@@ -238,7 +238,7 @@ def open_house(
 ) -> Iterator[House]:
     """The service on the files in `folder`, copied from the folder `like` if that is given."""
     if like is not None:
-        shutil.copytree(like, folder)
+        databases.copy(like, folder)
     house = House(nursery, folder, now_s, deaths)
     try:
         yield house

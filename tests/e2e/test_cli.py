@@ -18,6 +18,8 @@ import pytest
 from spawn.clock import SystemClock
 from spawn.rails import open_devnet
 from spawn.settings import Settings
+from spawn.store.places import place_of
+from tests import databases
 from tests.interop.service import RunningService, spawn_dev
 
 SOMEBODY = "0x8ba1f109551bD432803012645Ac136ddd64DBA72"
@@ -25,12 +27,10 @@ SOMEBODY = "0x8ba1f109551bD432803012645Ac136ddd64DBA72"
 
 def spawn(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run a command in `folder` with these SPAWN_ settings and no others."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("SPAWN_")}
-    ours = {f"SPAWN_{name.upper()}": value for name, value in settings.items()}
     done = subprocess.run(
         [sys.executable, "-m", "spawn", *arguments],
         cwd=folder,
-        env=clean | ours,
+        env=environment_in(folder, **{f"SPAWN_{name.upper()}": value for name, value in settings.items()}),
         capture_output=True,
         text=True,
         timeout=30,
@@ -38,6 +38,13 @@ def spawn(folder: Path, *arguments: str, **settings: str) -> subprocess.Complete
     )
     assert "Traceback" not in done.stderr + done.stdout, done.stderr
     return done
+
+
+def environment_in(folder: Path, **variables: str) -> dict[str, str]:
+    """What a process in `folder` finds: these settings, and of ours only where its books are, unless that is usual."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SPAWN_")}
+    books = {} if databases.engine() == "sqlite" else databases.variables(folder)
+    return clean | books | variables
 
 
 def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -70,7 +77,10 @@ def migrated(tmp_path: Path) -> Path:
 
 
 def change(folder: Path, sql: str) -> None:
-    with contextlib.closing(sqlite3.connect(folder / "spawn.db")) as connection:
+    url = databases.database_url(folder)
+    with contextlib.closing(
+        sqlite3.connect(folder / "spawn.db") if databases.engine() == "sqlite" else databases.connection(url)
+    ) as connection:
         connection.execute(sql)
         connection.commit()
 
@@ -183,8 +193,10 @@ def test_the_faucet_says_what_it_did_not_understand(
 
 
 def test_migrating_twice_changes_nothing(tmp_path: Path) -> None:
-    assert spawn(tmp_path, "migrate").stdout == "spawn.db: applied 0001, 0002, 0003, 0004, 0005\n"
-    assert spawn(tmp_path, "migrate").stdout == "spawn.db: up to date already\n"
+    url = databases.database_url(tmp_path)
+    name = "spawn.db" if databases.engine() == "sqlite" else place_of(url).name
+    assert spawn(tmp_path, "migrate").stdout == f"{name}: applied 0001, 0002, 0003, 0004, 0005\n"
+    assert spawn(tmp_path, "migrate").stdout == f"{name}: up to date already\n"
 
 
 @pytest.mark.parametrize("command", [("serve",), ("ledger", "verify")])
@@ -208,6 +220,7 @@ def test_a_companion_file_that_is_damaged_is_named(migrated: Path, name: str, se
     refused(spawn(migrated, "serve", listen=free_address()), name, setting)
 
 
+@pytest.mark.embedded
 def test_a_damaged_database_is_said_to_be_one(tmp_path: Path) -> None:
     (tmp_path / "spawn.db").write_text("this is no database, whatever its name says")
     for command in ("serve", "migrate"):
@@ -228,6 +241,7 @@ def test_books_that_are_wrong_exit_with_1_and_say_where(migrated: Path) -> None:
     assert "broken: cached balance: wallet:0x1 shows a balance of 5" in done.stdout
 
 
+@pytest.mark.embedded
 def test_books_that_cannot_be_read(migrated: Path) -> None:
     path = migrated / "spawn.db"
     change(migrated, "PRAGMA wal_checkpoint(TRUNCATE)")
@@ -278,6 +292,7 @@ def test_a_second_service_on_the_port_is_refused(running: RunningService, tmp_pa
     assert list(tmp_path.iterdir()) == [], "it made no database before it had the port"
 
 
+@pytest.mark.embedded
 @pytest.mark.parametrize("command", ["dev", "migrate", "reconcile"])
 def test_a_second_writer_is_refused(running: RunningService, tmp_path: Path, command: str) -> None:
     done = beside(running, tmp_path, command, listen=free_address())
@@ -292,12 +307,11 @@ def test_play_money_and_a_look_at_the_books_are_free_to_come(running: RunningSer
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_service_that_is_told_to_stop_stops_in_order(migrated: Path, number: signal.Signals) -> None:
     address = free_address()
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("SPAWN_")}
     with (migrated / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "spawn", "serve", "--listen", address],
             cwd=migrated,
-            env=clean,
+            env=environment_in(migrated),
             stdout=log,
             stderr=subprocess.STDOUT,
         )

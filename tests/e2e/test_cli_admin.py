@@ -64,7 +64,7 @@ class Desk:
 @pytest.fixture(params=["beside a service", "alone"])
 def admin(request: pytest.FixtureRequest, tmp_path: Path) -> Desk:
     if request.param == "alone":
-        databases.make_file(tmp_path / "spawn.db")
+        databases.make(databases.database_url(tmp_path))
         return Desk(tmp_path, None)
     return Desk(tmp_path, request.getfixturevalue("running"))
 
@@ -140,6 +140,7 @@ def test_without_a_database_one_is_told_to_migrate(tmp_path: Path, command: tupl
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.embedded
 def test_a_holder_that_takes_no_orders_is_named(tmp_path: Path) -> None:
     databases.make_file(tmp_path / "spawn.db")
     hold = (
@@ -162,6 +163,7 @@ def test_a_holder_that_takes_no_orders_is_named(tmp_path: Path) -> None:
         holder.communicate("\n", timeout=10)
 
 
+@pytest.mark.embedded
 def test_a_path_too_long_for_a_socket_works_alone_and_is_explained_beside_a_service(tmp_path: Path) -> None:
     folder = tmp_path / ("d" * 90)
     folder.mkdir()
@@ -174,7 +176,7 @@ def test_a_path_too_long_for_a_socket_works_alone_and_is_explained_beside_a_serv
 
 
 def test_many_at_once_without_a_service_come_one_after_the_other(tmp_path: Path) -> None:
-    databases.make_file(tmp_path / "spawn.db")
+    databases.make(databases.database_url(tmp_path))
 
     def give(number: int) -> subprocess.CompletedProcess[str]:
         return spawn(tmp_path, "admin", "credit", SOMEBODY, "1", "--reason", "x", "--id", f"c{number % 2}")
@@ -185,6 +187,7 @@ def test_many_at_once_without_a_service_come_one_after_the_other(tmp_path: Path)
     assert read(spawn(tmp_path, "admin", "wallet", SOMEBODY, "--json"))["wallet"]["available"] == "2.00"
 
 
+@pytest.mark.embedded
 def test_a_service_that_stops_leaves_no_socket_and_the_books_right(tmp_path: Path) -> None:
     with spawn_dev(tmp_path) as service:
         assert (tmp_path / "spawn.db.admin").is_socket()
@@ -216,6 +219,7 @@ def test_a_suspended_wallets_server_goes_off_and_its_owner_is_refused(
         assert http.post(f"/v1/servers/{server}/start").is_success
 
 
+@pytest.mark.embedded
 def test_a_price_announced_at_the_socket_is_sold_at_once(running: RunningService, tmp_path: Path) -> None:
     told(Desk(tmp_path, running)("price-change", "--type", "medium", "--location", "hel1", "--daily", "0.3"))
     catalog = httpx.get(f"{running.url}/v1/catalog", trust_env=False).json()

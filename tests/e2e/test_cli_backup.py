@@ -16,13 +16,14 @@ from spawn_ledger.accounts import EXT_USDC, wallet_account
 from spawn_ledger.transfers import balance_of
 from spawn_schemas.money import parse_usdc
 
-from spawn.store.snapshot import snapshot
 from tests.e2e.test_cli import beside, misunderstood, refused, spawn
 from tests.engines import require
 from tests.harness import ORDER
 from tests.integration.restoring import lose
 from tests.interop.service import RunningService, environment, in_folder, spawn_dev
 from tests.wallets import Wallet
+
+pytestmark = pytest.mark.embedded
 
 WORLD: Final = {"devnet_path": "devnet.db", "simulated_path": "cloud.db"}
 
@@ -106,7 +107,7 @@ def test_a_lost_database_comes_back_with_what_was_paid_and_rented_since(
     assert done.stdout.endswith("spawn.db is restored: start the service.\n")
     with spawn_dev(tmp_path) as service:
         assert asyncio.run(service.violations()) == []
-        with snapshot(service.database) as tx:
+        with service.books() as tx:
             assert balance_of(tx, EXT_USDC).balance == parse_usdc("5.61")
             assert balance_of(tx, wallet_account(wallet.address)).balance > parse_usdc("5.60")
 

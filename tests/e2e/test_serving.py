@@ -1,7 +1,6 @@
 """`spawn serve` as a process: what it runs on, what it refuses to be, and that it outlives its worst callers."""
 
 import contextlib
-import os
 import resource
 import socket
 import subprocess
@@ -17,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from spawn.server import configured
 from spawn.setting_reader import read_settings
-from tests.e2e.test_cli import free_address, misunderstood, refused, spawn, wait_until_up
+from tests.e2e.test_cli import environment_in, free_address, misunderstood, refused, spawn, wait_until_up
 
 GROWTH_MAX_KIB: Final = 4096
 """What memory may grow by under an attack that has been going on for a while."""
@@ -68,13 +67,12 @@ def serving(folder: Path, *, open_files: int | None = None, **variables: str) ->
     """Run `spawn serve` on a new database in `folder`, with these variables, and stop it in order."""
     assert spawn(folder, "migrate").returncode == 0
     address, log = free_address(), folder / "log"
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("SPAWN_")}
     limited = [] if open_files is None else ["bash", "-c", f'ulimit -n {open_files}; exec "$@"', "bash"]
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*limited, sys.executable, "-m", "spawn", "serve", "--listen", address],
             cwd=folder,
-            env=clean | variables,
+            env=environment_in(folder, **variables),
             stdout=output,
             stderr=output,
         )
@@ -88,6 +86,7 @@ def serving(folder: Path, *, open_files: int | None = None, **variables: str) ->
         process.wait()
 
 
+@pytest.mark.embedded
 def test_serving_imports_nothing_that_it_does_not_need(tmp_path: Path) -> None:
     """Each of these takes as long as all the rest together."""
     assert spawn(tmp_path, "migrate").returncode == 0
@@ -145,7 +144,7 @@ def served_with(folder: Path, **variables: str) -> subprocess.CompletedProcess[s
     return subprocess.run(
         [sys.executable, "-m", "spawn", "serve"],
         cwd=folder,
-        env=os.environ | variables,
+        env=environment_in(folder, **variables),
         capture_output=True,
         text=True,
         timeout=30,
@@ -153,6 +152,7 @@ def served_with(folder: Path, **variables: str) -> subprocess.CompletedProcess[s
     )
 
 
+@pytest.mark.embedded
 def test_a_second_process_on_the_database_is_refused(tmp_path: Path) -> None:
     with serving(tmp_path) as service:
         second = spawn(tmp_path, "serve", "--listen", free_address())

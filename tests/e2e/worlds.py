@@ -13,7 +13,7 @@ from signing import SignedRequestAuth
 
 from spawn.payments.devnet import DevChain
 from spawn.rails import x402_terms
-from spawn.store.migrate import migrate
+from tests import databases
 from tests.e2e.facts import MINTED, Facts, is_busy, look
 from tests.e2e.lives import House, Nursery, open_house
 from tests.e2e.scenarios import RENT
@@ -104,7 +104,7 @@ def prepare_worlds(nursery: Nursery, folder: Path) -> dict[str, Base]:
 def _prepare(nursery: Nursery, folder: Path, become: Callable[[House], None]) -> Base:
     folder.mkdir()
     settings = settings_of(folder, nursery.url)
-    migrate(settings.database_url)
+    databases.make(settings.database_url)
     asyncio.run(_mint(DevChain(Path(settings.devnet_path), x402_terms(settings), now=lambda: START_S)))
     with open_house(nursery, folder, START_S) as house:
         become(house)

@@ -1,11 +1,14 @@
 """Books to test money with: the migrated database, two wallets with a server each, and a few movements."""
 
 import importlib.util
+import os
 import sqlite3
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, cast
 
 import msgspec
 import sqlalchemy as sa
@@ -20,7 +23,7 @@ from spawn_ledger.accounts import (
     wallet_account,
 )
 from spawn_ledger.transfers import Code, Hold, Transfer, TransferId, transfer_id
-from spawn_ledger.tx import Params, Row
+from spawn_ledger.tx import Params, Row, Tx
 from spawn_ledger.wallets import (
     NEWEST,
     STATEMENT,
@@ -31,6 +34,11 @@ from spawn_ledger.wallets import (
 from spawn_schemas.ids import Address, ServerId
 from spawn_schemas.money import Usdc
 
+from spawn.store.database import NO_PARAMS
+from spawn.store.postgres_session import Connection, PostgresTx, no_fate
+from spawn.store.sqlite_writer import SqliteTx
+from tests import databases
+
 NOW = 1_800_000_000
 ALICE, BOB = Address("0x" + "a1" * 20), Address("0x" + "b0" * 20)
 WALLET, OTHER_WALLET = wallet_account(ALICE), wallet_account(BOB)
@@ -39,21 +47,55 @@ RESERVE, OTHER_RESERVE = server_account(SERVER), server_account(OTHER_SERVER)
 OPERATION, OTHER_OPERATION = "act_1", "act_2"
 
 
-class SqliteTx:
-    """The smallest `Tx`: one connection with its transaction open."""
+class Books:
+    """The smallest `Tx`: one connection with its transaction open, on either engine."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection | Connection) -> None:
         self.connection = connection
+        self._tx: Tx = (
+            SqliteTx(connection)
+            if isinstance(connection, sqlite3.Connection)
+            else PostgresTx(connection, no_fate)
+        )
 
-    def execute(self, sql: str, params: Params | None = None, /) -> int:
-        return self.connection.execute(sql, params or {}).rowcount
+    def execute(self, sql: str, params: Params = NO_PARAMS, /) -> int:
+        return self._tx.execute(sql, params)
 
-    def one(self, sql: str, params: Params | None = None, /) -> Row | None:
-        row: Row | None = self.connection.execute(sql, params or {}).fetchone()
-        return row
+    def one(self, sql: str, params: Params = NO_PARAMS, /) -> Row | None:
+        return self._tx.one(sql, params)
 
-    def all(self, sql: str, params: Params | None = None, /) -> list[Row]:
-        return self.connection.execute(sql, params or {}).fetchall()
+    def all(self, sql: str, params: Params = NO_PARAMS, /) -> list[Row]:
+        return self._tx.all(sql, params)
+
+    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """The bare values of a query's rows."""
+        return [tuple(dict(cast("Any", row)).values()) for row in self.all(sql)]
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """What is written inside is not kept, and a statement that fails inside breaks nothing outside."""
+        self.connection.execute("SAVEPOINT undone")
+        try:
+            yield
+        finally:
+            self.connection.execute("ROLLBACK TO undone")
+
+    def accept_anything(self) -> None:
+        """The database checks no value from here on: for corruptions that only `verify` is to find."""
+        if isinstance(self.connection, sqlite3.Connection):
+            self.connection.execute("PRAGMA ignore_check_constraints = ON")
+            return
+        for row in self.all(_SELECT_CHECKS):
+            self.execute(row["drop_check"])
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+_SELECT_CHECKS: Final = """
+SELECT format('ALTER TABLE %I DROP CONSTRAINT %I', c.relname, k.conname) AS drop_check
+FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid WHERE k.contype = 'c'
+"""
 
 
 @cache
@@ -75,28 +117,43 @@ def migrated() -> bytes:
         return path.read_bytes()
 
 
-def open_books(path: Path) -> SqliteTx:
-    """A fresh copy of the migrated database, with two wallets' servers in it and a transaction open."""
+def open_books(path: Path) -> Books:
+    """A fresh copy of the migrated database, with two wallets' servers in it and a transaction open.
+
+    Nothing is ever committed, so that on a server one database is fresh each time for all books of a file's name.
+    """
+    tx = Books(_begun_file(path) if databases.engine() == "sqlite" else _begun(path.name))
+    add_server(tx, SERVER, ALICE, OPERATION)
+    add_server(tx, OTHER_SERVER, BOB, OTHER_OPERATION)
+    return tx
+
+
+def _begun_file(path: Path) -> sqlite3.Connection:
     path.write_bytes(migrated())
     connection = sqlite3.connect(path, isolation_level=None)
     connection.row_factory = sqlite3.Row
     for pragma in ("foreign_keys", "recursive_triggers"):
         connection.execute(f"PRAGMA {pragma} = ON")
     connection.execute("BEGIN IMMEDIATE")
-    tx = SqliteTx(connection)
-    add_server(tx, SERVER, ALICE, OPERATION)
-    add_server(tx, OTHER_SERVER, BOB, OTHER_OPERATION)
-    return tx
+    return connection
 
 
-def insert(tx: SqliteTx, table: str, **values: object) -> None:
+def _begun(name: str) -> Connection:
+    url = databases.database_url(Path(f"books-of-{os.getpid()}"), name)
+    databases.make(url)
+    connection = databases.connection(url)
+    connection.execute("BEGIN")
+    return connection
+
+
+def insert(tx: Books, table: str, **values: object) -> None:
     tx.execute(
         f"INSERT INTO {table} ({', '.join(values)}) VALUES ({', '.join(f':{name}' for name in values)})",
         values,
     )
 
 
-def add_server(tx: SqliteTx, server_id: ServerId, wallet: Address, operation_id: str) -> None:
+def add_server(tx: Books, server_id: ServerId, wallet: Address, operation_id: str) -> None:
     """A metered server with one running operation."""
     insert(
         tx,
@@ -218,10 +275,10 @@ class WalletTotals(msgspec.Struct, frozen=True, kw_only=True):
         return Usdc(self.available + self.reserved)
 
 
-def totals(tx: SqliteTx, wallet: Address) -> WalletTotals:
+def totals(tx: Books, wallet: Address) -> WalletTotals:
     (row,) = tx.all(WALLET_TOTALS, {"wallet": wallet, "account": wallet_account(wallet)})
     return WalletTotals(available=Usdc(row["available"]), reserved=Usdc(row["reserved"]))
 
 
-def statement(tx: SqliteTx, wallet: Address, *, before: int = NEWEST, limit: int = 50) -> list[StatementLine]:
+def statement(tx: Books, wallet: Address, *, before: int = NEWEST, limit: int = 50) -> list[StatementLine]:
     return statement_from(tx.all(STATEMENT, statement_params(wallet, before=before, limit=limit)))

@@ -39,7 +39,7 @@ from spawn.store.reservations import Rail, Reservation, State
 from spawn.store.secrets import Vault
 from tests import databases
 from tests.harness import SeededEntropy, VirtualClock, settings_in
-from tests.integration.ledger_books import SqliteTx
+from tests.integration.ledger_books import Books
 
 EUR_USDC: Final = Usdc(1_080_000)
 PLACE: Final = "nbg1"
@@ -66,7 +66,8 @@ class Town:
     paid_in: int = 0
     refused: int = 0
     _names: int = 0
-    tx: SqliteTx = field(init=False)
+    connection: sqlite3.Connection = field(init=False)
+    tx: Books = field(init=False)
     billing: Billing = field(init=False)
 
     def __post_init__(self) -> None:
@@ -75,7 +76,8 @@ class Town:
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("BEGIN IMMEDIATE")
-        self.tx = SqliteTx(connection)
+        self.connection = connection
+        self.tx = Books(connection)
         self.entropy = SeededEntropy("town")
         self.billing = Billing(self.entropy, self.policy)
         self._clock = VirtualClock(self.now)
@@ -92,8 +94,8 @@ class Town:
         self._calls = Transactions(self._clock, self.billing, daily_cap_usdc=Usdc(10**12))
 
     def close(self) -> None:
-        self.tx.connection.execute("COMMIT")
-        self.tx.connection.close()
+        self.connection.execute("COMMIT")
+        self.connection.close()
 
     # --- what owners do: each answers whether it was done --------------------------------------------------------
 

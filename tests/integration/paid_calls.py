@@ -14,11 +14,11 @@ from spawn_schemas.money import Usdc, parse_usdc
 
 from spawn.payments.devnet import Transfer
 from spawn.payments.version1 import body_error
+from tests import databases
 from tests.harness import CHAIN_ID, World
 from tests.wallets import Wallet
 
 PUBLIC_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f laptop"
-TABLES = "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name"
 
 
 class Barrier(asyncio.Event):
@@ -35,9 +35,10 @@ class Barrier(asyncio.Event):
 
 async def everything(world: World) -> dict[str, list[Any]]:
     """Every row of the database, and every transfer on the chain."""
-    tables = [row["name"] for row in await world.rows(TABLES)]
+    tables = [row["name"] for row in await world.rows(databases.TABLES[databases.engine()])]
     content: dict[str, list[Any]] = {
-        name: [dict(row) for row in await world.rows(f"SELECT * FROM {name}")] for name in tables
+        name: sorted((dict(row) for row in await world.rows(f"SELECT * FROM {name}")), key=repr)
+        for name in tables
     }
     assert {"reservation", "idempotency", "transfer", "hold", "account", "server"} <= content.keys()
     return content | {"the chain": await world.chain.transfers()}

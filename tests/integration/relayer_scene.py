@@ -15,6 +15,8 @@ from spawn.payments.exact import ExactPayment
 from spawn.payments.facilitator import Rejected, Settled
 from spawn.services.relayer import Relayer
 from spawn.store.database import Database
+from spawn.store.places import place_of
+from tests import databases
 from tests.fake_node import FakeNode
 from tests.harness import VirtualClock
 from tests.payments import NOW, TERMS, authorize
@@ -40,7 +42,7 @@ class Scene:
     """A relayer that does nothing by itself, on a chain that makes no block by itself."""
 
     def __init__(self, folder: Path, db: Database, **changes: Any) -> None:
-        self.path = folder / "spawn.db"
+        self.place = place_of(databases.database_url(folder))
         self.db = db
         self.clock = VirtualClock(NOW)
         self.node = FakeNode(TERMS, now=self.clock.now_s, automine=False)

@@ -15,6 +15,7 @@ from spawn_providers.base import Capabilities, Change, Instance, Op, OpState, Pr
 from spawn_providers.catalog import Catalog
 from spawn_schemas.ids import ServerId
 
+from tests import databases
 from tests.harness import ORDER, World
 from tests.wallets import Wallet
 
@@ -198,4 +199,6 @@ def code(answer: httpx.Response) -> tuple[int, str]:
 
 def stored_bytes(folder: Path) -> bytes:
     """All that the service has on disk, as whoever steals the disk sees it: database, WAL and the rest."""
-    return b"".join(path.read_bytes() for path in sorted(folder.glob("spawn.db*")))
+    found = b"".join(path.read_bytes() for path in databases.files(folder))
+    assert b"ubuntu-24.04" in found, "the bytes of what was rented are to be seen"
+    return found

@@ -25,6 +25,8 @@ from tests import databases
 from tests.engines import ROOT
 from tests.harness import World, open_world
 
+pytestmark = pytest.mark.embedded
+
 
 def database_of(world: World) -> Path:
     return file_of(world.settings.database_url)

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import httpx
+import psycopg
 import pytest
 from spawn_ledger.accounts import REV_OPFEE, wallet_account
 from spawn_ledger.transfers import Code, InsufficientFunds, Transfer, TransferId, balance_of, post
@@ -175,7 +176,7 @@ async def test_the_database_itself_refuses_what_is_below_zero(tmp_path: Path, sq
     """Lago #4985: only code kept a balance from going below zero, and some code did not."""
     async with open_world(tmp_path) as world:
         wallet = await world.customer("1.00")
-        with pytest.raises(sqlite3.IntegrityError, match="account_never_negative"):
+        with pytest.raises((sqlite3.IntegrityError, psycopg.IntegrityError), match="account_never_negative"):
             await world.parts.db.write(lambda tx: tx.execute(sql, {"id": wallet_account(wallet.address)}))
         assert await world.available(wallet.address) == 1_000_000
 

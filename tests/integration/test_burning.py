@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from spawn_ledger.accounts import EXT_USDC, server_account, wallet_account
 from spawn_ledger.accrual import DAY, NO_CAP_S, month_start, next_month
 from spawn_ledger.transfers import Code, Transfer, TransferId, balance_of, post
+from spawn_ledger.tx import Params
 from spawn_ledger.verify import verify
 from spawn_schemas.ids import Address, ServerId
 from spawn_schemas.money import Usdc
@@ -21,12 +22,17 @@ from spawn_schemas.money import Usdc
 from spawn.domain.warnings import Policy
 from spawn.services.billing import Billing
 from spawn.store.burning import INSERT_BURN_DUE, SELECT_LAST, START, Place, settle_chunk
+from spawn.store.database import NO_PARAMS
+from spawn.store.postgres_session import Connection
 from spawn.store.servers import SELECT_DUE
+from tests import databases
 from tests.arch.sql import Query
 from tests.harness import SeededEntropy
-from tests.integration.ledger_books import NOW, SqliteTx, add_server, open_books
+from tests.integration.ledger_books import NOW, Books, add_server, open_books
 
 POLICY: Final = Policy()
+EXAMPLES: Final = 150 if databases.engine() == "sqlite" else 40
+"""A server's books take longer to write than a file's."""
 HORIZON_S: Final = DAY + POLICY.thresholds_s[0]
 WALLETS: Final = tuple(Address("0x" + f"{number:02x}" * 20) for number in range(3))
 
@@ -84,7 +90,7 @@ def moments() -> st.SearchStrategy[int]:
     return st.sampled_from([NOW, start - 1, start, start + 1, start + DAY // 2, start + 10 * DAY])
 
 
-def books(path: Path, cases: list[Case], now: int, available_usdc: int = 1_000_000) -> SqliteTx:
+def books(path: Path, cases: list[Case], now: int, available_usdc: int = 1_000_000) -> Books:
     """Fresh books with these servers and nothing else that is metered."""
     tx = open_books(path)
     tx.execute("UPDATE server SET charged_until = NULL, due_at = NULL")
@@ -95,7 +101,7 @@ def books(path: Path, cases: list[Case], now: int, available_usdc: int = 1_000_0
     return tx
 
 
-def _add(tx: SqliteTx, server_id: ServerId, case: Case, now: int) -> None:
+def _add(tx: Books, server_id: ServerId, case: Case, now: int) -> None:
     add_server(tx, server_id, WALLETS[case.wallet], f"act_{server_id}")
     tx.execute("DELETE FROM operation WHERE server_id = :id", {"id": server_id})
     charged_until = now - case.unsettled_s
@@ -131,7 +137,7 @@ def _add(tx: SqliteTx, server_id: ServerId, case: Case, now: int) -> None:
     _give(tx, f"deposit|{server_id}", server_account(server_id), case.reserve_usdc)
 
 
-def _give(tx: SqliteTx, id: str, account: Any, amount: int) -> None:
+def _give(tx: Books, id: str, account: Any, amount: int) -> None:
     tx.execute("INSERT INTO account (id, balance, held) VALUES (:id, 0, 0)", {"id": account})
     if amount:
         name = TransferId(id)
@@ -149,7 +155,7 @@ def _give(tx: SqliteTx, id: str, account: Any, amount: int) -> None:
         )
 
 
-def settle_all(tx: SqliteTx, now: int, limit: int = 1_000) -> int:
+def settle_all(tx: Books, now: int, limit: int = 1_000) -> int:
     """Every chunk there is; fails rather than going round for ever."""
     settled, place = 0, START
     for _ in range(1_000):
@@ -161,22 +167,22 @@ def settle_all(tx: SqliteTx, now: int, limit: int = 1_000) -> int:
     raise AssertionError("the chunks have no end")
 
 
-def by_wallet(tx: SqliteTx, now: int) -> None:
+def by_wallet(tx: Books, now: int) -> None:
     billing = Billing(SeededEntropy(), POLICY)
     for wallet in WALLETS:
         billing.settle(tx, wallet, now)
 
 
-def rows(tx: SqliteTx, sql: str) -> list[tuple[Any, ...]]:
-    return [tuple(row) for row in tx.connection.execute(sql)]
+def rows(tx: Books, sql: str) -> list[tuple[Any, ...]]:
+    return tx.rows(sql)
 
 
-def contents(tx: SqliteTx, *tables: str) -> dict[str, list[tuple[Any, ...]]]:
+def contents(tx: Books, *tables: str) -> dict[str, list[tuple[Any, ...]]]:
     wanted = tables or ("server", "account", "transfer", "event", "burn_due")
     return {table: rows(tx, f"SELECT * FROM {table} ORDER BY 1") for table in wanted}
 
 
-def the_books(tx: SqliteTx) -> dict[str, Any]:
+def the_books(tx: Books) -> dict[str, Any]:
     """What must be the same whoever settles, in whatever order."""
     found: dict[str, Any] = contents(tx, "server", "account")
     found["transfers"] = set(rows(tx, "SELECT id, debit, credit, amount, code, reference, at FROM transfer"))
@@ -184,7 +190,7 @@ def the_books(tx: SqliteTx) -> dict[str, Any]:
     return found
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(servers=st.lists(cases(), min_size=1, max_size=6), now=moments(), limit=st.integers(1, 7))
 def test_at_once_and_one_by_one_write_the_same_books(
     tmp_path: Path, servers: list[Case], now: int, limit: int
@@ -196,8 +202,8 @@ def test_at_once_and_one_by_one_write_the_same_books(
     by_wallet(together, now)
     by_wallet(apart, now)
     assert the_books(together) == the_books(apart)
-    together.connection.close()
-    apart.connection.close()
+    together.close()
+    apart.close()
 
 
 def test_what_is_settled_is_charged_to_the_second_and_the_micro_dollar(tmp_path: Path) -> None:
@@ -299,18 +305,18 @@ class Crash(Exception):
     """The process dies here."""
 
 
-class CrashingTx(SqliteTx):
+class CrashingTx(Books):
     """A transaction that dies at its n-th statement."""
 
-    def __init__(self, connection: sqlite3.Connection, statements: int) -> None:
+    def __init__(self, connection: sqlite3.Connection | Connection, statements: int) -> None:
         super().__init__(connection)
         self.left = statements
 
-    def execute(self, sql: str, params: Any = None, /) -> int:
+    def execute(self, sql: str, params: Params = NO_PARAMS, /) -> int:
         self._count()
         return super().execute(sql, params)
 
-    def one(self, sql: str, params: Any = None, /) -> Any:
+    def one(self, sql: str, params: Params = NO_PARAMS, /) -> Any:
         self._count()
         return super().one(sql, params)
 
@@ -327,22 +333,20 @@ def test_a_crash_anywhere_is_repaired_by_going_on(tmp_path: Path) -> None:
     assert settle_all(whole, now, 2) == 4
     crashes = 0
     for statements in range(100):
-        tx = books(tmp_path / f"crash{statements}.db", servers, now)
+        tx = books(tmp_path / "crash.db", servers, now)
         settle_chunk(tx, now=now, horizon_s=HORIZON_S, limit=2)
-        tx.connection.execute("COMMIT")
-        tx.connection.execute("BEGIN IMMEDIATE")
         place = Place(due_at=now, id=ServerId("srv_case1"))
+        tx.execute("SAVEPOINT committed")
         try:
             settle_chunk(
                 CrashingTx(tx.connection, statements), now=now, horizon_s=HORIZON_S, after=place, limit=2
             )
         except Crash:
             crashes += 1
-            tx.connection.execute("ROLLBACK")
-            tx.connection.execute("BEGIN IMMEDIATE")
+            tx.execute("ROLLBACK TO committed")
             settle_all(tx, now)
-        assert contents(tx) == contents(whole)
-        tx.connection.close()
+        assert the_books(tx) == the_books(whole)
+        tx.close()
         if crashes <= statements:
             break
     assert crashes == 13, "two looks for the page and the set, then the legs of both stretches"
@@ -351,8 +355,8 @@ def test_a_crash_anywhere_is_repaired_by_going_on(tmp_path: Path) -> None:
 def test_a_meter_that_moved_meanwhile_undoes_the_chunk(tmp_path: Path) -> None:
     """On PostgreSQL another replica may settle between the look and the legs; here a statement does."""
 
-    class Moving(SqliteTx):
-        def execute(self, sql: str, params: Any = None, /) -> int:
+    class Moving(Books):
+        def execute(self, sql: str, params: Params = NO_PARAMS, /) -> int:
             done = super().execute(sql, params)
             if sql == INSERT_BURN_DUE and done:
                 super().execute("UPDATE server SET charged_until = charged_until + 1 WHERE id = 'srv_case0'")
@@ -363,6 +367,7 @@ def test_a_meter_that_moved_meanwhile_undoes_the_chunk(tmp_path: Path) -> None:
         settle_chunk(Moving(tx.connection), now=NOW, horizon_s=HORIZON_S)
 
 
+@pytest.mark.embedded
 @pytest.mark.parametrize(("query", "seen"), [(SELECT_LAST, 1), (INSERT_BURN_DUE, 2), (SELECT_DUE, 1)])
 def test_only_due_servers_are_looked_at(tmp_path: Path, query: str, seen: int) -> None:
     tx = books(tmp_path / "books.db", [], NOW)

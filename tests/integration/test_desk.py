@@ -32,6 +32,8 @@ from spawn.desk import (
 from spawn.services.admin import Credit, Order
 from spawn.store.database import DatabaseFailed
 
+pytestmark = pytest.mark.embedded
+
 WALLET = "0x" + "5a" * 20
 CREDIT = Credit(id="one", wallet=WALLET, usdc=5_000_000, reason="an outage")
 NOBODY_UID = 65534

@@ -28,7 +28,7 @@ from spawn_ledger.transfers import Code, Transfer, balance_of, post, transfer_id
 from spawn_schemas.money import Usdc
 
 from tests.engines import bean_check, require
-from tests.integration.ledger_books import RESERVE, SERVER, WALLET, SqliteTx, open_books
+from tests.integration.ledger_books import RESERVE, SERVER, WALLET, Books, open_books
 
 DAY: Final = 86_400
 FIRST: Final = int(datetime(2027, 1, 31, 23, 0, tzinfo=UTC).timestamp())
@@ -53,7 +53,7 @@ MOVES: Final[dict[Code, tuple[AccountId, AccountId]]] = {
 AMOUNTS: Final = {Code.TOPUP: 9_000_001, Code.DEPOSIT: 5_000_000, Code.SUSPENSE: 300_003}
 
 
-def books(folder: Path) -> SqliteTx:
+def books(folder: Path) -> Books:
     """One transfer of every kind, each an hour and a half after the last, so that they lie on two days."""
     tx = open_books(folder / "books.db")
     for number, (code, (debit, credit)) in enumerate(MOVES.items()):
@@ -73,7 +73,7 @@ def books(folder: Path) -> SqliteTx:
     return tx
 
 
-def written(tx: SqliteTx, format: Format, folder: Path, **period: int) -> Path:
+def written(tx: Books, format: Format, folder: Path, **period: int) -> Path:
     path = folder / f"books.{format.value}"
     path.write_text("".join(export(tx, format, **period)), encoding="utf-8")
     return path
@@ -213,7 +213,7 @@ def test_every_day_has_the_date_of_the_calendar(tmp_path: Path) -> None:
     ]
 
 
-def insert_topup(tx: SqliteTx, number: int, at: int) -> None:
+def insert_topup(tx: Books, number: int, at: int) -> None:
     """A transfer as `post` records it, and quicker."""
     tx.execute(
         "INSERT INTO transfer (id, debit, credit, amount, code, reference, at) "

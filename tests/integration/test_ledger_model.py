@@ -32,6 +32,7 @@ from spawn_ledger.wallets import NEWEST, Kind, StatementLine
 from spawn_schemas.ids import Address
 from spawn_schemas.money import Usdc
 
+from tests import databases
 from tests.integration.ledger_books import (
     ALICE,
     BOB,
@@ -79,7 +80,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.holds: dict[TransferId, tuple[Hold, str]] = {}
 
     def teardown(self) -> None:
-        self.tx.connection.close()
+        self.tx.close()
         self.folder.cleanup()
 
     def available(self, account: AccountId) -> int:
@@ -185,4 +186,6 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 TestLedgerMachine = LedgerMachine.TestCase
-TestLedgerMachine.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestLedgerMachine.settings = settings(
+    max_examples=40 if databases.engine() == "sqlite" else 15, stateful_step_count=40, deadline=None
+)

@@ -6,10 +6,8 @@ socket, with every logger of the process at its loudest and the access log on.
 
 import asyncio
 import base64
-import contextlib
 import json
 import logging
-import sqlite3
 import traceback
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -23,6 +21,7 @@ from spawn_providers.base import Refused, RefusedCode
 from spawn_providers.simulated_faults import LostAnswer, Outage
 
 from spawn import logs
+from tests import databases
 from tests.harness import ORDER, World, open_world
 from tests.integration.raw_connections import Served, serving
 from tests.interop.service import free_port
@@ -242,12 +241,12 @@ async def test_a_defect_of_ours(tmp_path: Path, listener: Listener) -> None:
         wallet = await there.world.wallet()
         payment = await there.world.payment(wallet, "POST", "/v1/servers", ORDER_WITH_SECRETS)
         there.remember(payment)
-        with contextlib.closing(sqlite3.connect(tmp_path / "spawn.db")) as database:
-            database.execute("DROP TABLE reservation")
+        await there.world.parts.db.write(lambda tx: tx.execute("ALTER TABLE reservation RENAME TO gone"))
         answer = await there.world.send_payment(payment, "POST", "/v1/servers", ORDER_WITH_SECRETS, key=KEY)
         assert answer.status_code == 500, answer.text
         check(listener, there, "spawn.api.errors")
-        assert "sqlite3.OperationalError: no such table" in listener.text
+        gone = {"sqlite": "sqlite3.OperationalError: no such table", "postgresql": "UndefinedTable: relation"}
+        assert gone[databases.engine()] in listener.text
 
 
 async def test_an_application_that_breaks_in_the_hands_of_the_server(listener: Listener) -> None:

@@ -25,6 +25,8 @@ from spawn.store.owner import Owner
 from spawn.store.places import SqliteFile, file_of
 from tests.engines import ROOT
 
+pytestmark = pytest.mark.embedded
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:

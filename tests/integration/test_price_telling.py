@@ -17,7 +17,7 @@ from spawn.services import price_changes
 from spawn.services.admin import AnnouncePrice, Clerk, WithdrawPrice
 from spawn.store import price_changes as rows
 from spawn.store import servers
-from spawn.store.sqlite import SqliteDatabase
+from spawn.store.database import Database
 from tests.harness import SeededEntropy, World, open_world
 from tests.integration.server_steps import DAY, rent
 
@@ -64,11 +64,11 @@ async def told(world: World) -> list[str]:
 class Dying:
     """A database whose process dies at its n-th write, before or after the commit."""
 
-    def __init__(self, db: SqliteDatabase, at: int, *, after_commit: bool) -> None:
+    def __init__(self, db: Database, at: int, *, after_commit: bool) -> None:
         self._db = db
         self._left = at
         self._after_commit = after_commit
-        self.exclusive = True
+        self.exclusive = db.exclusive
         self.read = db.read
         self.close = db.close
 
@@ -109,7 +109,6 @@ async def test_a_crash_at_any_write_leaves_nobody_out(tmp_path: Path, at: int, a
     async with open_world(tmp_path) as world:
         everybody = await crowd(world)
         await announce(world)
-        assert isinstance(world.parts.db, SqliteDatabase)
         dying = Dying(world.parts.db, at, after_commit=after_commit)
         with pytest.raises(Died):
             await Prices(dying).tick(world.clock.now_s())

@@ -4,7 +4,6 @@ The points are those of `tests.e2e.crashing`, passed in process: a death there i
 that service works any more; another is then built on the same files and goes on, and the client repeats its call.
 """
 
-import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -19,9 +18,9 @@ import pytest
 from spawn_providers.simulated_faults import Fault, LostAnswer, LostRequest, Outage
 
 from spawn.app import build
-from spawn.parts import recover
+from tests import databases
 from tests.e2e.crashing import Points, crashing
-from tests.harness import BASE_URL, VirtualClock, World, open_world
+from tests.harness import BASE_URL, VirtualClock, World, bury, open_world
 from tests.integration.server_steps import (
     DAY,
     SMALL,
@@ -267,7 +266,7 @@ async def opened(
     start: Start, race: Race, folder: Path, points: RaisingPoints
 ) -> AsyncIterator[tuple[Scene, World]]:
     """A copy of the start: with a service that passes by these points, and as it is without."""
-    shutil.copytree(start.folder, folder)
+    databases.copy(start.folder, folder)
     async with open_world(folder, clock=VirtualClock(start.now)) as world:
         world.cloud_faults.plan("delete", *race.faults)
         mortal = await built(replace(world, parts=crashing(world.parts, points)))
@@ -299,7 +298,7 @@ async def run(scene: Scene, race: Race, whole: World) -> None:
 async def reborn(scene: Scene, whole: World) -> None:
     """Another process on the same files, which does not die."""
     await scene.world.http.aclose()
-    await recover(whole.parts)
+    await bury(whole.parts)
     scene.world, scene.reborn = await built(whole), True
 
 

@@ -1,7 +1,6 @@
 """The relayer's ways through a healthy chain: who goes with whom, what is refused, and who is faster."""
 
 import asyncio
-import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -26,6 +25,10 @@ from tests.integration.relayer_scene import (
 from tests.payments import NOW, TERMS, authorize
 from tests.relaying import ACCOUNT, ETHER, KEY, relays
 
+SELECT_STATES = """
+SELECT s.state AS settled, r.state AS relayed, r.raw FROM settlement s JOIN relay r ON r.hash = s.transaction_hash
+"""
+
 
 @pytest.fixture
 async def scene(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Scene]:
@@ -43,13 +46,8 @@ async def test_each_step_is_recorded_before_the_next(scene: Scene) -> None:
 
     def look(name: str) -> None:
         if name == "send":
-            with sqlite3.connect(f"file:{scene.path}?mode=ro", uri=True) as db:
-                at_send.extend(
-                    db.execute(
-                        "SELECT s.state, r.state, r.raw FROM settlement s JOIN relay r ON r.hash = s.transaction_hash"
-                    )
-                )
-            db.close()
+            with scene.place.snapshot() as tx:
+                at_send.extend((row["settled"], row["relayed"], row["raw"]) for row in tx.all(SELECT_STATES))
 
     scene.node.faults.on_call = look
     await scene.step()

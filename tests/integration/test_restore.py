@@ -27,6 +27,8 @@ from tests.integration.restoring import backup, lose, restore
 from tests.integration.server_steps import LARGE, MEDIUM, SMALL, burnt
 from tests.wallets import Wallet
 
+pytestmark = pytest.mark.embedded
+
 HOUR = 3_600
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from spawn_providers.simulated_faults import Outage
 
 from spawn.domain.retries import GIVE_UP_AFTER_S
@@ -9,6 +10,8 @@ from tests.harness import VirtualClock, open_world
 from tests.integration.receivers import receiving
 from tests.integration.restoring import backup, lose, restore
 from tests.integration.test_deliveries import happen, hook, send, shown
+
+pytestmark = pytest.mark.embedded
 
 
 async def test_a_server_that_was_rebuilt_since_the_backup_shows_the_image_that_it_has(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ async def add(world: World, wallet: Wallet, server_id: str, amount: str) -> None
     assert added.status_code == 200, added.text
 
 
+@pytest.mark.embedded
 async def test_what_was_added_to_a_server_whose_creation_fails_comes_back(tmp_path: Path) -> None:
     async with open_world(tmp_path, first_answer_s=0.05) as world:
         wallet = await world.customer("20.00")

@@ -22,6 +22,8 @@ from spawn.store.owner import Owner
 from spawn.store.sqlite import SqliteDatabase
 from spawn.store.sqlite_writer import BATCH_MAX
 
+pytestmark = pytest.mark.embedded
+
 CREATE: Final = "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT NOT NULL) STRICT"
 INSERT: Final = "INSERT INTO note (id, body) VALUES (:id, 'text')"
 COUNT: Final = "SELECT COUNT(*) AS n FROM note"

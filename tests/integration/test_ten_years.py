@@ -24,6 +24,8 @@ from tests.harness import START_S
 from tests.integration.living import Town
 from tests.integration.ten_years import HOUR, YEAR, Decade, Life
 
+pytestmark = pytest.mark.embedded
+
 WALLETS: Final = 40
 SERVERS: Final = 200
 YEARS: Final = 10

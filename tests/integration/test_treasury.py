@@ -22,7 +22,7 @@ SOMEWHERE = Address("0x" + "50" * 20)
 DEPOSIT = ("POST", "/v1/balance/deposit", {"amount": "5.00"})
 INSERT_SETTLEMENT = """
 INSERT INTO settlement (id, payer, amount, payment, valid_before, state, created_at)
-VALUES (:id, :payer, :amount, x'00', 0, :state, :created_at)
+VALUES (:id, :payer, :amount, :payment, 0, :state, :created_at)
 """
 
 
@@ -92,6 +92,7 @@ async def test_what_is_unfinished_is_shown_with_its_age(tmp_path: Path) -> None:
                 "id": f"x402_{number}",
                 "payer": wallet.address,
                 "amount": 1_000,
+                "payment": b"",
                 "state": state,
                 "created_at": world.clock.now_s() - 100 + number,
             }

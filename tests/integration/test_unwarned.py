@@ -20,6 +20,8 @@ from spawn.domain.warnings import Policy
 from tests.harness import START_S
 from tests.integration.living import Told, Town
 
+pytestmark = pytest.mark.embedded
+
 HOUR, DAY = 3_600, 86_400
 LAST_S: Final = 6 * HOUR
 TICK_S: Final = 10

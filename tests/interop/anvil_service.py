@@ -20,7 +20,6 @@ from spawn_schemas.money import format_usdc, parse_usdc
 
 from spawn.payments.devnet import Transfer
 from spawn.setting_reader import read_settings
-from spawn.store.snapshot import snapshot
 from tests.anvil import Chain
 from tests.interop.service import RunningService, environment, in_folder, serving
 from tests.wallets import Wallet
@@ -44,7 +43,7 @@ class AnvilService(RunningService):
 
     async def violations(self) -> list[Violation]:
         """Every invariant of the ledger that does not hold, the chain's included."""
-        with snapshot(self.database) as tx:
+        with self.books() as tx:
             return verify(tx, chain_balance_usdc=self.chain.balance(PAY_TO))
 
     async def transfers(self) -> list[Transfer]:
@@ -70,7 +69,7 @@ class AnvilService(RunningService):
         """Each transfer to us is a credit, and the other way round; and the operator's commands find that books and
         chain agree, to the micro-dollar, with nothing unfinished.
         """
-        with snapshot(self.database) as tx:
+        with self.books() as tx:
             credits = sorted(row["amount"] for row in tx.all(SELECT_CREDITS, {}))
         assert credits == sorted(transfer.amount for transfer in self.chain.transfers(PAY_TO))
         held = format_usdc(self.chain.balance(PAY_TO))

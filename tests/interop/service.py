@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +19,7 @@ from typing import Final
 import httpx
 import msgspec
 from spawn_ledger.accounts import REV_OPFEE, wallet_account
+from spawn_ledger.tx import Tx
 from spawn_ledger.verify import Violation, verify
 from spawn_schemas.ids import Address
 from spawn_schemas.money import Usdc, parse_usdc
@@ -28,8 +29,8 @@ from spawn.payments.devnet import Transfer
 from spawn.rails import open_devnet
 from spawn.setting_reader import read_settings
 from spawn.settings import Settings
-from spawn.store.places import file_of
-from spawn.store.snapshot import snapshot
+from spawn.store.places import place_of
+from tests import databases
 from tests.wallets import Wallet
 
 START_TIMEOUT_S: Final = 30
@@ -77,7 +78,7 @@ class RunningService:
 
     async def mark(self) -> Mark:
         """Where both logs end now."""
-        with snapshot(self.database) as tx:
+        with self.books() as tx:
             last = tx.one(SELECT_LAST, {})
         return Mark(chain=len(await self.transfers()), ledger=(last["seq"] or 0) if last else 0)
 
@@ -85,7 +86,7 @@ class RunningService:
         """What the wallet paid on the chain, and what the ledger made of it."""
         log = (await self.transfers())[since.chain :]
         params = {"wallet": wallet_account(wallet), "fees": REV_OPFEE, "after": since.ledger}
-        with snapshot(self.database) as tx:
+        with self.books() as tx:
             paid_in = tuple(Usdc(row["amount"]) for row in tx.all(SELECT_PAID_IN, params))
             fees = [
                 row["amount"] if row["credit"] == REV_OPFEE else -row["amount"]
@@ -104,13 +105,12 @@ class RunningService:
             held = await chain.balance_of(self.settings.pay_to)
         finally:
             chain.close()
-        with snapshot(self.database) as tx:
+        with self.books() as tx:
             return verify(tx, chain_balance_usdc=held)
 
-    @property
-    def database(self) -> Path:
-        """The file with the books."""
-        return file_of(self.settings.database_url)
+    def books(self) -> AbstractContextManager[Tx]:
+        """One look at the books."""
+        return place_of(self.settings.database_url).snapshot()
 
     async def transfers(self) -> list[Transfer]:
         """The token's log, oldest first."""
@@ -132,7 +132,7 @@ def spawn_dev(folder: Path, settings: Mapping[str, str] = MappingProxyType({})) 
 def in_folder(folder: Path) -> dict[str, str]:
     """The settings of a service that keeps its files in `folder`, and is in a hurry."""
     return {
-        "SPAWN_DATABASE_URL": f"sqlite:///{folder / 'spawn.db'}",
+        **databases.variables(folder),
         "SPAWN_DEVNET_PATH": str(folder / "devnet.db"),
         "SPAWN_SIMULATED_PATH": str(folder / "cloud.db"),
         "SPAWN_SIMULATED_SPEED": "200",

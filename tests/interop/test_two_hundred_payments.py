@@ -30,8 +30,7 @@ from spawn.payments.exact import ExactPayment
 from spawn.payments.facilitator import Settled
 from spawn.payments.onchain import OnChain
 from spawn.services.relayer import Relayer
-from spawn.store.places import file_of
-from spawn.store.snapshot import snapshot
+from spawn.store.places import Place, place_of
 from tests.anvil import MULTICALL, RELAYER_KEYS, Chain, anvil
 from tests.fake_node import GWEI
 from tests.interop.service import spawn_dev
@@ -134,7 +133,7 @@ async def test_through_the_service(chain: Chain, tmp_path: Path) -> None:
             deposits = await sign_deposits(http, wallets)
             answers = await asyncio.gather(*(pay(http, deposit) for deposit in deposits))
             again = await asyncio.gather(*(pay(http, deposit) for deposit in deposits))
-        database = file_of(service.settings.database_url)
+        place = place_of(service.settings.database_url)
 
     assert [answer.status_code for answer in answers] == [200] * COUNT, answers[0].text
     assert [answer.content for answer in again] == [answer.content for answer in answers]
@@ -145,19 +144,19 @@ async def test_through_the_service(chain: Chain, tmp_path: Path) -> None:
     moved = chain.transfers(PAYEE)
     assert len(moved) == COUNT
     assert {(move.sender, move.amount): move.transaction for move in moved} == told
-    require_credited(chain, database, wallets)
+    require_credited(chain, place, wallets)
     transactions = set(told.values())
     assert len(transactions) <= TRANSACTIONS_MAX
     assert no_gap(chain, address_of(RELAYER_KEYS[0])) == len(transactions)
 
 
-def require_credited(chain: Chain, database: Path, wallets: Sequence[Wallet]) -> None:
+def require_credited(chain: Chain, place: Place, wallets: Sequence[Wallet]) -> None:
     """Every transfer to us is in the books as that wallet's, once, and nothing else is."""
     on_chain: defaultdict[Address, list[Usdc]] = defaultdict(list)
     for move in chain.transfers(PAYEE):
         on_chain[move.sender].append(move.amount)
     assert set(on_chain) == {wallet.address for wallet in wallets}
-    with snapshot(database) as tx:
+    with place.snapshot() as tx:
         assert verify(tx, chain_balance_usdc=chain.balance(PAYEE)) == []
         for wallet in wallets:
             params = {"wallet": wallet_account(wallet.address)}

@@ -169,12 +169,12 @@ def test_the_end_that_is_said_is_the_end() -> None:
 def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Town, list[Part]]]:
     """Two years of four wallets, each commit of which was shown to the oracle; in between it had to begin anew."""
     town = Town(tmp_path_factory.mktemp("town") / "spawn.db", Policy(), START_S)
-    _watch(town.tx.connection)
-    stub, marks = Stub(connection=town.tx.connection), dict[str, int]()
+    _watch(town.connection)
+    stub, marks = Stub(connection=town.connection), dict[str, int]()
     parts = stub.parts()
 
     def look() -> None:
-        changes = read_changes(town.tx.connection, marks)
+        changes = read_changes(town.connection, marks)
         stub.now = town.now
         for part in parts:
             part.stepped()
@@ -228,10 +228,10 @@ def test_books_changed_past_the_service_are_found(
     lived: tuple[Town, list[Part]], sql: str, said: str
 ) -> None:
     town, parts = lived
-    town.tx.connection.execute("SAVEPOINT right")
+    town.connection.execute("SAVEPOINT right")
     for verb in ("update", "delete"):
-        town.tx.connection.execute(f"DROP TRIGGER transfer_no_{verb}")
-    town.tx.connection.execute(sql)
+        town.connection.execute(f"DROP TRIGGER transfer_no_{verb}")
+    town.connection.execute(sql)
     with pytest.raises(Wrong, match=said):
         _rest(parts)
-    town.tx.connection.execute("ROLLBACK TO right")
+    town.connection.execute("ROLLBACK TO right")
