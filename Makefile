@@ -69,8 +69,8 @@ fuzz: $(READY) ## Fuzz all parsers, for SECONDS together (600)
 
 STEPS ?= 100000
 SEED ?=
-sim: $(READY) ## The whole service in a simulated world that breaks whatever it can: STEPS (100,000), SEED (a fresh one)
-	$(BIN)/python -m tests.sim --steps $(STEPS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+sim: $(READY) ## The whole service in a simulated world that breaks whatever it can: STEPS (100,000), SEED (a fresh one), ENGINE (sqlite)
+	$(BIN)/python -m tests.sim --steps $(STEPS) $(if $(ENGINE),--engine $(ENGINE)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 sim-planted: $(READY) ## How soon the simulation finds bugs that are planted
 	$(BIN)/python -m tests.sim.planted $(ARGS)

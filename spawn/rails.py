@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from spawn_schemas.ids import Entropy, parse_address
 
 from spawn.clock import Clock
-from spawn.domain.settlements import RelayPolicy
+from spawn.domain.settlements import LOOK_S, RelayPolicy
 from spawn.evm.node import Node
 from spawn.payments.arrivals import Arrivals, ChainArrivals
 from spawn.payments.chosen_chain import ChosenChain
@@ -143,8 +143,13 @@ def kept_recursion_limit() -> Iterator[None]:
         sys.setrecursionlimit(limit)
 
 
-def self_rail(settings: Settings, db: Database, clock: Clock, node: Node, holder: str) -> Rail:
-    """Transactions of our own, through this node, where the lease of process `holder` says so."""
+def self_rail(
+    settings: Settings, db: Database, clock: Clock, node: Node, holder: str, *, look_s: float = LOOK_S
+) -> Rail:
+    """Transactions of our own, through this node, where the lease of process `holder` says so.
+
+    `look_s` is how often it looks for what other processes have written.
+    """
     with kept_recursion_limit():
         from spawn.services.relayer import Relayer
 
@@ -158,6 +163,7 @@ def self_rail(settings: Settings, db: Database, clock: Clock, node: Node, holder
         confirmations=settings.confirmations,
         settle_wait_s=settings.settle_wait_s,
         eth_price_usdc=settings.eth_price_usdc,
+        look_s=look_s,
     )
     on_chain = OnChain(node, our_terms, confirmations=settings.confirmations)
     relayer = Relayer(db, node, on_chain, our_terms, policy, settings.relayer_keys, clock, holder)

@@ -43,6 +43,9 @@ class SettlementState(StrEnum):
     """Nothing moved, and nothing of ours could move it any more. The payer may mend the cause and try again."""
 
 
+LOOK_S: Final = 0.2
+
+
 class RelayPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """How a relayer behaves. Fees are in wei per gas, `eth_price_usdc` is what one ether costs."""
 
@@ -60,7 +63,7 @@ class RelayPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """Payments that one step tries out in one `eth_call`, whose gas nodes limit to one block's."""
     poll_s: float = 0.5
     """How often a transaction in flight is looked at; Base makes a block every two seconds."""
-    look_s: float = 0.2
+    look_s: float = LOOK_S
     """How often the process that relays looks for what others wrote down, and they for what became of it."""
     linger_s: float = 0.01
     """How long the first payment after a pause waits for company."""

@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 from spawn_ledger.tx import Row
+from spawn_schemas.errors import SpawnError
 from spawn_schemas.ids import Address
 
 from spawn.domain.event_numbers import LATE_MAX, Numbers
@@ -99,7 +100,8 @@ class Watch:
                 self._tell([*late, *news])
                 if len(news) < AT_ONCE:
                     await asyncio.sleep(self._every_s)
-        except StoreError:
+        except (StoreError, SpawnError):
+            # Whoever waits looks, and is told what is wrong; the next who waits watches again.
             log.warning("the events cannot be watched any more", exc_info=True)
         finally:
             self._watching = None

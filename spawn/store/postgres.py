@@ -10,8 +10,10 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, LiteralString, Self, TypeAlias, TypeVar, cast
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Final, LiteralString, Protocol, Self, TypeVar, cast
 
 import psycopg
 from psycopg import errors
@@ -43,6 +45,8 @@ QUEUE_LIMIT: Final = 5_000
 """Calls that may wait of either kind. More are refused, so that waiting stays short."""
 PATIENCE_S: Final = 10.0
 """How long a write is repeated, and a server waited for that does not answer, before the caller is told."""
+DOUBLES_MAX: Final = 5
+"""Attempts that find a row there which they have looked for and not seen: after that, nobody looks."""
 PAUSE_MAX_S: Final = 0.1
 """Between two attempts. The first ones follow each other within milliseconds."""
 
@@ -58,26 +62,40 @@ _AWAY: Final = (
 )
 
 
-_Connections: TypeAlias = ConnectionPool[Connection]
+@dataclass(frozen=True)
+class Pace:
+    """By what attempts follow each other: seconds that pass, and a number between two."""
+
+    now: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    between: Callable[[float, float], float] = random.uniform
 
 
-class _Pool:
+SYSTEM_PACE: Final = Pace()
+
+
+class Connections(Protocol):
+    """What lends a connection; raises PoolTimeout when there is none for too long."""
+
+    def connection(self) -> AbstractContextManager[Connection]: ...
+
+    def close(self) -> None: ...
+
+
+class Threads(Protocol):
+    """What runs a function beside the event loop."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any) -> Future[T]: ...
+
+    def shutdown(self) -> None: ...
+
+
+class Pool:
     """Threads, and a connection for each."""
 
-    def __init__(self, url: str, name: str, size: int, configure: Callable[[Connection], None]) -> None:
-        self.connections: _Connections = ConnectionPool(
-            url,
-            kwargs={"autocommit": True, "row_factory": dict_row},
-            min_size=size,
-            timeout=PATIENCE_S,
-            # The pool asks a server that is away ever more rarely, and begins anew after this time: within seconds
-            # of its return it is in use again, however long it was away.
-            reconnect_timeout=PATIENCE_S,
-            configure=configure,
-            open=False,
-            name=name,
-        )
-        self.threads = ThreadPoolExecutor(size, thread_name_prefix=name)
+    def __init__(self, connections: Connections, threads: Threads) -> None:
+        self.connections = connections
+        self.threads = threads
         self.waiting = 0
 
     def one_is_done(self, _: asyncio.Future[Any]) -> None:
@@ -96,21 +114,22 @@ class PostgresDatabase:
 
     def __init__(
         self,
-        readers: _Pool,
-        writers: _Pool | None,
+        readers: Pool,
+        writers: Pool | None,
         *,
         fate: Fate = no_fate,
         on_fatal: Callable[[DatabaseFailed], None] | None = None,
+        pace: Pace = SYSTEM_PACE,
     ) -> None:
         self._readers = readers
         self._writers = writers
         self._fate = fate
         self._on_fatal = on_fatal
+        self._pace = pace
         self._loop = asyncio.get_running_loop()
         self._closing: asyncio.Future[None] | None = None
         self._failure: BaseException | None = None
         self._marks = Marks()
-        self._random = random.Random()  # noqa: S311 - it spreads attempts, and guards nothing
         self.collisions = 0
         """Attempts that had to be repeated so far."""
 
@@ -132,14 +151,14 @@ class PostgresDatabase:
         Raises StoreError when the server cannot be reached, or cannot be used.
         """
         await asyncio.to_thread(prepare, url)
-        reading = await _filled(_Pool(url, "spawn-reads", readers, for_reading), url)
-        writing = await _filled(_Pool(url, "spawn-writes", writers, for_writing), url)
+        reading = await _filled(url, "spawn-reads", readers, for_reading)
+        writing = await _filled(url, "spawn-writes", writers, for_writing)
         return cls(reading, writing, fate=fate, on_fatal=on_fatal)
 
     @classmethod
     async def open_reader(cls, url: str) -> Self:
         """Connect for reading only. Raises StoreError as `open` does."""
-        return cls(await _filled(_Pool(url, "spawn-reads", 1, for_reading), url), None)
+        return cls(await _filled(url, "spawn-reads", 1, for_reading), None)
 
     async def read(self, sql: str, params: Params = NO_PARAMS) -> list[Row]:
         self._refuse_if_stopped()
@@ -171,7 +190,7 @@ class PostgresDatabase:
 
     # --- from the event loop to a thread and back ---
 
-    async def _run(self, pool: _Pool, work: Callable[[], T]) -> T:
+    async def _run(self, pool: Pool, work: Callable[[], T]) -> T:
         """Do it on one of the pool's threads, whatever becomes of the caller meanwhile."""
         if pool.waiting >= QUEUE_LIMIT:
             raise overloaded()
@@ -197,7 +216,8 @@ class PostgresDatabase:
                     raise _unreachable() from error
         raise RuntimeError("the last attempt neither answered nor refused")
 
-    def _repeat_write(self, connections: _Connections, fn: Callable[[Tx], T]) -> T:
+    def _repeat_write(self, connections: Connections, fn: Callable[[Tx], T]) -> T:
+        doubles = 0
         for is_last in self._attempts():
             mark = self._marks.next()
             try:
@@ -207,10 +227,18 @@ class PostgresDatabase:
                 self.collisions += 1
                 if is_last:
                     raise overloaded() from error
+            except errors.UniqueViolation:
+                # Another transaction may have put the row there after this one had looked: the next look finds it.
+                self.collisions += 1
+                doubles += 1
+                if is_last or doubles == DOUBLES_MAX:
+                    raise
             except CommitUnclear as unclear:
                 self._marks.leave()
                 if self._was_committed(connections, mark, unclear):
                     return cast("T", unclear.result)
+                if is_last:
+                    raise _unreachable() from unclear
             except (psycopg.Error, PoolTimeout) as error:
                 self._marks.leave()
                 if not _is_away(error) and not isinstance(error, errors.ReadOnlySqlTransaction):
@@ -219,7 +247,7 @@ class PostgresDatabase:
                     raise _unreachable() from error
         raise RuntimeError("the last attempt neither answered nor refused")
 
-    def _was_committed(self, connections: _Connections, mark: Mark, unclear: CommitUnclear) -> bool:
+    def _was_committed(self, connections: Connections, mark: Mark, unclear: CommitUnclear) -> bool:
         """Ask until the server is back; raises DatabaseFailed, and ends everything, when it stays away."""
         try:
             for is_last in self._attempts():
@@ -238,11 +266,12 @@ class PostgresDatabase:
 
     def _attempts(self) -> Iterator[bool]:
         """Until patience is at its end, with growing pauses; says of each whether it is the last."""
-        until = time.monotonic() + PATIENCE_S
+        pace = self._pace
+        until = pace.now() + PATIENCE_S
         pause_s = 0.001
-        while time.monotonic() < until:
+        while pace.now() < until:
             yield False
-            time.sleep(self._random.uniform(0, pause_s))
+            pace.sleep(pace.between(0, pause_s))
             pause_s = min(2 * pause_s, PAUSE_MAX_S)
         yield True
 
@@ -261,11 +290,23 @@ def _outcome(work: Callable[[], Any]) -> tuple[Any, BaseException | None]:
         return None, error
 
 
-async def _filled(pool: _Pool, url: str) -> _Pool:
-    """Open the pool's connections. One is tried first, because a pool would not say why it has none."""
+async def _filled(url: str, name: str, size: int, configure: Callable[[Connection], None]) -> Pool:
+    """A pool with its connections open. One is tried first, because a pool would not say why it has none."""
     await asyncio.to_thread(lambda: connect(url).close())
-    await asyncio.to_thread(pool.connections.open, wait=True, timeout=PATIENCE_S)
-    return pool
+    connections = ConnectionPool[Connection](
+        url,
+        kwargs={"autocommit": True, "row_factory": dict_row},
+        min_size=size,
+        timeout=PATIENCE_S,
+        # The pool asks a server that is away ever more rarely, and begins anew after this time: within seconds of its
+        # return it is in use again, however long it was away.
+        reconnect_timeout=PATIENCE_S,
+        configure=configure,
+        open=False,
+        name=name,
+    )
+    await asyncio.to_thread(connections.open, wait=True, timeout=PATIENCE_S)
+    return Pool(connections, ThreadPoolExecutor(size, thread_name_prefix=name))
 
 
 def _is_away(error: Exception) -> bool:

@@ -16,6 +16,7 @@ from shlex import quote
 from typing import Final
 
 from tests.sim import planted
+from tests.sim.life import ENGINES
 from tests.sim.report import unspell
 from tests.sim.terminal import Terminal
 
@@ -45,6 +46,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=STEPS, help="how much is to happen in all [%(default)s]")
     parser.add_argument(
         "--seed", help="any text; the same one lives the same lives [a fresh one, which is told]"
+    )
+    parser.add_argument(
+        "--engine", choices=ENGINES, default=ENGINES[0], help="where the books are kept [%(default)s]"
     )
     parser.add_argument(
         "--shards", type=int, default=os.cpu_count() or 1, help="processes [one for each core: %(default)s]"
@@ -109,7 +113,13 @@ def _run(options: argparse.Namespace, terminal: Terminal) -> int:
     from tests.sim.run import Runner  # noqa: PLC0415 - see above
 
     with _trace(options.trace) as trace:
-        runner = Runner(seed=options.seed, terminal=terminal, program=_program(options), trace=trace)
+        runner = Runner(
+            seed=options.seed,
+            terminal=terminal,
+            program=_program(options),
+            engine=options.engine,
+            trace=trace,
+        )
         if options.world is not None:
             return runner.one(options.world, moves=options.moves)
         is_alone = options.cover or options.plant is not None or trace is not None
@@ -120,6 +130,7 @@ def _program(options: argparse.Namespace) -> str:
     """What to type to get the same service again; from here, if it is below."""
     python, here = Path(sys.executable), Path.cwd()
     command = f"{python.relative_to(here) if python.is_relative_to(here) else python} -m tests.sim"
+    command += "" if options.engine == ENGINES[0] else f" --engine {options.engine}"
     return command if options.plant is None else f"{command} --plant {quote(options.plant)}"
 
 

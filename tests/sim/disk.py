@@ -7,14 +7,17 @@ thread is not there. Invariant: what a commit changed is shown to the oracle bef
 import asyncio
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from spawn_ledger.tx import Params, Row, Tx
 
 from spawn.store.database import NO_PARAMS, overloaded
+from spawn.store.snapshot import snapshot
 from spawn.store.sqlite import connect_reader, connect_writer
 from spawn.store.sqlite_writer import SqliteTx, Write, commit
+from tests import databases
 from tests.sim.oracle.part import Changes
 
 if TYPE_CHECKING:
@@ -44,8 +47,46 @@ WATCHED: Final[Mapping[str, tuple[str, ...]]] = {
 """Tables whose changed rows the oracle is shown, and their keys; `transfer` and `event` only grow."""
 
 
+TABLES: Final = "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name"
 JOB: Final = "job "
 """What the names of those tasks begin with in which jobs tick."""
+
+
+class FileBooks:
+    """See `Books`."""
+
+    has_replicas = False
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "spawn.db"
+        self.url = f"sqlite:///{self._path}"
+        databases.make_file(self._path)
+        self._reader = connect_reader(self._path)
+
+    def open(self, world: "World") -> None:
+        self._world = world
+
+    def of_process(self, process: "Process") -> "SimDatabase":
+        return SimDatabase(self._world, process, self._path, exclusive=not self._world.climate.twin)
+
+    def rows(self, sql: str, params: dict[str, Any]) -> list[dict[str, Any]]:
+        return dicts(self._reader.execute(sql, params))
+
+    def tables(self) -> list[str]:
+        return [row["name"] for row in self.rows(TABLES, {})]
+
+    def snapshot(self) -> AbstractContextManager[Tx]:
+        return snapshot(self._path)
+
+    def restored(self) -> None:
+        self._reader.close()
+        self._reader = connect_reader(self._path)
+
+    def calm(self) -> None:
+        """The disk's faults ask the world."""
+
+    def close(self) -> None:
+        self._reader.close()
 
 
 class Killed(BaseException):

@@ -6,6 +6,10 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
+
+ENGINES: Final = ("sqlite", "postgresql")
+"""Where the books of a life may be kept."""
 
 
 class Violation(BaseException):

@@ -142,6 +142,27 @@ class SimLoop(asyncio.BaseEventLoop):
             asyncio._set_running_loop(before)
 
 
+class SimClock:
+    """What the service takes for the time: right, or some hours off."""
+
+    def __init__(self, loop: SimLoop, start_s: int) -> None:
+        self._loop = loop
+        self._start_s = start_s
+        self.wrong_by_s = 0
+
+    def now_s(self) -> int:
+        return self._start_s + int(self._loop.time()) + self.wrong_by_s
+
+    def now_ms(self) -> int:
+        return self._start_s * 1000 + int(self._loop.time() * 1000) + self.wrong_by_s * 1000
+
+    def elapsed_s(self) -> float:
+        return self._loop.time()
+
+    def set_wrong_by(self, seconds: int) -> None:
+        self.wrong_by_s = seconds
+
+
 def _forget(generator: AsyncGenerator[Any, Any]) -> None:
     """What a dead process left half-way is not brought to its end by whenever the collector finds it."""
 

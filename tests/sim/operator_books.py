@@ -70,7 +70,7 @@ def export_journal(world: "World") -> None:
     now = world.clock.now_s()
     since = world.random.choice((0, now - world.random.randint(0, 40) * DAY_S))
     until = world.random.choice((FAR_FUTURE, since + world.random.randint(1, 30) * DAY_S))
-    with snapshot(database_of(world)) as tx:
+    with world.books.snapshot() as tx:
         text = "".join(export(tx, format_, since=since, until=until))
     sums, asserted = _read_hledger(text) if format_ is Format.HLEDGER else _read_beancount(text)
     mine = _sums(world, format_, until)

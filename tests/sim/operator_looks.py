@@ -4,7 +4,6 @@ Invariant: each figure that `spawn admin`, `spawn treasury` and `spawn economics
 add up to at that moment; and what goes on failing is told.
 """
 
-import json
 from collections import Counter
 from fractions import Fraction
 from math import ceil
@@ -19,9 +18,8 @@ from spawn.evm.node import NodeUnavailable
 from spawn.evm.transactions import address_of
 from spawn.services import admin_looks, economics, treasury
 from spawn.services.admin_looks import ServerLine, WalletLine
-from spawn.store.snapshot import snapshot
 from tests.sim.operator_books import moment
-from tests.sim.operator_desk import database_of, looking
+from tests.sim.operator_desk import looking
 from tests.sim.operator_orders import wallets
 from tests.sim.oracle.fees import micro
 from tests.sim.oracle.prices import listed_prices
@@ -38,6 +36,9 @@ PAGES: Final = 200
 """More than any list of a world has."""
 
 Row = dict[str, Any]
+_OWN: Final = (
+    "SELECT 'wallet:' || CAST(:w AS TEXT) UNION ALL SELECT 'srv:' || id FROM server WHERE wallet = :w"
+)
 
 
 def _compare(world: "World", what: str, shown: object, mine: object) -> None:
@@ -51,7 +52,7 @@ def _compare(world: "World", what: str, shown: object, mine: object) -> None:
 async def status(world: "World") -> None:
     """`spawn admin status`, with what goes on failing."""
     now = world.clock.now_s()
-    with snapshot(database_of(world)) as tx:
+    with world.books.snapshot() as tx:
         trouble = await admin_looks.trouble(looking(tx), now)
         shown = admin_looks.status(tx, trouble, now)
     bars = Counter(row["barred"] for row in world.rows("SELECT barred FROM account WHERE id LIKE 'wallet:%'"))
@@ -102,7 +103,7 @@ async def wallet_pages(world: "World") -> None:
     now, limit = world.clock.now_s(), world.random.choice((1, 7, 50))
     seen: list[WalletLine] = []
     after: Address | None = None
-    with snapshot(database_of(world)) as tx:
+    with world.books.snapshot() as tx:
         for _ in range(PAGES):
             page = admin_looks.wallet_page(tx, piece=piece, only=only, after=after, limit=limit, now=now)
             seen += page.wallets
@@ -121,7 +122,7 @@ async def wallet(world: "World") -> None:
     known = wallets(world)
     name = Address(world.random.choice(known) if known else "0x" + "ab" * 20)
     now = world.clock.now_s()
-    with snapshot(database_of(world)) as tx:
+    with world.books.snapshot() as tx:
         shown = admin_looks.show_wallet(tx, name, now)
         _check_statement(world, tx, name)
     if known:
@@ -170,11 +171,8 @@ def _check_statement(world: "World", tx: Tx, name: Address) -> None:
     own = [f"wallet:{name}"] + [
         f"srv:{row['id']}" for row in world.rows("SELECT id FROM server WHERE wallet = :w", w=name)
     ]
-    names = json.dumps(own)
     rows = world.rows(
-        "SELECT debit, credit, amount FROM transfer WHERE debit IN (SELECT value FROM json_each(:own)) "
-        "OR credit IN (SELECT value FROM json_each(:own))",
-        own=names,
+        f"SELECT debit, credit, amount FROM transfer WHERE debit IN ({_OWN}) OR credit IN ({_OWN})", w=name
     )
     mine = sum(row["amount"] * ((row["credit"] in own) - (row["debit"] in own)) for row in rows)
     _compare(world, f"the statement of {name}", (lines, total), (len(rows), mine))
@@ -187,7 +185,7 @@ async def servers(world: "World") -> None:
     owner = Address(world.random.choice(known)) if known and world.random.random() < 0.5 else None
     limit, after = world.random.choice((2, 50)), ""
     seen: list[ServerLine] = []
-    with snapshot(database_of(world)) as tx:
+    with world.books.snapshot() as tx:
         for _ in range(PAGES):
             page = admin_looks.server_page(tx, wallet=owner, status=wanted, after=after, limit=limit)
             seen += page.servers
@@ -227,7 +225,7 @@ def _moved(world: "World", account: str) -> Counter[str]:
 async def prices(world: "World") -> None:
     """`spawn admin price-changes`, and what `spawn economics` reckons with."""
     now = world.clock.now_s()
-    with snapshot(database_of(world)) as tx:
+    with world.books.snapshot() as tx:
         lines = admin_looks.price_lines(tx, limit=100, now=now)
         pending = admin_looks.status(tx, await admin_looks.trouble(looking(tx), now), now).price_changes
     rows = world.rows("SELECT * FROM price_change ORDER BY announced_at")
@@ -295,7 +293,7 @@ def _check_settling(world: "World") -> None:
 async def look_at_treasury(world: "World") -> None:
     """`spawn treasury`: the books as they are now, the chain a moment later."""
     now = world.clock.now_s()
-    with snapshot(database_of(world)) as tx:
+    with world.books.snapshot() as tx:
         db = looking(tx)
         rail = sim_rail(world, db, None)
         try:

@@ -12,13 +12,14 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import unquote
 
+from spawn_schemas.errors import Code, SpawnError
+
 from spawn.api.replies import Reply
 from spawn.app import Service, build
 from spawn.jobs.ticker import Ticker
 from spawn.parts import Parts, recover
-from spawn.store.places import file_of
 from tests.sim.client_types import Answer, Request
-from tests.sim.disk import JOB, SimDatabase
+from tests.sim.disk import JOB
 from tests.sim.rails import sim_rail
 from tests.sim.weather import OF_PROCESS
 
@@ -31,6 +32,8 @@ IDLE_S: Final = 6 * 3_600
 """How long the ticker sleeps at most while nothing is due: real ones never do, and it must change nothing."""
 THAWED_S: Final = 10
 """How long what waited while a process was paused may take until it is answered."""
+LOOKS: Final = 10
+"""At the prices that another replica has announced: the server may be away meanwhile."""
 ANYWAY: Final = 0.06
 """How likely a job ticks although nothing that it looks for is due."""
 SELECT_DUE: Final = """
@@ -40,7 +43,7 @@ SELECT (SELECT MIN(due_at) FROM server WHERE due_at IS NOT NULL) AS burn,
     (SELECT MIN(created_ms) / 1000 FROM reservation WHERE state = 'reserved') AS settlements,
     (SELECT MIN(announced_at) FROM price_change WHERE told_to IS NOT NULL) AS prices,
     (SELECT MIN(at) + 300 FROM (SELECT MIN(first_seen_at) AS at FROM stray
-        UNION ALL SELECT MIN(missing_since) FROM server WHERE ended_at IS NULL)) AS reconcile,
+        UNION ALL SELECT MIN(missing_since) FROM server WHERE ended_at IS NULL) AS odd) AS reconcile,
     (SELECT MIN(effective_at) FROM price_change WHERE effective_at > :now) AS listing"""
 
 
@@ -76,8 +79,7 @@ class Process:
         self._tasks: dict[asyncio.Task[Any], None] = {}
         self._context = contextvars.copy_context()
         self._context.run(OF_PROCESS.set, self)
-        path = file_of(world.settings.database_url)
-        self.db = SimDatabase(world, self, path, exclusive=not world.climate.twin)
+        self.db = world.books.of_process(self)
 
     def spawn(self, coroutine: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
         """A task that dies with the process; so do the tasks that it starts."""
@@ -93,6 +95,7 @@ class Process:
     def begin(self) -> None:
         """Start in the background."""
         self._starting = self.spawn(self._start(), name="start")
+        self._starting.add_done_callback(self._ended)
 
     async def _start(self) -> None:
         """What `spawn serve` does; a death on the way is one like any other."""
@@ -111,7 +114,16 @@ class Process:
             await parts.rail.relayer.start()
         self.is_ready = True
         self._ticking = self.spawn(self._tick(), name="ticker")
+        self._ticking.add_done_callback(self._ended)
         world.step(f"process {self.number} is up")
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """What goes on by itself has ended: with the process, or because the database could not be reached."""
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, SpawnError) and error.code is Code.OVERLOADED:
+            self.world.kill(self, "it could not start")
+        elif isinstance(error, Exception):
+            self.world.broke_off(error)
 
     def freeze(self, seconds: float) -> None:
         """Pause it as a whole: its claims and its lease may be another's when it wakes."""
@@ -168,6 +180,17 @@ class Process:
             await asyncio.sleep(
                 min([*waits, world.random.uniform(60.0, IDLE_S)]) * world.random.choice((1, 1, 4))
             )
+
+    def hear_of_prices(self) -> None:
+        """Another replica has announced one: its own list is read anew every few seconds, for which nothing is due."""
+        if self.is_ready:
+            _ = self.spawn(self._list_anew(), name="listing")
+
+    async def _list_anew(self) -> None:
+        ticker, job = Ticker((), self.world.clock), self.service.jobs["listing"]
+        for _ in range(LOOKS):
+            await asyncio.sleep(self.world.random.uniform(0.0, job.every_s))
+            await ticker.run(job)
 
     def _due(self) -> dict[str, int]:
         """In how many seconds something is due for a job, by the clock that the jobs go by."""

@@ -12,6 +12,7 @@ import httpx
 from spawn_schemas.ids import Address
 from spawn_schemas.money import Usdc
 
+from spawn.domain.settlements import LOOK_S
 from spawn.evm.node import Block, CallReverted, Log, Node, NodeUnavailable, Receipt, SendRefused, Underpriced
 from spawn.payments.arrivals import Arrived, ChainArrivals
 from spawn.payments.cdp import CDP_HOST, CdpKey
@@ -41,6 +42,8 @@ CDP_SECRET: Final = "QUJD" * 21 + "QQ=="
 FIRST: Final = "https://first.test/x402"
 SECOND: Final = "https://second.test"
 OF_CDP: Final = f"https://{CDP_HOST}/platform/v2/x402"
+LOOKS_S: Final = 20.0
+"""How often a replica looks what the other one has written of payments, and keeps its lease."""
 _LOST: Final = frozenset({Fate.LOST_REQUEST, Fate.DOWN, Fate.REFUSED})
 
 
@@ -86,7 +89,9 @@ def sim_rail(world: "World", db: Database, process: "Process | None") -> Rail:
     node = ChosenChain(NodePort(world, chain.node), chain.terms)
     if settings.payments == "self":
         holder = "" if process is None else f"process {process.number}"
-        return self_rail(settings, db, world.clock, node, holder)
+        # Years of looks five times a second would take as long as years of days.
+        look_s = LOOKS_S if world.books.has_replicas else LOOK_S
+        return self_rail(settings, db, world.clock, node, holder, look_s=look_s)
     return _remote_rail(world, node)
 
 

@@ -53,13 +53,18 @@ class Runner:
     seed: str
     terminal: Terminal
     program: str
+    engine: str = "sqlite"
     trace: Trace | None = None
 
     def whole(self, *, steps: int, shards: int) -> Status:
         """A whole run, the summary last."""
         cores = "in this process" if shards == 1 else f"in {shards} processes"
         self.terminal.tell(f"seed {self.seed}: {steps:,} steps and the rest of their world, {cores}")
-        lives = partial(live, self.seed) if self.trace is None else partial(self._traced, self.trace)
+        lives = (
+            partial(live, self.seed, engine=self.engine)
+            if self.trace is None
+            else partial(self._traced, self.trace)
+        )
         result = run(lives, steps=steps, shards=shards, terminal=self.terminal)
         if result.failed is not None:
             self._tell_failure(*result.failed, is_to_be_shrunk=not result.is_stopped)
@@ -73,7 +78,7 @@ class Runner:
     def one(self, number: int, *, moves: Sequence[int] | None) -> Status:
         """One life, of these moves where they are given; then it is as short as it is wanted."""
         began = time.monotonic()
-        life = live(self.seed, number, moves=moves, on_line=self.trace)
+        life = live(self.seed, number, engine=self.engine, moves=moves, on_line=self.trace)
         if life.violation is not None:
             self._tell_failure(number, life, is_to_be_shrunk=moves is None)
         self.terminal.tell(summary(_tally({number: life}), time.monotonic() - began))
@@ -93,10 +98,10 @@ class Runner:
 
     def _traced(self, trace: Trace, number: int) -> Life:
         trace(f"== world {number}")
-        return live(self.seed, number, on_line=trace)
+        return live(self.seed, number, engine=self.engine, on_line=trace)
 
     def _lived_again(self, number: int, moves: Sequence[int], steps_max: int) -> Life:
-        return live(self.seed, number, moves=moves, steps_max=steps_max)
+        return live(self.seed, number, engine=self.engine, moves=moves, steps_max=steps_max)
 
     def _tell_life(self, number: int, life: Life) -> None:
         self.terminal.tell(failure(life, seed=self.seed, number=number))

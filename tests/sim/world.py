@@ -5,7 +5,6 @@ is replayed exactly, and shrunk by leaving moves out.
 """
 
 import asyncio
-import importlib
 import logging
 import sys
 import tempfile
@@ -13,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any, Final, NoReturn, TypeVar
@@ -21,18 +19,17 @@ from typing import Any, Final, NoReturn, TypeVar
 from spawn_schemas.errors import Code, SpawnError
 
 from spawn.settings import Settings
-from spawn.store.places import file_of
-from spawn.store.sqlite import connect_reader
-from tests import databases
 from tests.harness import settings_in
+from tests.sim.books import OF_FILES, Books
 from tests.sim.chain import SimChain
 from tests.sim.client_types import Answer, ConnectionLost, Request
 from tests.sim.cloud import SimCloud
-from tests.sim.disk import dicts
+from tests.sim.disk import FileBooks
 from tests.sim.life import Life, Violation, listening, told_in_full, uncollected
-from tests.sim.loop import Busy, SimLoop
+from tests.sim.loop import Busy, SimClock, SimLoop
 from tests.sim.moves import Kind, kinds
 from tests.sim.oracle.part import Changes, Part
+from tests.sim.oracle.parts import part_types
 from tests.sim.owners import Town
 from tests.sim.process import Process
 from tests.sim.rails import settings_for
@@ -47,42 +44,6 @@ MOVES: Final = 600
 CALM_S: Final = 10 * 86_400
 """Once faults stop everything settles within this: webhooks are tried for three days."""
 SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a disk that forgets, not a place to share
-ORACLE: Final = (
-    "books",
-    "bills",
-    "runways",
-    "payments",
-    "answers",
-    "access",
-    "machines",
-    "warnings",
-    "events",
-    "prices",
-    "holders",
-    "starving",
-)
-"""Modules of the oracle, in the order in which they are asked."""
-
-
-class SimClock:
-    """What the service takes for the time: right, or some hours off."""
-
-    def __init__(self, loop: SimLoop, start_s: int) -> None:
-        self._loop = loop
-        self._start_s = start_s
-        self.wrong_by_s = 0
-
-    def now_s(self) -> int:
-        return self._start_s + int(self._loop.time()) + self.wrong_by_s
-
-    def now_ms(self) -> int:
-        return self._start_s * 1000 + int(self._loop.time() * 1000) + self.wrong_by_s * 1000
-
-    def elapsed_s(self) -> float:
-        return self._loop.time()
-
-    def set_wrong_by(self, seconds: int) -> None:
-        self.wrong_by_s = seconds
 
 
 @dataclass(kw_only=True)
@@ -92,6 +53,7 @@ class World:
     seed: str
     """Of this world: the run's seed and the world's number."""
     settings: Settings
+    books: Books
     climate: Climate
     loop: SimLoop
     clock: SimClock
@@ -130,7 +92,7 @@ class World:
         self.cloud = SimCloud(self)
         self.receivers = Receivers(self)
         self.town = Town(self)
-        self._reader = connect_reader(file_of(self.settings.database_url))
+        self.books.open(self)
         self.parts = [part(self) for part in part_types()]
 
     # --- time and randomness ------------------------------------------------------------------------------------
@@ -171,16 +133,19 @@ class World:
         self.count("commits")
         for part in self.parts:
             part.committed(changes)
+        if self.books.has_replicas and changes.of("price_change"):
+            for replica in (self.process, self.twin):
+                if replica is not None:
+                    replica.hear_of_prices()
         self.step(f"commit by {process.number}: {_summary(changes)}")
 
     def rows(self, sql: str, **params: Any) -> list[dict[str, Any]]:
         """What the database says, past the service."""
-        return dicts(self._reader.execute(sql, params))
+        return self.books.rows(sql, params)
 
     def restored(self) -> None:
         """The database file was exchanged for an older one, while no process has it."""
-        self._reader.close()
-        self._reader = connect_reader(file_of(self.settings.database_url))
+        self.books.restored()
         (row,) = self.rows("SELECT (SELECT MAX(seq) FROM transfer) AS t, (SELECT MAX(seq) FROM event) AS e")
         self.marks.update(transfer=row["t"] or 0, event=row["e"] or 0)
         for part in self.parts:
@@ -208,7 +173,7 @@ class World:
         self.count("calls")
         asked_ms = self.true_ms()
         await asyncio.sleep(self.random.uniform(0.0, 0.05))
-        process = self.process
+        process = self._asked()
         lost = not self.calm and self.random.random() < self.climate.network
         if process is None or not process.is_ready or (lost and self.random.random() < 0.5):
             await asyncio.sleep(self.random.uniform(0.0, 2.0))
@@ -223,6 +188,13 @@ class World:
         for part in self.parts:
             part.answered(request, answer)
         return answer
+
+    def _asked(self) -> Process | None:
+        """Who is connected to: with replicas either of two, as what stands before them decides."""
+        if not self.books.has_replicas or self.twin is None:
+            return self.process
+        ready = [one for one in (self.process, self.twin) if one is not None and one.is_ready]
+        return self.random.choice(ready) if ready else None
 
     async def _answered(self, process: Process, request: Request) -> Answer:
         heard: asyncio.Future[Answer | None] = self.loop.create_future()
@@ -335,11 +307,14 @@ class World:
         self.calm = True
         self.clock.set_wrong_by(0)
         self.weather.outages.clear()
+        self.books.calm()
         self.step("-- calm")
         for process in (self.process, self.twin):
             if process is not None:
                 process.stalled_until = process.frozen_until = 0.0
         self.revive()
+        if self.climate.twin and self.books.has_replicas:
+            self.revive(ticks_only=True)
         end = self.loop.time() + CALM_S
         pause_s = 60.0
         while not self.failed:
@@ -366,7 +341,7 @@ class World:
         for task in asyncio.all_tasks(self.loop):
             task.cancel()
         self.loop.run_callbacks(100_000)
-        self._reader.close()
+        self.books.close()
         self.loop.close()
 
     def logged(self, record: logging.LogRecord) -> None:
@@ -395,6 +370,7 @@ def opened(
     seed: str,
     number: int,
     *,
+    engine: str = "sqlite",
     steps_max: int | None = None,
     on_step: Callable[[World], None] | None = None,
     on_line: Callable[[str], None] | None = None,
@@ -409,19 +385,25 @@ def opened(
         sys.setrecursionlimit(1_000)
         disk = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spawn-sim-", dir=disk)))
+        books: Books = FileBooks(folder) if engine == "sqlite" else _server_books(folder.name)
+        if books.has_replicas:
+            twin = Random(f"{name}|replicas").random() < 0.75
+            leap_s = min(climate.leap_s, 6 * 3_600) if climate.rail == "self" else climate.leap_s
+            climate = replace(climate, twin=twin, leap_s=leap_s, muted=climate.muted | OF_FILES)
         settings = settings_in(
             folder,
+            database_url=books.url,
             webhook_networks="",  # the harness trusts loopback; names that lead there are refused here
             events_keep_s=climate.events_keep_s,
             warnings=climate.warnings,
             grace_s=climate.grace_s,
             **settings_for(climate.rail, Random(f"{name}|rail")),
         )
-        databases.make(settings.database_url)
         loop = SimLoop()
         world = World(
             seed=name,
             settings=settings,
+            books=books,
             climate=climate,
             loop=loop,
             clock=SimClock(loop, climate.start_s),
@@ -446,6 +428,7 @@ def live(
     seed: str,
     number: int,
     *,
+    engine: str = "sqlite",
     moves: Sequence[int] | None = None,
     steps_max: int | None = None,
     on_step: Callable[[World], None] | None = None,
@@ -454,7 +437,7 @@ def live(
     """Live one life: all its moves, or only these. The same arguments give the same life."""
     played: tuple[int, ...] = ()
     numbers = range(1, MOVES + 1) if moves is None else moves
-    with opened(seed, number, steps_max=steps_max, on_step=on_step, on_line=on_line) as world:
+    with opened(seed, number, engine=engine, steps_max=steps_max, on_step=on_step, on_line=on_line) as world:
         try:
             played = world.live(numbers)
         except Busy:
@@ -477,6 +460,13 @@ def live(
     )
 
 
+def _server_books(name: str) -> Books:
+    # Late: a file needs neither the driver nor a server.
+    from tests.sim.server import ServerBooks  # noqa: PLC0415 - see above
+
+    return ServerBooks(name)
+
+
 def _task(loop: asyncio.AbstractEventLoop, coroutine: Any, *, context: Any = None) -> asyncio.Task[Any]:
     task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, context=context)
     process = OF_PROCESS.get() if context is None else context.get(OF_PROCESS)
@@ -490,11 +480,3 @@ def _summary(changes: Changes) -> str:
     texts += [f"{row['code']} {row['amount']}" for row in changes.transfers]
     texts += [row["type"] for row in changes.events]
     return ", ".join(texts)
-
-
-@cache
-def part_types() -> tuple[type[Part], ...]:
-    found: list[type[Part]] = []
-    for name in ORACLE:
-        found += importlib.import_module(f"tests.sim.oracle.{name}").PARTS
-    return tuple(found)

@@ -146,7 +146,8 @@ class Books(Part):
         name, amount = transfer["id"], transfer["amount"]
         if name in self._transfers:
             self._wrong(f"{name} moved money twice")
-        if transfer["seq"] <= self._last_seq:
+        # Where several write at once a number may be committed after a higher one.
+        if transfer["seq"] <= self._last_seq and not self.world.books.has_replicas:
             self._wrong(f"{name} has the number {transfer['seq']}, and {self._last_seq} was given before")
         if amount <= 0 or transfer["debit"] == transfer["credit"]:
             self._wrong(f"{name} moves {amount} from {transfer['debit']} to {transfer['credit']}")
@@ -289,7 +290,9 @@ class Books(Part):
         """Everything once more from zero, out of the database; then what the service says of its own books."""
         rows = self.world.rows
         stored = rows(TRANSFERS)
-        if [row["id"] for row in stored] != list(self._transfers):
+        stored_ids, seen = [row["id"] for row in stored], list(self._transfers)
+        in_order = not self.world.books.has_replicas
+        if stored_ids != seen and (in_order or sorted(stored_ids) != sorted(seen)):
             self._wrong("the movements in the database are not those that were committed one by one")
         for row in stored:
             if any(row[field] != self._transfers[row["id"]][field] for field in (*_TERMS, "at", "seq")):

@@ -40,6 +40,8 @@ class Leases(Part):
         self._takers: dict[str, int] = {}
         """By lease the process that holds it."""
         self._moved_at: dict[str, float] = {}
+        self._terms: list[tuple[int, int | None]] = [(0, None)]
+        """With which commit another process began to lead."""
 
     def restored(self) -> None:
         self._holders = {row["name"]: row["holder"] for row in self.world.rows(LEASES)}
@@ -50,8 +52,18 @@ class Leases(Part):
             self._moved(name, row, changes.process)
         led = [job for job in changes.jobs if job not in BY_CLAIM]
         leader = self._takers.get(JOBS)
-        if led and leader != changes.process:
+        if led and leader != changes.process and not self._led(changes):
             self._wrong(f"{', '.join(led)} of process {changes.process} wrote, and {leader} holds the lease")
+        if self._terms[-1][1] != leader:
+            self._terms.append((changes.number, leader))
+
+    def _led(self, changes: Changes) -> bool:
+        """Whether its process led when it began, among others: it is as if it had been committed then, and who saw
+        the next term and anything that this changes would have been refused."""
+        began = changes.began
+        if began is None:
+            return False
+        return next(leader for since, leader in reversed(self._terms) if since <= began) == changes.process
 
     def _moved(self, name: str, row: Row | None, process: int) -> None:
         before, now = self._holders.get(name, ""), self.world.loop.time()

@@ -25,6 +25,9 @@ class Changes:
     """The number of the process that committed it."""
     jobs: tuple[str, ...] = ()
     """Those of its jobs that changed something in it by themselves."""
+    number: int = 0
+    began: int | None = None
+    """Which commit it is, and which was the last before it began, where others may commit meanwhile."""
 
     def of(self, table: str) -> Mapping[Key, Row | None]:
         return self.rows.get(table, {})

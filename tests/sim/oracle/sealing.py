@@ -33,9 +33,9 @@ class Sealing(Part):
                 self.world.violation("foreign", f"the {kind} of {owner} is sealed in clear")
 
     def at_rest(self) -> None:
-        for found in self.world.rows("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name"):
-            for number, row in enumerate(self.world.rows(f'SELECT * FROM "{found["name"]}"')):
-                self._look(found["name"], number, row)
+        for table in self.world.books.tables():
+            for number, row in enumerate(self.world.rows(f'SELECT * FROM "{table}"')):
+                self._look(table, number, row)
 
     def _look(self, table: str, key: object, row: Row) -> None:
         for column, value in row.items():
