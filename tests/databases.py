@@ -34,6 +34,9 @@ TABLES: Final = {
 }
 """By engine, the query for the names of all tables."""
 
+ALONE: Final = os.environ.get(ENGINE_VARIABLE, "sqlite") == "sqlite"
+"""Whether a process knows that it is the only one, and takes what a dead one had claimed without waiting."""
+
 _made: list[str] = []
 _connected: dict[str, Connection] = {}
 

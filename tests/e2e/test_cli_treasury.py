@@ -10,15 +10,17 @@ from spawn_schemas.money import Usdc
 from spawn.clock import SystemClock
 from spawn.rails import open_devnet
 from spawn.settings import Settings
+from tests import databases
 from tests.e2e.test_cli import change, refused, spawn
 
 INSERT_TOPUP = (
     "INSERT INTO transfer (id, debit, credit, amount, code, reference, at) "
     "VALUES ('topup|x', 'ext:usdc', 'rev:opfee', 3000000, 'topup', 'x', 0)"
 )
+BYTES = {"sqlite": "x'00'", "postgresql": r"'\x00'"}[databases.engine()]
 UNSETTLED = (
     "INSERT INTO settlement (id, payer, amount, payment, valid_before, state, created_at) "
-    "VALUES ('x402_1', '0x1', 1000, x'00', 0, 'broadcast', 0)"
+    f"VALUES ('x402_1', '0x1', 1000, {BYTES}, 0, 'broadcast', 0)"
 )
 
 

@@ -27,6 +27,7 @@ from spawn.api.routes import HANDLERS
 from spawn.app import Service, build
 from spawn.parts import Parts, open_parts
 from spawn.settings import Settings
+from tests import databases
 from tests.e2e.crashing import Points, crashing, die
 from tests.harness import VirtualClock, settings_in
 
@@ -79,7 +80,14 @@ Command = Advance | Arm | Stop | Drop
 
 def settings_of(folder: Path, url: str) -> Settings:
     """The settings of a victim, which its judge needs as well."""
-    return settings_in(folder, public_url=url, simulated_speed=SPEED, first_answer_s=ANSWER_S)
+    return settings_in(
+        folder,
+        public_url=url,
+        simulated_speed=SPEED,
+        first_answer_s=ANSWER_S,
+        in_flight_wait_s=5.0 if databases.ALONE else 0.05,
+        database_connections=2,
+    )
 
 
 class _Server(uvicorn.Server):

@@ -22,7 +22,7 @@ from tests.harness import CHAIN_ID, START_S
 from tests.wallets import Wallet
 
 POLL_S: Final = 2
-POLLS_MAX: Final = 60
+POLLS_MAX: Final = 60 if databases.ALONE else 200
 IDLE_S: Final = 60
 """As often as the rarest job that matters here runs: enough to meet a death that is planned for idle times."""
 

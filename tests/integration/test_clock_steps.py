@@ -26,9 +26,13 @@ HOUR, DAY, YEAR = 3600, 86_400, 365 * 86_400
 STEPS_S: Final = (-YEAR, -DAY, -HOUR, -45, 45, HOUR, DAY, YEAR)
 JOBS: Final = ("count", "burn", "operations")
 
-SELECT_BALANCES: Final = "SELECT id, balance, held FROM account ORDER BY id"
+# By the servers' names: which id each has depends on how often the database had something done again.
+SELECT_BALANCES: Final = """
+SELECT COALESCE(server.name, account.id) AS who, balance, held
+FROM account LEFT JOIN server ON account.id = 'srv:' || server.id ORDER BY 1
+"""
 SELECT_COMPUTE: Final = "SELECT COALESCE(SUM(amount), 0) AS n FROM transfer WHERE credit = 'rev:compute'"
-SELECT_ENDED: Final = "SELECT id, status, reason, charged_usdc FROM server ORDER BY id"
+SELECT_ENDED: Final = "SELECT name, status, reason, charged_usdc FROM server ORDER BY name"
 
 
 async def three_servers(world: World) -> None:

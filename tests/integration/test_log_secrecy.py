@@ -245,7 +245,10 @@ async def test_a_defect_of_ours(tmp_path: Path, listener: Listener) -> None:
         answer = await there.world.send_payment(payment, "POST", "/v1/servers", ORDER_WITH_SECRETS, key=KEY)
         assert answer.status_code == 500, answer.text
         check(listener, there, "spawn.api.errors")
-        gone = {"sqlite": "sqlite3.OperationalError: no such table", "postgresql": "UndefinedTable: relation"}
+        gone = {
+            "sqlite": "sqlite3.OperationalError: no such table",
+            "postgresql": "psycopg.errors.UndefinedTable",
+        }
         assert gone[databases.engine()] in listener.text
 
 
