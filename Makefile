@@ -8,7 +8,7 @@ UV := $(BIN)/uv
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: help setup demo test check format types imports bench bench-burn bench-settlement bench-replicas soak fuzz sim sim-planted chaos anvil lock openapi clean
+.PHONY: help setup demo test test-postgres check format types imports bench bench-burn bench-settlement bench-replicas soak fuzz sim sim-planted chaos anvil lock openapi clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -34,6 +34,11 @@ demo: $(READY) ## Run the main job: an agent pays, gets a server, and is refunde
 
 test: $(READY) ## Run the tests; ARGS="tests/unit -q" hands arguments to pytest
 	$(BIN)/pytest $(ARGS)
+
+RETRIES ?= 0
+SUITES ?= tests/contract tests/integration tests/attacks tests/e2e tests/interop
+test-postgres: $(READY) ## The suites that keep books, on PostgreSQL; RETRIES=0.05 lets that share of statements fail with 40001
+	SPAWN_TEST_ENGINE=postgresql SPAWN_TEST_RETRIES=$(RETRIES) $(BIN)/pytest $(SUITES) $(ARGS)
 
 format: $(READY) ## Format and lint
 	$(BIN)/ruff format --check .

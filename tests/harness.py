@@ -11,7 +11,6 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -260,11 +259,11 @@ async def bury(parts: Parts) -> None:
     await recover(parts)
     if not parts.db.exclusive:
         for release in (operations.RELEASE_CLAIMS, reservations.RELEASE_CLAIMS, leases.RELEASE_LEASES):
-            await parts.db.write(partial(_execute, release))
+            await parts.db.write(_executing(release))
 
 
-def _execute(sql: str, tx: Tx) -> int:
-    return tx.execute(sql)
+def _executing(sql: str) -> Callable[[Tx], int]:
+    return lambda tx: tx.execute(sql)
 
 
 def _named(headers: Mapping[str, str]) -> dict[str, str]:

@@ -77,17 +77,25 @@ SYSTEM_PACE: Final = Pace()
 class Connections(Protocol):
     """What lends a connection; raises PoolTimeout when there is none for too long."""
 
-    def connection(self) -> AbstractContextManager[Connection]: ...
+    def connection(self) -> AbstractContextManager[Connection]:
+        """One, until the context ends; one that broke in it is not lent again."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End those that nobody has."""
+        ...
 
 
 class Threads(Protocol):
     """What runs a function beside the event loop."""
 
-    def submit(self, fn: Callable[..., T], /, *args: Any) -> Future[T]: ...
+    def submit(self, fn: Callable[..., T], /, *args: Any) -> Future[T]:
+        """Run it as soon as a thread is free."""
+        ...
 
-    def shutdown(self) -> None: ...
+    def shutdown(self) -> None:
+        """Finish all that was submitted."""
+        ...
 
 
 class Pool:

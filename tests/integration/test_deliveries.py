@@ -385,7 +385,7 @@ async def test_more_than_one_look_can_hold_is_ended_and_erased_bit_by_bit(tmp_pa
 
 async def test_dead_hosts_hold_up_nobody(tmp_path: Path) -> None:
     async with (
-        open_world(tmp_path, receiver_timeout_s=0.6) as world,
+        open_world(tmp_path, receiver_timeout_s=4.0) as world,
         saying(b"", pause_s=5) as silent,
         receiving() as receiver,
     ):
@@ -405,7 +405,7 @@ async def test_dead_hosts_hold_up_nobody(tmp_path: Path) -> None:
         while len(receiver.got) < 29 and time.monotonic() - began < 5:
             await world.service.workers.deliveries.start_due()
         assert len(receiver.got) == 29
-        assert time.monotonic() - began < 0.6, "before the dead one's first request had timed out"
+        assert time.monotonic() - began < 4.0, "before the dead one's first request had timed out"
         assert len(silent) - 1 <= deliveries.PER_HOST
         assert in_order(receiver.got)
         await world.service.workers.deliveries.stop()
