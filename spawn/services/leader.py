@@ -14,6 +14,7 @@ import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import wraps
 from typing import Final, TypeVar
 
 import msgspec
@@ -104,6 +105,7 @@ class Leader:
     def fence(self, fn: Callable[[Tx], T], token: int) -> Callable[[Tx], T]:
         """`fn`, refused with LeaseLost when the lease is not held under this token."""
 
+        @wraps(fn)  # whoever names a write, in a log or a test, names what it does
         def fenced(tx: Tx) -> T:
             leases.require_held(tx, self._office.name, self._holder, token)
             return fn(tx)
