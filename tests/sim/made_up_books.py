@@ -41,6 +41,11 @@ class Stub:
     calm: bool = False
     settings: Settings = field(default_factory=Settings)
     connection: sqlite3.Connection | None = None
+    has_replicas: bool = False
+
+    @property
+    def books(self) -> "Stub":
+        return self
 
     @property
     def clock(self) -> "Stub":
