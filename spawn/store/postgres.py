@@ -150,6 +150,7 @@ class PostgresDatabase:
         readers: int = READERS,
         fate: Fate = no_fate,
         on_fatal: Callable[[DatabaseFailed], None] | None = None,
+        pace: Pace = SYSTEM_PACE,
     ) -> Self:
         """Connect to a database that exists, from the running event loop.
 
@@ -161,7 +162,7 @@ class PostgresDatabase:
         await asyncio.to_thread(prepare, url)
         reading = await _filled(url, "spawn-reads", readers, for_reading)
         writing = await _filled(url, "spawn-writes", writers, for_writing)
-        return cls(reading, writing, fate=fate, on_fatal=on_fatal)
+        return cls(reading, writing, fate=fate, on_fatal=on_fatal, pace=pace)
 
     @classmethod
     async def open_reader(cls, url: str) -> Self:

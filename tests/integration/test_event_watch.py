@@ -1,12 +1,14 @@
 """Who waits for events is woken by each that may concern him, and by no other."""
 
 import asyncio
+import gc
 from pathlib import Path
 
-from spawn_ledger.tx import Tx
+from spawn_ledger.tx import Params, Row, Tx
 
 from spawn.domain.events import Page
 from spawn.services.event_watch import AT_ONCE, Watch
+from spawn.store.database import NO_PARAMS, overloaded
 from tests.harness import World, open_world
 from tests.integration.event_steps import PATIENCE_S, CountingDatabase, happen, happens, woken
 
@@ -14,6 +16,17 @@ from tests.integration.event_steps import PATIENCE_S, CountingDatabase, happen, 
 def seen(after: int) -> Page:
     """A look that found nothing, when this was the last number of all."""
     return Page(events=(), after=after, newest=after, has_more=False, gap=False)
+
+
+class AwayDatabase(CountingDatabase):
+    """One that is away as long as a test says."""
+
+    is_away = False
+
+    async def read(self, sql: str, params: Params = NO_PARAMS) -> list[Row]:
+        if self.is_away:
+            raise overloaded()
+        return await super().read(sql, params)
 
 
 def watching(world: World, every_s: float = 0.01) -> tuple[CountingDatabase, Watch]:
@@ -103,3 +116,28 @@ async def test_a_database_that_fails_keeps_nobody_waiting(tmp_path: Path) -> Non
         await world.parts.db.close()
         await waiting
         assert watch.waiting == 0
+
+
+async def test_whoever_waits_is_woken_when_the_database_cannot_be_reached(tmp_path: Path) -> None:
+    """And looks for himself, who is told what is wrong; the next one is waited with again."""
+    async with open_world(tmp_path) as world:
+        wallet = await world.wallet("0")
+        away = AwayDatabase(world.parts.db)
+        watch = Watch(away, every_s=0.01)
+        unhandled: list[dict[str, object]] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: unhandled.append(context))
+        away.is_away = True
+        await asyncio.wait_for(
+            watch.changed(wallet.address, seen(0), told=0, timeout_s=10 * PATIENCE_S), PATIENCE_S
+        )
+        gc.collect()
+        assert unhandled == []
+        assert not watch.is_watching
+        away.is_away = False
+        waiting = asyncio.create_task(
+            watch.changed(wallet.address, seen(0), told=watch.told, timeout_s=PATIENCE_S)
+        )
+        await asyncio.sleep(0)
+        await happen(world, wallet, "back")
+        await waiting

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,7 @@ from typing import Final
 import msgspec
 
 from tests.attacks.runner import Job, Replacing
+from tests.sim.life import ENGINES
 from tests.sim.planted_bug import Bug
 from tests.sim.planted_lives import OF_LIVES, TOLD
 from tests.sim.planted_machines import OF_ACCESS, OF_PROVIDERS
@@ -66,7 +68,7 @@ def plant(bug: Bug) -> Replacing:
     return planted
 
 
-def live_until_found(name: str, *, seed: str, steps: int, worlds: int | None) -> Outcome:
+def live_until_found(name: str, *, seed: str, engine: str, steps: int, worlds: int | None) -> Outcome:
     """Live world after world, until a promise is broken, or for so many steps, or these worlds."""
     from tests.sim.world import live  # noqa: PLC0415 - only now: the bug was not planted before
 
@@ -74,7 +76,7 @@ def live_until_found(name: str, *, seed: str, steps: int, worlds: int | None) ->
     for number in count():
         if taken >= steps if worlds is None else number >= worlds:
             break
-        life = live(seed, number)
+        life = live(seed, number, engine=engine)
         if life.violation is not None:
             return Outcome(
                 name=name,
@@ -89,14 +91,21 @@ def live_until_found(name: str, *, seed: str, steps: int, worlds: int | None) ->
 
 
 def search(
-    names: Iterable[str], *, seed: str = SEED, steps: int = STEPS, worlds: int | None = None, at_once: int = 1
+    names: Iterable[str],
+    *,
+    seed: str = SEED,
+    engine: str = ENGINES[0],
+    steps: int = STEPS,
+    worlds: int | None = None,
+    at_once: int = 1,
 ) -> Iterable[Outcome]:
     """Look for these bugs, so many at once, each in a process of its own; outcomes in the order of the names."""
     with ThreadPoolExecutor(at_once) as pool:
-        yield from pool.map(lambda name: _apart(name, seed=seed, steps=steps, worlds=worlds), names)
+        alone = partial(_apart, seed=seed, engine=engine, steps=steps, worlds=worlds)
+        yield from pool.map(alone, names)
 
 
-def _apart(name: str, *, seed: str, steps: int, worlds: int | None) -> Outcome:
+def _apart(name: str, *, seed: str, engine: str, steps: int, worlds: int | None) -> Outcome:
     command = [
         sys.executable,
         "-m",
@@ -105,6 +114,8 @@ def _apart(name: str, *, seed: str, steps: int, worlds: int | None) -> Outcome:
         name,
         "--seed",
         seed,
+        "--engine",
+        engine,
         "--steps",
         str(steps),
     ]
@@ -141,6 +152,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--steps", type=int, default=STEPS, help="how long to look for each [%(default)s]")
     parser.add_argument("--seed", default=SEED, help="of the worlds that each lives [%(default)s]")
     parser.add_argument(
+        "--engine", choices=ENGINES, default=ENGINES[0], help="where their books are kept [%(default)s]"
+    )
+    parser.add_argument(
         "--at-once", type=int, default=os.cpu_count() or 1, help="[one for each core: %(default)s]"
     )
     parser.add_argument("--alone", help=argparse.SUPPRESS)
@@ -151,7 +165,8 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     names = [name for name in BUGS if not options.names or any(word in name for word in options.names)]
     outcomes = []
-    for outcome in search(names, seed=options.seed, steps=options.steps, at_once=options.at_once):
+    engine, at_once = options.engine, options.at_once
+    for outcome in search(names, seed=options.seed, engine=engine, steps=options.steps, at_once=at_once):
         outcomes.append(outcome)
         print(row(outcome), flush=True)
     return _judge(outcomes, options)
@@ -160,7 +175,9 @@ def main(arguments: Sequence[str]) -> int:
 def _alone(options: argparse.Namespace) -> Outcome:
     """What becomes of one bug in this very process. Raises RuntimeError when it never got in."""
     planted = None if options.alone == HONEST else plant(BUGS[options.alone])
-    outcome = live_until_found(options.alone, seed=options.seed, steps=options.steps, worlds=options.worlds)
+    outcome = live_until_found(
+        options.alone, seed=options.seed, engine=options.engine, steps=options.steps, worlds=options.worlds
+    )
     if planted is not None and not planted.is_used:
         raise RuntimeError(f"{BUGS[options.alone].file} is never loaded")
     return outcome
@@ -169,7 +186,7 @@ def _alone(options: argparse.Namespace) -> Outcome:
 def _judge(outcomes: Sequence[Outcome], options: argparse.Namespace) -> int:
     """Say how many were found, and that the honest code has none of them in the same worlds."""
     worlds = max((outcome.worlds for outcome in outcomes), default=0)
-    (honest,) = search([HONEST], seed=options.seed, worlds=worlds)
+    (honest,) = search([HONEST], seed=options.seed, engine=options.engine, worlds=worlds)
     found = sorted(outcome.steps for outcome in outcomes if outcome.is_found)
     if honest.promise is not None:
         print(f"but the honest code breaks {honest.promise!r} in world {honest.worlds - 1}: {honest.text}")
