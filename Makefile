@@ -8,7 +8,7 @@ UV := $(BIN)/uv
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: help setup demo test test-postgres check format types imports bench bench-burn bench-settlement bench-replicas soak fuzz sim sim-planted chaos anvil lock openapi clean
+.PHONY: help setup demo test test-postgres test-collisions check format types imports bench bench-burn bench-settlement bench-replicas soak fuzz sim sim-planted chaos anvil lock openapi clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -35,10 +35,14 @@ demo: $(READY) ## Run the main job: an agent pays, gets a server, and is refunde
 test: $(READY) ## Run the tests; ARGS="tests/unit -q" hands arguments to pytest
 	$(BIN)/pytest $(ARGS)
 
-RETRIES ?= 0
-SUITES ?= tests/contract tests/integration tests/attacks tests/e2e tests/interop
-test-postgres: $(READY) ## The suites that keep books, on PostgreSQL; RETRIES=0.05 lets that share of statements fail with 40001
-	SPAWN_TEST_ENGINE=postgresql SPAWN_TEST_RETRIES=$(RETRIES) $(BIN)/pytest $(SUITES) $(ARGS)
+ON_POSTGRES := tests/contract tests/integration tests/attacks tests/e2e tests/interop
+test-postgres: $(READY) ## The suites with their books on a PostgreSQL that is started for it
+	SPAWN_TEST_ENGINE=postgresql $(BIN)/pytest $(or $(ARGS),-n 2 $(ON_POSTGRES))
+
+RETRIES ?= 0.05
+COLLIDING := tests/contract tests/integration tests/attacks
+test-collisions: $(READY) ## The same, where this share of statements (RETRIES) fails and is repeated
+	SPAWN_TEST_ENGINE=postgresql SPAWN_TEST_RETRIES=$(RETRIES) $(BIN)/pytest $(or $(ARGS),-n 2 $(COLLIDING))
 
 format: $(READY) ## Format and lint
 	$(BIN)/ruff format --check .
@@ -50,7 +54,7 @@ types: $(READY) ## Type-check
 imports: $(READY) ## Prove that the layers hold
 	$(BIN)/lint-imports
 
-check: format types imports test ## Everything CI checks
+check: format types imports test test-postgres test-collisions ## Everything CI checks
 
 bench: $(READY) ## Benchmarks: ratios against named peers, in one run
 	$(BIN)/python -m tests.bench $(ARGS)

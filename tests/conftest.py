@@ -19,6 +19,7 @@ _server: Final = ExitStack()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "embedded: about the embedded engine: not run on another")
+    config.addinivalue_line("markers", "gapless: counts numbers that a repeated write skips: no collisions")
     try:
         demanded()
         wanted = databases.engine()
@@ -36,12 +37,12 @@ def pytest_unconfigure() -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What is about one engine is no skip on another: it is not asked."""
-    if databases.engine() == "sqlite":
-        return
-    left_out = [item for item in items if item.get_closest_marker("embedded") is not None]
+    unasked = {"embedded": databases.engine() != "sqlite", "gapless": databases.retries() > 0}
+    names = {name for name, is_so in unasked.items() if is_so}
+    left_out = [item for item in items if names & {mark.name for mark in item.iter_markers()}]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item.get_closest_marker("embedded") is None]
+        items[:] = [item for item in items if item not in set(left_out)]
 
 
 @pytest.fixture(scope="session")

@@ -47,6 +47,8 @@ PATIENCE_S: Final = 10.0
 """How long a write is repeated, and a server waited for that does not answer, before the caller is told."""
 DOUBLES_MAX: Final = 5
 """Attempts that find a row there which they have looked for and not seen: after that, nobody looks."""
+FATED: Final = 3
+"""Attempts at one write that tests may let fail; a write of hundreds of statements would never be done otherwise."""
 PAUSE_MAX_S: Final = 0.1
 """Between two attempts. The first ones follow each other within milliseconds."""
 
@@ -227,11 +229,12 @@ class PostgresDatabase:
 
     def _repeat_write(self, connections: Connections, fn: Callable[[Tx], T]) -> T:
         doubles = 0
-        for is_last in self._attempts():
+        for number, is_last in enumerate(self._attempts()):
             mark = self._marks.next()
+            fate = self._fate if number < FATED else no_fate
             try:
                 with connections.connection() as connection:
-                    return transact(connection, fn, mark.statement, self._fate)
+                    return transact(connection, fn, mark.statement, fate)
             except _COLLISIONS as error:
                 self.collisions += 1
                 if is_last:

@@ -15,6 +15,7 @@ from spawn_providers.simulated_faults import Delay, Fault, Outage
 
 from tests.harness import ORDER, World, open_world
 from tests.integration.paid_calls import Barrier, machines, paid_in, refusal, usdc
+from tests.integration.server_steps import accepted_at
 from tests.wallets import Wallet
 
 PAID_IN = usdc("20.00")
@@ -68,8 +69,8 @@ class Rented:
 async def rented(folder: Path) -> AsyncIterator[Rented]:
     async with open_world(folder, first_answer_s=0.2) as world:
         wallet = await world.customer("20.00")
-        since = world.clock.now_s()
         server = await world.rent(wallet, deposit="2.00")
+        since = await accepted_at(world, server["id"])
         world.clock.advance(LIVED_S)
         await world.tick()
         yield Rented(world, wallet, server["id"], since)

@@ -29,6 +29,8 @@ from tests.integration.event_steps import (
 from tests.integration.raw_connections import on_uvloop
 from tests.wallets import Wallet
 
+pytestmark = pytest.mark.gapless
+
 INSERT = (
     "INSERT INTO event (seq, wallet, type, resource, at, data)"
     " VALUES (:seq, :wallet, 'server.running', 'srv_x', :at, :data)"

@@ -4,11 +4,14 @@ import asyncio
 from pathlib import Path
 
 import httpx
+import pytest
 from spawn_schemas.events import EventType
 
 from tests.integration.event_readers import Reader, data, scene
 from tests.integration.event_steps import ask, happen, session
 from tests.integration.raw_connections import on_uvloop
+
+pytestmark = pytest.mark.gapless
 
 STREAM = {"Accept": "text/event-stream"}
 

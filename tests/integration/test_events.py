@@ -14,6 +14,8 @@ from tests.integration.event_steps import OTHER, SERVER, ask, happen, happens, n
 from tests.integration.server_steps import code
 from tests.wallets import Wallet
 
+pytestmark = pytest.mark.gapless
+
 DAY = 86_400
 
 

@@ -373,6 +373,7 @@ async def test_a_process_frozen_inside_a_transaction_holds_nobody_up_for_long(
 
 async def test_collisions_without_end_are_an_answer(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgres, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(postgres, "FATED", 1_000_000)
     async with opened(url, fate=collisions(1.0)) as db:
         with pytest.raises(SpawnError) as refused:
             await db.write(insert(1))
