@@ -135,7 +135,7 @@ OF_BOOKS: Final = (
         name="a key is its wallet's",
         file=ROWS,
         before="WHERE idempotency.wallet = :wallet AND idempotency.key = :key",
-        after="WHERE :wallet IS NOT NULL AND idempotency.key = :key",
+        after="WHERE CAST(:wallet AS TEXT) IS NOT NULL AND idempotency.key = :key",
         attacks=("key: of a stranger",),
     ),
     Defence(
@@ -186,7 +186,7 @@ OF_BOOKS: Final = (
         name="whose arrival it is",
         file="spawn/store/arrivals.py",
         before="WHERE sender = :sender AND state = 'suspense' ORDER BY at, id",
-        after="WHERE :sender IS NOT NULL AND state = 'suspense' ORDER BY at, id",
+        after="WHERE CAST(:sender AS TEXT) IS NOT NULL AND state = 'suspense' ORDER BY at, id",
         attacks=("suspense: a claim of another's", "suspense: a claim that is paid for"),
     ),
     Defence(

@@ -64,7 +64,7 @@ OF_REQUESTS: Final = (
         file=ARRIVALS,
         before=" or not text.isprintable()",
         after="",
-        attacks=("key: with a line end", "key: with a zero byte"),
+        attacks=("key: with a line end",),
     ),
     Defence(
         name="the size of a body",
