@@ -24,6 +24,17 @@ class Pin(msgspec.Struct, frozen=True, kw_only=True):
     cost_step_s: int = 1
 
 
+class Owed(msgspec.Struct, frozen=True, kw_only=True):
+    """Time that is over and was not paid for, up to unix second `until`, and the price that it is owed at.
+
+    `resized` where it ended with another machine, not with another price of the same.
+    """
+
+    until: int
+    pin: Pin
+    resized: bool
+
+
 def pin_of(offer: Offer, *, eur_usdc: Usdc) -> Pin:
     """The offer's price of this moment; `eur_usdc` is the price of one euro."""
     pin = Pin(daily_usdc=offer.daily_usdc, capped_s=capped_s(offer.monthly_usdc, offer.daily_usdc))

@@ -14,6 +14,8 @@ from spawn_schemas.errors import Code, SpawnError
 from spawn_schemas.ids import Address, ServerId
 from spawn_schemas.money import Usdc
 
+from spawn.domain.pins import Owed, Pin
+
 
 class Status(StrEnum):
     """What callers see. `destroyed` and `failed` are final."""
@@ -107,17 +109,34 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     warned_s: int | None = None
     last_warned_at: int | None = None
     exhausted_at: int | None = None
+    owed: tuple[Owed, ...] = ()
+
+    @property
+    def pin(self) -> Pin:
+        """What it costs now."""
+        return Pin(
+            daily_usdc=self.daily_usdc,
+            capped_s=self.capped_s,
+            cost_daily_usdc=self.cost_daily_usdc,
+            cost_capped_s=self.cost_capped_s,
+            cost_step_s=self.cost_step_s,
+        )
+
+    @property
+    def due_pin(self) -> Pin:
+        """What the second after the watermark costs: its price at that time, if that is still owed."""
+        return self.owed[0].pin if self.owed else self.pin
 
     @property
     def meter(self) -> Meter | None:
-        """The burn's state, or None while the server costs nothing."""
+        """The burn's state, or None while the server costs nothing. It holds up to the end of what `due_pin` is for."""
         if self.charged_until is None:
             return None
         return Meter(
-            daily_usdc=self.daily_usdc,
+            daily_usdc=self.due_pin.daily_usdc,
             remainder=self.remainder,
             charged_until=self.charged_until,
-            capped_s=self.capped_s,
+            capped_s=self.due_pin.capped_s,
             month_s=self.month_s,
         )
 

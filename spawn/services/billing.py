@@ -71,9 +71,15 @@ class Billing:
         return ended
 
     def reschedule(self, tx: Tx, wallet: Address, now: int) -> None:
-        """The wallet's money has changed: it ends sooner or later than before. What ends by it is left to `settle`."""
-        billed = rows.list_billed(tx, wallet)
-        self._look(tx, billed, billed, funds.available_usdc(tx, wallet), _steadied(billed, now))
+        """The wallet's money has changed: it ends sooner or later than before. What ends by it is left to `settle`.
+
+        What a server owes at an old price is paid at once: when its money ends is told at the price that it has now.
+        """
+        billed = after = rows.list_billed(tx, wallet)
+        available, now = funds.available_usdc(tx, wallet), _steadied(billed, now)
+        if any(b.server.owed for b in billed):
+            after, available = _charged(tx, billed, available, now)
+        self._look(tx, billed, after, available, now)
 
     def start(self, tx: Tx, server: Server, now: int) -> None:
         """The provider has accepted: from this second the server costs money."""
@@ -90,7 +96,13 @@ class Billing:
         self._tell_deposit(tx, EventType.DEPOSIT_FUNDED, rescheduled, None, ends.get(server.id), now)
 
     def repin(self, tx: Tx, before: Server, after: Server, pin: Pin, now: int) -> Server:
-        """The server has become `after`, and from this second has another price; it is settled up to now."""
+        """The server has become `after`, and from this second has another price.
+
+        It is settled up to now, as far as there was money; the rest is owed at the prices that it had.
+        """
+        if before.reprice_at is not None and before.reprice_at <= now:
+            _tell_repriced(tx, before, now)
+            after = meters.owing(after, _announced(before), now, since=before.reprice_at, is_resize=False)
         changed = meters.resized(after, pin, now)
         rows.update_server(tx, before, changed)
         self.reschedule(tx, before.wallet, now)
@@ -244,7 +256,7 @@ def _charged(tx: Tx, billed: Sequence[Billed], available: Usdc, now: int) -> tup
         available = settlement.available_left
         current = [
             Billed(
-                server=_repriced(tx, meters.charge(tx, b.server, charge), until),
+                server=_repriced(tx, meters.paid_up(meters.charge(tx, b.server, charge)), until),
                 reserve_usdc=Usdc(b.reserve_usdc - charge.from_reserve),
             )
             for b, charge in zip(current, settlement.charges, strict=True)
@@ -253,14 +265,15 @@ def _charged(tx: Tx, billed: Sequence[Billed], available: Usdc, now: int) -> tup
 
 
 def _cuts(billed: Sequence[Billed], now: int) -> list[int]:
-    """Where a settlement up to now is cut: at the start of each month, and where an announced price begins."""
+    """Where a settlement up to now is cut: at the start of each month, and where another price begins."""
     since = min(b.server.charged_until or now for b in billed)
     reprices = (
         max(b.server.reprice_at, b.server.charged_until or now)
         for b in billed
         if b.server.reprice_at is not None
     )
-    return sorted({now, *_months(since, now), *(at for at in reprices if at < now)})
+    owed = (past.until for b in billed for past in b.server.owed)
+    return sorted({now, *_months(since, now), *(at for at in (*reprices, *owed) if at < now)})
 
 
 def _months(since: int, now: int) -> Iterator[int]:
@@ -281,13 +294,18 @@ def _repriced(tx: Tx, server: Server, at: int) -> Server:
         return server
     if server.charged_until is None or server.charged_until < server.reprice_at:
         return server
-    pin = Pin(
-        daily_usdc=server.reprice_usdc,
-        capped_s=server.capped_s,
-        cost_daily_usdc=server.cost_daily_usdc,
-        cost_capped_s=server.cost_capped_s,
-        cost_step_s=server.cost_step_s,
-    )
+    _tell_repriced(tx, server, at)
+    return meters.pinned(server, _announced(server), server.reprice_at)
+
+
+def _announced(server: Server) -> Pin:
+    """The price that was announced for it."""
+    return server.pin if server.reprice_usdc is None else replace(server.pin, daily_usdc=server.reprice_usdc)
+
+
+def _tell_repriced(tx: Tx, server: Server, at: int) -> None:
+    if server.reprice_at is None or server.reprice_usdc is None:
+        raise RuntimeError(f"no price was announced for {server.id}")
     data = PriceData(
         server=server.id,
         type=server.type,
@@ -297,7 +315,6 @@ def _repriced(tx: Tx, server: Server, at: int) -> Server:
         effective_at=moment(server.reprice_at),
     )
     emit(tx, server.wallet, EventType.PRICE_CHANGED, data, resource=server.id, at=at)
-    return meters.pinned(server, pin, server.reprice_at)
 
 
 def _notice(server: Server) -> Notice:

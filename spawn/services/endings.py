@@ -76,6 +76,7 @@ def vanish(tx: Tx, server: Server, missed_at: int, now: int) -> None:
         ipv4=None,
         ipv6=None,
         cost_until=None,
+        owed=(),
     )
     save(tx, server, lost, now)
     tx.execute(secrets.DELETE_ALL_SEALED, {"owner": server.id})

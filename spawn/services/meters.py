@@ -22,7 +22,7 @@ from spawn_ledger.transfers import Code, Transfer, TransferId, post, transfer_id
 from spawn_ledger.tx import Tx
 from spawn_schemas.money import Usdc
 
-from spawn.domain.pins import Pin
+from spawn.domain.pins import Owed, Pin
 from spawn.domain.servers import Server
 from spawn.services import funds
 from spawn.store.servers import Billed
@@ -56,13 +56,35 @@ def started(server: Server, now: int) -> Server:
 
 
 def resized(server: Server, pin: Pin, now: int) -> Server:
-    """From this second the server is another machine; it is settled up to now.
+    """From this second the server is another machine. What is not paid for by now is owed at the price so far.
 
     A dearer one begins a month of its own: its days are not free because those of a cheaper one were.
     """
-    if pin.daily_usdc > server.daily_usdc:
-        server = replace(server, month_s=0)
-    return pinned(server, pin, now)
+    return paid_up(owing(server, pin, now, since=now, is_resize=True))
+
+
+def owing(server: Server, pin: Pin, now: int, *, since: int, is_resize: bool) -> Server:
+    """The server with another price from `since` on, before which it may owe something yet."""
+    past = Owed(until=since, pin=server.pin, resized=is_resize)
+    return replace(pinned(server, pin, now), owed=(*server.owed, past), cost_until=server.cost_until)
+
+
+def paid_up(server: Server) -> Server:
+    """The server without the stretches of time that its watermark has passed."""
+    return server if server.charged_until is None else _passed(server, server.charged_until)
+
+
+def _passed(server: Server, until: int) -> Server:
+    while server.owed and server.owed[0].until <= until:
+        past = server.owed[0]
+        server = replace(server, owed=server.owed[1:])
+        is_dearer = past.resized and server.due_pin.daily_usdc > past.pin.daily_usdc
+        server = replace(
+            server,
+            month_s=0 if is_dearer else server.month_s,
+            cost_until=None if server.due_pin.cost_daily_usdc is None else until,
+        )
+    return server
 
 
 def pinned(server: Server, pin: Pin, now: int) -> Server:
@@ -130,13 +152,14 @@ def _cost_charged(tx: Tx, server: Server, until: int) -> Server:
 
 def _cost_meter(server: Server) -> Meter | None:
     """What the provider asks for the same seconds; None where it does not say, or for a machine that is gone."""
-    if server.cost_daily_usdc is None or server.cost_until is None:
+    pin = server.due_pin
+    if pin.cost_daily_usdc is None or server.cost_until is None:
         return None
     return Meter(
-        daily_usdc=server.cost_daily_usdc,
+        daily_usdc=pin.cost_daily_usdc,
         remainder=server.cost_remainder,
         charged_until=server.cost_until,
-        capped_s=server.cost_capped_s,
+        capped_s=pin.cost_capped_s,
         # Whose meters end at the same second, they count the same seconds of the month.
         month_s=server.month_s,
     )
@@ -186,12 +209,14 @@ def _minimum_charged(tx: Tx, server: Server, now: int) -> Server:
 
 def overrun(tx: Tx, server: Server, gone_at: int) -> Server:
     """The machine is gone: what its provider asks for the time since billing ended, started steps included, is ours."""
+    unpaid_usdc, server = _unpaid_cost(server)
     meter = _cost_meter(server)
     if meter is None:
         return server
     began, step = server.metered_from or 0, server.cost_step_s
     until = max(meter.charged_until, began - (began - gone_at) // step * step)
-    amount, moved = accrual.accrue(meter, until)
+    last_usdc, moved = accrual.accrue(meter, until)
+    amount = Usdc(unpaid_usdc + last_usdc)
     name = transfer_id("overrun", server.id)
     _post(tx, name, (EXP_OVERRUN, OWED_PROVIDER), amount, Code.OVERRUN, server, gone_at)
     return replace(
@@ -200,6 +225,19 @@ def overrun(tx: Tx, server: Server, gone_at: int) -> Server:
         cost_until=None,
         cost_usdc=Usdc(server.cost_usdc + amount),
     )
+
+
+def _unpaid_cost(server: Server) -> tuple[Usdc, Server]:
+    """What the provider asks for the time that its owner never paid for, and the server past that time."""
+    amount = 0
+    while server.owed:
+        until, meter = server.owed[0].until, _cost_meter(server)
+        if meter is not None:
+            cost_usdc, moved = accrual.accrue(meter, until)
+            amount += cost_usdc
+            server = replace(server, cost_remainder=moved.remainder, month_s=moved.month_s)
+        server = _passed(server, until)
+    return Usdc(amount), server
 
 
 def unburnt(tx: Tx, server: Server, since: int, now: int) -> Server:

@@ -18,11 +18,12 @@ from spawn.domain.operations import Resized
 from spawn.services.billing import Billing, Funded
 from spawn.store import operations
 from spawn.store.database import Database
+from spawn.store.servers import owed_from
 
 # All that a list of servers shows is read with it: nearly every call reads one, and a second look costs a fifth of it.
 SELECT_STANDING: Final = """
 SELECT wallet.balance AS wallet_balance, wallet.held AS wallet_held, reserve.balance AS reserve,
-  server.daily_usdc, server.remainder, server.charged_until, server.capped_s, server.month_s,
+  server.daily_usdc, server.remainder, server.charged_until, server.capped_s, server.month_s, server.owed,
   server.auto_renew, server.due_at,
   server.id, server.wallet, server.name, server.type, server.image, server.location, server.provider,
   server.provider_ref, server.status, server.ipv4, server.ipv6, server.created_at
@@ -211,11 +212,15 @@ def _left_usdc(funding: runway.Funding, now: int) -> Usdc:
 
 
 def _funding(row: Row) -> runway.Funding:
+    daily_usdc, capped_s = Usdc(row["daily_usdc"]), row["capped_s"]
+    owed = owed_from(row["owed"])
+    if owed:
+        daily_usdc, capped_s = owed[0].pin.daily_usdc, owed[0].pin.capped_s
     meter = Meter(
-        daily_usdc=Usdc(row["daily_usdc"]),
+        daily_usdc=daily_usdc,
         remainder=row["remainder"],
         charged_until=row["charged_until"],
-        capped_s=row["capped_s"],
+        capped_s=capped_s,
         month_s=row["month_s"],
     )
     return runway.Funding(

@@ -12,9 +12,11 @@ from spawn_schemas.errors import Code, SpawnError
 from spawn_schemas.ids import Address, ServerId
 from spawn_schemas.money import Usdc
 
+from spawn.domain.pins import Owed
 from spawn.domain.servers import Reason, Server, Status
 
 _texts: Final = msgspec.json.Decoder(tuple[str, ...])
+_stretches: Final = msgspec.json.Decoder(tuple[Owed, ...])
 _COLUMNS: Final = Server.__struct_fields__
 
 INSERT_SERVER: Final = """
@@ -23,13 +25,14 @@ INSERT INTO server (
   cores, memory_gb, disk_gb, status, reason, ipv4, ipv6, auto_renew, created_at, ended_at, missing_since,
   missing_month_s, daily_usdc, remainder, charged_until, charged_usdc, minimum_usdc, due_at, capped_s, month_s,
   metered_from, priced_at, reprice_at, reprice_usdc, cost_daily_usdc, cost_capped_s, cost_step_s, cost_remainder,
-  cost_until, cost_usdc, epoch, warned_s, last_warned_at, exhausted_at
+  cost_until, cost_usdc, epoch, warned_s, last_warned_at, exhausted_at, owed
 ) VALUES (
   :id, :wallet, :name, :type, :image, :location, :network, :ssh_keys, :provider, :provider_type, :provider_ref,
   :architecture, :cores, :memory_gb, :disk_gb, :status, :reason, :ipv4, :ipv6, :auto_renew, :created_at, :ended_at,
   :missing_since, :missing_month_s, :daily_usdc, :remainder, :charged_until, :charged_usdc, :minimum_usdc, :due_at,
   :capped_s, :month_s, :metered_from, :priced_at, :reprice_at, :reprice_usdc, :cost_daily_usdc, :cost_capped_s,
-  :cost_step_s, :cost_remainder, :cost_until, :cost_usdc, :epoch, :warned_s, :last_warned_at, :exhausted_at
+  :cost_step_s, :cost_remainder, :cost_until, :cost_usdc, :epoch, :warned_s, :last_warned_at, :exhausted_at,
+  :owed
 )
 """
 UPDATE_SERVER: Final = """
@@ -43,7 +46,8 @@ UPDATE server SET
   metered_from = :metered_from, priced_at = :priced_at, reprice_at = :reprice_at, reprice_usdc = :reprice_usdc,
   cost_daily_usdc = :cost_daily_usdc, cost_capped_s = :cost_capped_s, cost_step_s = :cost_step_s,
   cost_remainder = :cost_remainder, cost_until = :cost_until, cost_usdc = :cost_usdc, epoch = :epoch,
-  warned_s = :warned_s, last_warned_at = :last_warned_at, exhausted_at = :exhausted_at
+  warned_s = :warned_s, last_warned_at = :last_warned_at, exhausted_at = :exhausted_at,
+  owed = :owed
 WHERE id = :id AND charged_until IS NOT DISTINCT FROM :expected_charged_until
 """
 SELECT_SERVER: Final = "SELECT * FROM server WHERE id = :id"
@@ -88,7 +92,13 @@ def server_from(row: Row) -> Server:
     values["status"] = Status(values["status"])
     values["reason"] = None if values["reason"] is None else Reason(values["reason"])
     values["auto_renew"] = bool(values["auto_renew"])
+    values["owed"] = owed_from(values["owed"])
     return Server(**values)
+
+
+def owed_from(text: str | None) -> tuple[Owed, ...]:
+    """Read the column `owed`."""
+    return () if text is None else _stretches.decode(text)
 
 
 def _params(server: Server) -> dict[str, Any]:
@@ -97,6 +107,7 @@ def _params(server: Server) -> dict[str, Any]:
     values["status"] = server.status.value
     values["reason"] = None if server.reason is None else server.reason.value
     values["auto_renew"] = int(server.auto_renew)
+    values["owed"] = msgspec.json.encode(server.owed).decode() if server.owed else None
     return values
 
 

@@ -147,6 +147,7 @@ def server_row(**fields: Any) -> Row:
         "warned_s": None,
         "last_warned_at": None,
         "exhausted_at": None,
+        "owed": None,
     } | fields
 
 

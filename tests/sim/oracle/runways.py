@@ -69,15 +69,17 @@ class Tab:
 def tab_of(row: Row, reserve_usdc: int) -> Tab:
     """The server of this row, which is metered, with the price that is announced for it."""
     since: int = row["charged_until"]
-    rates = [(since, row["daily_usdc"])]
-    if row["reprice_at"] is not None:
+    # What it owes at an old price, it has no money for: nobody looks beyond that price.
+    now_costs = json.loads(row["owed"])[0]["pin"] if row["owed"] else row
+    rates = [(since, now_costs["daily_usdc"])]
+    if row["reprice_at"] is not None and not row["owed"]:
         rates.append((max(since, row["reprice_at"]), row["reprice_usdc"]))
     return Tab(
         server_id=row["id"],
         since=since,
         owed=row["remainder"],
         month_s=row["month_s"],
-        capped_s=row["capped_s"],
+        capped_s=now_costs["capped_s"],
         rates=tuple(rates),
         reserve_usdc=reserve_usdc,
         renews=bool(row["auto_renew"]),
