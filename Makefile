@@ -85,8 +85,8 @@ sim-planted: $(READY) ## How soon the simulation finds bugs that are planted
 	$(BIN)/python -m tests.sim.planted $(ARGS)
 
 CHAOS_SECONDS ?= 120
-chaos: $(READY) ## Three replicas on PostgreSQL under load, killed and paused for CHAOS_SECONDS (120)
-	$(BIN)/python -m tests.chaos --seconds $(CHAOS_SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+chaos: $(READY) ## Three replicas on PostgreSQL under load, killed and paused for CHAOS_SECONDS (120); CHAIN=anvil relays
+	$(BIN)/python -m tests.chaos --seconds $(CHAOS_SECONDS) $(if $(CHAIN),--chain $(CHAIN)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 anvil: $(READY) ## Install anvil for `spawn dev --chain anvil`; needs Node and npm
 	@$(BIN)/python -m tests.anvil $(VENV)/anvil

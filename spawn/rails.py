@@ -151,7 +151,7 @@ def self_rail(
     `look_s` is how often it looks for what other processes have written.
     """
     with kept_recursion_limit():
-        from spawn.services.relayer import Relayer
+        from spawn.services.relayer import RELAYING, Relayer
 
     our_terms = x402_terms(settings)
     policy = RelayPolicy(
@@ -166,7 +166,8 @@ def self_rail(
         look_s=look_s,
     )
     on_chain = OnChain(node, our_terms, confirmations=settings.confirmations)
-    relayer = Relayer(db, node, on_chain, our_terms, policy, settings.relayer_keys, clock, holder)
+    office = RELAYING if settings.lease_s >= RELAYING.lease_s else RELAYING.lasting(settings.lease_s)
+    relayer = Relayer(db, node, on_chain, our_terms, policy, settings.relayer_keys, clock, holder, office)
     return Rail(
         chain=_named(our_terms),
         facilitator=relayer,

@@ -57,6 +57,7 @@ class Relayer:
         keys: Sequence[str],
         clock: Clock,
         holder: str,
+        office: Office = RELAYING,
     ) -> None:
         """`on_chain` must ask for as many confirmations as `policy`; `holder` is a name that no other process has.
 
@@ -73,7 +74,7 @@ class Relayer:
             Signer(key, chain_id=terms.chain_id, asset=terms.asset, multicall=policy.multicall)
             for key in keys
         )
-        self._lease = Leader(db, clock, holder, RELAYING)
+        self._lease = Leader(db, clock, holder, office)
         self._role: Tenure | Watch = Watch(db)
         self._electing = asyncio.Lock()
         self._lost = asyncio.Event()

@@ -16,12 +16,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--chain", choices=("devnet", "anvil"), default="devnet")
     wanted = parser.parse_args()
     with postgres() as server, tempfile.TemporaryDirectory(prefix="spawn-chaos-") as folder:
         os.environ[databases.SERVER_VARIABLE] = server.url("{database}")
         databases.make_template()
         print(f"seed {wanted.seed}", flush=True)
-        with fleet_of_three(Path(folder)) as fleet:
+        with fleet_of_three(Path(folder), wanted.chain) as fleet:
             print("\n".join(asyncio.run(live(fleet, seconds=wanted.seconds, seed=wanted.seed))))
 
 

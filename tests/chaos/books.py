@@ -19,10 +19,9 @@ from spawn_providers.simulated import SimulatedProvider
 from spawn_schemas.money import Usdc
 
 from spawn.clock import SystemClock
-from spawn.payments.devnet import Transfer
-from spawn.rails import open_devnet
 from spawn.settings import Settings
 from spawn.store.places import place_of
+from tests.chaos.chains import ChainOfRun, Paid
 from tests.chaos.customers import Call
 from tests.integration.rational_bills import Bill, Rate
 from tests.integration.receivers import Message
@@ -36,6 +35,8 @@ NEVER_CAPPED: Final = 10**9
 SELECT_BUSY: Final = """
 SELECT (SELECT COUNT(*) FROM operation WHERE status = 'running') AS operations,
   (SELECT COUNT(*) FROM delivery WHERE state = 'pending') AS deliveries,
+  (SELECT COUNT(*) FROM settlement WHERE finished_at IS NULL) AS settlements,
+  (SELECT COUNT(*) FROM relay WHERE state IN ('signed', 'broadcast')) AS relays,
   (SELECT COUNT(*) FROM transfer WHERE code = 'topup') AS topups
 """
 SELECT_TOPUPS: Final = "SELECT credit, amount FROM transfer WHERE code = 'topup'"
@@ -54,16 +55,6 @@ ORDER BY w.wallet, d.resource, d.seq
 """
 
 
-async def on_chain(settings: Settings) -> tuple[list[Transfer], Usdc]:
-    """Every payment to us, and what we have."""
-    chain = open_devnet(settings, SystemClock())
-    try:
-        paid = [transfer for transfer in await chain.transfers() if transfer.recipient == settings.pay_to]
-        return paid, await chain.balance_of(settings.pay_to)
-    finally:
-        chain.close()
-
-
 async def in_cloud(settings: Settings) -> list[str]:
     """Whose machines there are."""
     cloud = SimulatedProvider(
@@ -78,17 +69,18 @@ async def in_cloud(settings: Settings) -> list[str]:
         await cloud.aclose()
 
 
-async def come_to_rest(settings: Settings, pause: float = 0.5) -> None:
+async def come_to_rest(settings: Settings, chain: ChainOfRun, pause: float = 0.5) -> None:
     """Wait until nothing is under way; the bound is how long claims and leases of the dead may last."""
     place, end = place_of(settings.database_url), time.monotonic() + REST_S
     while True:
-        paid, _ = await on_chain(settings)
+        paid = await chain.paid()
         with place.snapshot() as tx:
             (row,) = tx.all(SELECT_BUSY)
-        busy = (row["operations"], row["deliveries"], len(paid) - row["topups"])
-        if busy == (0, 0, 0):
+        busy = {what: row[what] for what in ("operations", "deliveries", "settlements", "relays")}
+        busy["topups"] = len(paid) - row["topups"]
+        if not any(busy.values()):
             return
-        assert time.monotonic() < end, f"operations, deliveries and payments that do not end: {busy}"
+        assert time.monotonic() < end, f"what does not end: {busy}"
         await asyncio.sleep(pause)
 
 
@@ -98,7 +90,7 @@ class Books:
 
     tx: Tx
     calls: Sequence[Call]
-    paid: Sequence[Transfer]
+    paid: Sequence[Paid]
     machines: Sequence[str]
     messages: Sequence[Message]
 
@@ -130,6 +122,11 @@ class Books:
             done = [call for call in paying if call.status is not None and call.status < 300]
             unheard = sum(call.status is None for call in paying)
             assert len(done) <= by_wallet[wallet] <= len(done) + unheard  # type: ignore[index]  # an address is a text
+        moved = {one.nonce_key: one.transaction for one in self.paid}
+        assert len(moved) == len(self.paid)
+        receipts = [call.receipt for call in self.calls if call.receipt is not None]
+        assert len({key for key, _ in receipts}) == len(receipts)
+        assert [told for told in receipts if moved.get(told[0]) != told[1]] == []
 
     def _servers(self) -> None:
         """Each order that was answered is a server, no order is two, and machines are of servers that live."""

@@ -1,12 +1,14 @@
-"""Customers of a fleet of replicas: each does one thing after the other, and repeats a call until it is answered.
+"""Customers of a fleet of replicas, who do one thing after the other, and repeat a call until it is answered.
 
 Invariant: a call is repeated elsewhere as it was, with the same payment or, where it is paid from the balance, the same
 idempotency key under a new signature; so whatever was answered was asked for once, and is written down here once.
 """
 
 import asyncio
+import json
 import random
 import time
+from base64 import b64decode
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,6 +18,8 @@ import httpx
 import msgspec
 from signing import SignedRequestAuth
 
+from spawn.payments.nonces import authorization_key
+from tests.anvil import TOKEN
 from tests.chaos.fleet import AUTHORITY, Replica
 from tests.harness import CHAIN_ID, ORDER
 from tests.wallets import Wallet
@@ -27,6 +31,8 @@ ANSWER_S: Final = 5.0
 PAUSE_MAX_S: Final = 2.0
 SETTLING_IN: Final = "20.00"
 SERVERS_MAX: Final = 4
+AT_ONCE_MAX: Final = 4
+"""Deposits of one wallet at the same time."""
 TYPES: Final = ("small", "medium", "large")
 AGAIN: Final = frozenset({"in_progress", "overloaded", "settlement_pending", "rate_limited"})
 """Refusals that say: send the very same again."""
@@ -34,7 +40,10 @@ AGAIN: Final = frozenset({"in_progress", "overloaded", "settlement_pending", "ra
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One call with all its attempts. `status` is None when its customer gave up."""
+    """One call with all its attempts. `status` is None when its customer gave up.
+
+    `receipt`: the name of the payment's nonce, and the transaction that we were told has it.
+    """
 
     wallet: str
     what: str
@@ -42,6 +51,7 @@ class Call:
     pays: bool
     status: int | None
     body: Any
+    receipt: tuple[str, str] | None
     attempts: int
     seconds: float
 
@@ -107,6 +117,7 @@ class Balancer:
             pays=pays,
             status=None if final is None else final.status_code,
             body=None if final is None else final.json(),
+            receipt=None if final is None or payment is None else _receipt(final, wallet, payment),
             attempts=attempts,
             seconds=time.monotonic() - began,
         )
@@ -128,6 +139,15 @@ async def _payment(
     if challenge.status_code != 402:
         return None
     return wallet.payment(challenge.headers["PAYMENT-REQUIRED"], now=int(time.time()))
+
+
+def _receipt(answer: httpx.Response, wallet: Wallet, payment: str) -> tuple[str, str] | None:
+    """What the answer says became of the payment; None unless it says that it settled."""
+    told = json.loads(b64decode(answer.headers.get("PAYMENT-RESPONSE", "e30=")))
+    if not told.get("success"):
+        return None
+    nonce = json.loads(b64decode(payment))["payload"]["authorization"]["nonce"]
+    return authorization_key(CHAIN_ID, TOKEN, wallet.address, nonce), told["transaction"]
 
 
 async def _send(
@@ -188,7 +208,7 @@ class Customer:
         kind = chance.choices(("read", "pay in", "rent", "resize", "destroy"), (8, 2, 4, 2, 3))[0]
         match kind:
             case "pay in":
-                await self._pay_in("1.00")
+                await asyncio.gather(*(self._pay_in("1.00") for _ in range(chance.randint(1, AT_ONCE_MAX))))
             case "rent" if len(idle) < SERVERS_MAX:
                 await self._rent(pays=chance.random() < 0.5)
             case "resize" if idle:

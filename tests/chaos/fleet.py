@@ -18,13 +18,17 @@ import httpx
 
 from spawn.setting_reader import read_settings
 from spawn.settings import Settings
+from spawn.store.places import place_of
 from tests import databases
+from tests.chaos.chains import ChainOfRun
 from tests.interop.service import environment, free_port
 
 AUTHORITY: Final = "spawn.test"
 """How callers know the service, whichever replica they reach."""
 START_S: Final = 90.0
 STOP_S: Final = 40.0
+
+SELECT_HOLDERS: Final = "SELECT holder FROM lease WHERE holder <> ''"
 
 
 @dataclass
@@ -37,6 +41,7 @@ class Replica:
     process: "subprocess.Popen[bytes] | None" = None
     is_paused: bool = False
     kills: int = 0
+    stops: int = 0
     pauses: int = 0
 
     def start(self, log: IO[bytes]) -> None:
@@ -59,6 +64,13 @@ class Replica:
         self.running.kill()
         self.running.wait()
         self.kills += 1
+
+    def stop(self) -> None:
+        """What whoever replaces it by a new version does."""
+        process = self.running
+        process.terminate()
+        assert process.wait(STOP_S) == 0
+        self.stops += 1
 
     def pause(self) -> None:
         self.running.send_signal(signal.SIGSTOP)
@@ -85,8 +97,9 @@ class Replica:
 class Fleet:
     """The replicas, and the files that they share."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, str], count: int) -> None:
+    def __init__(self, folder: Path, chain: ChainOfRun, settings: Mapping[str, str], count: int) -> None:
         self.folder = folder
+        self.chain = chain
         self.settings: Settings = read_settings(settings)
         self.log = folder / "replicas.log"
         self.replicas = [Replica(free_port(), folder, settings) for _ in range(count)]
@@ -104,6 +117,13 @@ class Fleet:
                 assert time.monotonic() < end, self.log.read_text()
                 time.sleep(0.1)
 
+    def holders(self) -> list[Replica]:
+        """Those that hold a lease."""
+        with place_of(self.settings.database_url).snapshot() as tx:
+            names = [row["holder"] for row in tx.all(SELECT_HOLDERS, {})]
+        pids = {int(name.split(":")[1]) for name in names}
+        return [one for one in self.replicas if one.process is not None and one.process.pid in pids]
+
     def stop(self) -> None:
         """Tell all of them to end, and see that they do."""
         running = [replica.running for replica in self.replicas]
@@ -113,7 +133,7 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def open_fleet(folder: Path, *, count: int = 3, **settings: str) -> Iterator[Fleet]:
+def open_fleet(folder: Path, chain: ChainOfRun, *, count: int = 3, **settings: str) -> Iterator[Fleet]:
     """So many replicas on a new database of the server that `databases` knows, all of them up."""
     url = databases.server_url(f"fleet_{os.getpid()}_{time.monotonic_ns()}")
     databases.make(url)
@@ -121,11 +141,10 @@ def open_fleet(folder: Path, *, count: int = 3, **settings: str) -> Iterator[Fle
         "SPAWN_DATABASE_URL": url,
         "SPAWN_SECRET_KEY": "5a" * 32,
         "SPAWN_PUBLIC_URL": f"http://{AUTHORITY}",
-        "SPAWN_DEVNET_PATH": str(folder / "devnet.db"),
         "SPAWN_SIMULATED_PATH": str(folder / "cloud.db"),
-        **{f"SPAWN_{name.upper()}": value for name, value in settings.items()},
+        **{f"SPAWN_{name.upper()}": value for name, value in {**chain.settings, **settings}.items()},
     }
-    fleet = Fleet(folder, shared, count)
+    fleet = Fleet(folder, chain, shared, count)
     try:
         fleet.start(*fleet.replicas)
         fleet.await_up(*fleet.replicas)

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +15,10 @@ from typing import Final
 
 from spawn_schemas.money import parse_usdc
 
-from spawn.clock import SystemClock
-from spawn.rails import open_devnet
 from spawn.services.claims import CLAIM_S
 from spawn.store.places import place_of
-from tests.chaos.books import Books, come_to_rest, in_cloud, on_chain, told
+from tests.chaos.books import Books, come_to_rest, in_cloud, told
+from tests.chaos.chains import open_chain
 from tests.chaos.customers import Customer, balancing
 from tests.chaos.fleet import Fleet, Replica, open_fleet
 from tests.integration.receivers import receiving
@@ -28,11 +28,16 @@ LEASE_S: Final = 6
 CUSTOMERS: Final = 8
 BREATH_S: Final = 2.0
 """Between two mishaps of a kind, at most."""
+STOP_EVERY: Final = 3
+"""So often a replica is not killed, but told to end: one that holds a lease, which is somebody else's at once then."""
+AIMED: Final = 0.5
+"""How often others that suffer hold one."""
 LONG_EVERY: Final = 3
 """So often a pause is longer than a lease, and than what the server grants to an idle transaction."""
 LONGEST_EVERY: Final = 8
 """So often it is longer than a claim on a call; in a short run, never."""
 FUNDS: Final = "1000.00"
+MISHAPS: Final = ("kills", "stops", "pauses")
 
 
 class Mishaps:
@@ -49,9 +54,15 @@ class Mishaps:
             group.create_task(self._pause(until))
 
     async def _kill(self, until: float) -> None:
+        count = 0
         while time.monotonic() < until:
-            with self._victim() as replica:
-                replica.kill()
+            count += 1
+            is_stop = count % STOP_EVERY == 0
+            with self._victim(leads=is_stop) as replica:
+                if is_stop:
+                    await asyncio.to_thread(replica.stop)
+                else:
+                    replica.kill()
                 self._fleet.start(replica)
                 await asyncio.to_thread(self._fleet.await_up, replica)
             await asyncio.sleep(self._chance.uniform(0, BREATH_S))
@@ -74,8 +85,12 @@ class Mishaps:
             await asyncio.sleep(self._chance.uniform(0, BREATH_S))
 
     @contextmanager
-    def _victim(self) -> Iterator[Replica]:
-        replica = self._chance.choice([one for one in self._fleet.replicas if one not in self._suffering])
+    def _victim(self, *, leads: bool = False) -> Iterator[Replica]:
+        """One that is well. With `leads` it holds a lease, if such a one is well; without, it does so often."""
+        well = [one for one in self._fleet.replicas if one not in self._suffering]
+        leading = [one for one in self._fleet.holders() if one in well]
+        leads = leads or self._chance.random() < AIMED
+        replica = self._chance.choice(leading if leads and leading else well)
         self._suffering.append(replica)
         try:
             yield replica
@@ -90,10 +105,8 @@ async def live(fleet: Fleet, *, seconds: float, seed: int) -> list[str]:
     chance = random.Random(seed)
     until = time.monotonic() + seconds
     wallets = [Wallet.numbered(number) for number in range(1, CUSTOMERS + 1)]
-    chain = open_devnet(fleet.settings, SystemClock())
     for wallet in wallets:
-        await chain.mint(wallet.address, parse_usdc(FUNDS))
-    chain.close()
+        await fleet.chain.fund(wallet.address, parse_usdc(FUNDS))
     async with receiving() as receiver, balancing(fleet.replicas, chance) as balancer:
         customers = [
             Customer(wallet, balancer, f"{receiver.url}/{wallet.address}", lambda: time.monotonic() >= until)
@@ -101,42 +114,57 @@ async def live(fleet: Fleet, *, seconds: float, seed: int) -> list[str]:
         ]
         async with asyncio.TaskGroup() as group:
             group.create_task(Mishaps(fleet, chance).happen(until))
+            group.create_task(fleet.chain.storm(until, chance))
             for customer in customers:
                 group.create_task(customer.live())
         rested = time.monotonic()
-        await come_to_rest(fleet.settings)
+        await come_to_rest(fleet.settings, fleet.chain)
         rest_s = time.monotonic() - rested
     await asyncio.to_thread(fleet.stop)
-    paid, balance = await on_chain(fleet.settings)
+    paid = await fleet.chain.paid()
     with place_of(fleet.settings.database_url).snapshot() as tx:
         books = Books(tx, balancer.calls, paid, await in_cloud(fleet.settings), receiver.accepted)
-        books.check(balance)
+        books.check(await fleet.chain.balance())
+        fleet.chain.check(fleet.settings, tx)
         (terms,) = books.rows("SELECT token FROM lease WHERE name = 'ticker'")
-    kills, pauses = (sum(getattr(one, what) for one in fleet.replicas) for what in ("kills", "pauses"))
+        of_chain = [*fleet.chain.told(tx)]
+    mishaps = (f"{sum(getattr(one, what) for one in fleet.replicas)} {what}" for what in MISHAPS)
     return [
-        f"seed {seed}: {kills} kills, {pauses} pauses, {terms['token']} terms of the jobs",
-        f"at rest {rest_s:.0f} s after the last call; {fleet.log.read_text().count(' ERROR ')} errors in their logs",
+        f"seed {seed}: {', '.join(mishaps)}, {terms['token']} terms of the jobs",
+        f"at rest {rest_s:.0f} s after the last call; errors in their logs: {_errors(fleet)}",
         *told(balancer.calls),
         f"{len(paid)} payments; {len(receiver.accepted)} messages, {books.repeated_messages()} of them once more",
+        *of_chain,
     ]
 
 
+def _errors(fleet: Fleet) -> dict[str, int]:
+    """How many of them each module of the replicas has logged."""
+    lines = fleet.log.read_text().splitlines()
+    told = (line.partition(" ERROR ")[2] for line in lines)
+    return dict(Counter(line.partition(":")[0] for line in told if line))
+
+
 @contextmanager
-def fleet_of_three(folder: Path) -> Iterator[Fleet]:
-    """Three replicas in a hurry."""
-    with open_fleet(
-        folder,
-        lease_s=str(LEASE_S),
-        tick_s="0.5",
-        burn_every_s="1",
-        reconcile_every_s="2",
-        simulated_speed="100",
-        first_answer_s="2",
-        in_flight_wait_s="2",
-        webhook_networks="127.0.0.0/8",
-        rate_wallet_per_minute="0",
-        rate_address_per_minute="0",
-        database_connections="4",
-        database_retries="0.01",
-    ) as fleet:
+def fleet_of_three(folder: Path, chain: str = "devnet") -> Iterator[Fleet]:
+    """Three replicas in a hurry, on a chain of this name."""
+    with (
+        open_chain(chain, folder) as opened,
+        open_fleet(
+            folder,
+            opened,
+            lease_s=str(LEASE_S),
+            tick_s="0.5",
+            burn_every_s="1",
+            reconcile_every_s="2",
+            simulated_speed="100",
+            first_answer_s="2",
+            in_flight_wait_s="2",
+            webhook_networks="127.0.0.0/8",
+            rate_wallet_per_minute="0",
+            rate_address_per_minute="0",
+            database_connections="4",
+            database_retries="0.01",
+        ) as fleet,
+    ):
         yield fleet

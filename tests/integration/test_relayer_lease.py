@@ -19,15 +19,17 @@ from spawn.domain.settlements import gas_cost_usdc
 from spawn.payments.curve import keccak256
 from spawn.payments.exact import ExactPayment
 from spawn.payments.facilitator import Settled, SettlementUnclear
+from spawn.rails import self_rail
 from spawn.services.relayer import RELAYING
 from spawn.store import settlements as rows
 from spawn.store.leases import SELECT_LEASE
 from spawn.store.sqlite import SqliteDatabase
 from tests.calldata import AGGREGATE3
+from tests.harness import settings_in
 from tests.integration.relayer_scene import Scene, open_scene, pay, rejected, settled, wallet
 from tests.integration.two_relayers import Pair, open_pair
 from tests.payments import NOW, TERMS
-from tests.relaying import ACCOUNT, ETHER, POLICY, relays, settlements
+from tests.relaying import ACCOUNT, ETHER, KEY, POLICY, relays, settlements
 
 DOOMED: Final = 1_000_001
 """More than a payer has."""
@@ -171,6 +173,26 @@ async def test_who_is_gone_is_followed_when_its_lease_is_old(pair: Pair) -> None
     pair.node.mine()
     await pair.second.step()
     assert await settled(call)
+
+
+@pytest.mark.parametrize(("lease_s", "lasts_s"), [(50, RELAYING.lease_s), (6, 6)])
+async def test_it_lasts_no_longer_than_the_lease_of_the_jobs(
+    pair: Pair, tmp_path: Path, lease_s: int, lasts_s: int
+) -> None:
+    settings = settings_in(tmp_path, payments="self", relayer_key=KEY, lease_s=lease_s)
+    gone, follower = (
+        self_rail(settings, pair.db, pair.clock, pair.node, name).relayer for name in ("gone", "follower")
+    )
+    assert gone is not None
+    assert follower is not None
+    await gone.step(NOW)
+    await follower.step(NOW)
+    pair.clock.advance(lasts_s - 1)
+    await follower.step(NOW)
+    assert await pair.holder() == "gone"
+    pair.clock.advance(1)
+    await follower.step(NOW)
+    assert await pair.holder() == "follower"
 
 
 async def test_a_nonce_that_was_about_to_be_taken_is_the_successors(
