@@ -19,7 +19,7 @@ from tests.integration.moving_books import fill
 from tests.interop.service import RunningService, environment, in_folder, serving, spawn_dev
 from tests.wallets import Wallet
 
-pytestmark = pytest.mark.usefixtures("postgres_server")
+pytestmark = [pytest.mark.usefixtures("postgres_server"), pytest.mark.embedded]
 
 FROM: Final = ("migrate", "--from", "sqlite:///spawn.db", "--to")
 NOWHERE: Final = "postgresql://me:hunter2@127.0.0.1:9/spawn"
