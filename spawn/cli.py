@@ -226,8 +226,9 @@ def _serve_with(workers: int, settings: Settings) -> NoReturn:
 def reconcile() -> None:
     """Compare providers, books and billing once; mend what differs.
 
-    Runs by itself every minute while the service is up; this is for when it is not. A machine that nobody owns, and
-    a server that its provider lost, must be seen in two runs, five minutes apart, before anything is done.
+    Runs by itself while the service is up, each SPAWN_RECONCILE_EVERY_S; this is for when it is not. A machine that
+    nobody owns, and a server that its provider lost, must be seen in two runs, five minutes apart, before anything is
+    done.
     """
     click.echo(_run(_reconcile(_settings())))
 

@@ -91,7 +91,7 @@ def _report(settings: Settings, rail: str, batch: int) -> Report:
     from spawn.api.routes import charged_routes
 
     settling = settling_of(settings, rail, batch)
-    # The simulated provider, the only one of this version, sells this catalog.
+    # What the simulated provider sells; nobody is asked what others charge by now.
     listed = DEFAULT_CATALOG
     eur_usdc, percent = settings.eur_price_usdc, settings.price_floor_percent
     sold = floored(listed, eur_usdc=eur_usdc, percent=percent)

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spawn_providers.base import Provider
+from spawn_providers.base import Provider, ProviderError
 from spawn_providers.simulated import SimulatedProvider
 from spawn_schemas.ids import Entropy
 
@@ -19,9 +19,10 @@ from spawn.clock import Clock, SystemClock, SystemEntropy
 from spawn.outbound.outbound import Outbound
 from spawn.outbound.resolver import SystemResolver
 from spawn.rails import Rail, needs_file, open_rail
+from spawn.setting_forms import listed
 from spawn.settings import Settings
 from spawn.store import leases, operations, reservations
-from spawn.store.database import Database
+from spawn.store.database import Database, StoreError
 from spawn.store.migrate import require_current
 from spawn.store.places import Options, place_of
 
@@ -70,15 +71,7 @@ async def open_parts(
         opened.push_async_callback(db.close)
         entropy = entropy or SystemEntropy()
         rail = open_rail(settings, db, wall or clock, entropy, opened)
-        cloud = SimulatedProvider(
-            Path(settings.simulated_path),
-            now_ms=clock.now_ms,
-            seed=settings.simulated_seed,
-            speed=settings.simulated_speed,
-        )
-        opened.push_async_callback(cloud.aclose)
-        with needs_file(settings.simulated_path, "SPAWN_SIMULATED_PATH"):
-            await cloud.catalog()  # opens its file, which is otherwise left to the first call
+        cloud = await _open_provider(settings, clock, opened)
         resolver = SystemResolver()
         opened.callback(resolver.close)
         return Parts(
@@ -90,6 +83,52 @@ async def open_parts(
             wall=wall,
             entropy=entropy,
             opened=opened.pop_all(),
+        )
+
+
+async def _open_provider(settings: Settings, clock: Clock, opened: AsyncExitStack) -> Provider:
+    """The provider that the settings name. What only that one needs is imported only for it."""
+    if settings.providers == "hetzner":
+        from spawn_providers.hetzner.orders import Surroundings  # noqa: PLC0415 - brings an HTTP client of its own
+        from spawn_providers.hetzner.provider import HetznerProvider  # noqa: PLC0415 - likewise
+
+        hetzner = HetznerProvider(
+            settings.hetzner_token,
+            endpoint=settings.hetzner_endpoint,
+            now_s=clock.now_s,
+            surroundings=Surroundings(
+                locations=listed(settings.hetzner_location),
+                network_id=settings.hetzner_network_id or None,
+                firewall_id=settings.hetzner_firewall_id or None,
+                ssh_key_names=listed(settings.hetzner_ssh_key_names),
+            ),
+        )
+        opened.push_async_callback(hetzner.aclose)
+        await _require_offers(hetzner)
+        return hetzner
+    cloud = SimulatedProvider(
+        Path(settings.simulated_path),
+        now_ms=clock.now_ms,
+        seed=settings.simulated_seed,
+        speed=settings.simulated_speed,
+    )
+    opened.push_async_callback(cloud.aclose)
+    with needs_file(settings.simulated_path, "SPAWN_SIMULATED_PATH"):
+        await cloud.catalog()  # opens its file, which is otherwise left to the first call
+    return cloud
+
+
+async def _require_offers(hetzner: Provider) -> None:
+    """A token that is not accepted is found out at the start, and not by the first customer."""
+    try:
+        catalog = await hetzner.catalog()
+    except ProviderError as error:
+        raise StoreError(
+            f"Hetzner cannot be used: {error} Check SPAWN_HETZNER_TOKEN and SPAWN_HETZNER_ENDPOINT, and start again."
+        ) from error
+    if not catalog.offers:
+        raise StoreError(
+            "Hetzner sells nothing in SPAWN_HETZNER_LOCATION: name its locations, such as nbg1,hel1."
         )
 
 

@@ -60,6 +60,11 @@ def is_http(text: str) -> bool:
     return usable and url.scheme in {"http", "https"} and bool(url.hostname)
 
 
+def is_token(text: str) -> bool:
+    """What can stand in a header behind `Bearer`, or nothing."""
+    return re.fullmatch(r"[!-~]*", text) is not None
+
+
 def is_private_key(text: str) -> bool:
     return re.fullmatch(r"(?:0x)?[0-9a-fA-F]{64}", text) is not None and 0 < int(text, 16) < _CURVE_ORDER
 

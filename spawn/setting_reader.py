@@ -25,16 +25,18 @@ from spawn.setting_forms import (
     is_private_key,
     is_secret,
     is_timeout,
+    is_token,
     is_url,
     listed,
     parse_duration,
 )
-from spawn.settings import DEVNET_PAY_TO, InvalidSetting, Settings
+from spawn.settings import DEVNET_PAY_TO, HETZNER_ENDPOINT, InvalidSetting, Settings
 
 _TEST_PREFIX: Final = "SPAWN_TEST_"
 _PATIENCE_S: Final = 60
 """The longest that a call may be made to wait."""
 _SECONDS: Final = f"0 to {_PATIENCE_S} seconds"
+_RECONCILE_HETZNER_S: Final = 600
 _TIMEOUT: Final = "0.1 to 3600 seconds"
 _RATE_MAX: Final = 1_000_000
 _RATES: Final = f"0 (no limit) to {_RATE_MAX} calls a minute"
@@ -60,6 +62,9 @@ def read_settings(environ: Mapping[str, str], **overrides: object) -> Settings:
             raise InvalidSetting(_unknown(name, known))
         values[field] = text
     values.update(overrides)
+    if values.get("providers") == "hetzner":
+        # An inventory of a thousand servers is twenty of the calls that a project has.
+        values.setdefault("reconcile_every_s", _RECONCILE_HETZNER_S)
     settings = Settings(**{field.name: _typed(field, values) for field in msgspec.structs.fields(Settings)})
     if not settings.public_url and settings.listen_host_is_wildcard:
         raise InvalidSetting(
@@ -89,11 +94,12 @@ def _unknown(name: str, known: set[str]) -> str:
 
 
 def _check(settings: Settings) -> None:
-    checks = (_door_checks, _chain_checks, _price_checks, _work_checks)
+    checks = (_door_checks, _chain_checks, _price_checks, _machine_checks, _work_checks)
     for name, fine, wanted in chain.from_iterable(check(settings) for check in checks):
         if not fine:
             raise InvalidSetting(f"{name} should be {wanted}.")
     _check_rail(settings)
+    _check_provider(settings)
 
 
 def _door_checks(settings: Settings) -> tuple[_Check, ...]:
@@ -204,9 +210,31 @@ def _price_checks(settings: Settings) -> tuple[_Check, ...]:
     )
 
 
+def _machine_checks(settings: Settings) -> tuple[_Check, ...]:
+    return (
+        ("SPAWN_PROVIDERS", settings.providers in {"simulated", "hetzner"}, "simulated or hetzner"),
+        ("SPAWN_SIMULATED_SPEED", 0 < settings.simulated_speed < math.inf, "more than 0; 1 is real time"),
+        (
+            "SPAWN_HETZNER_TOKEN",
+            is_token(settings.hetzner_token),
+            "a token of Hetzner Cloud, without spaces around it",
+        ),
+        ("SPAWN_HETZNER_ENDPOINT", is_http(settings.hetzner_endpoint), "http://… or https://… of its API"),
+        (
+            "SPAWN_HETZNER_NETWORK_ID",
+            settings.hetzner_network_id >= 0,
+            "the number of a network, or 0 for none",
+        ),
+        (
+            "SPAWN_HETZNER_FIREWALL_ID",
+            settings.hetzner_firewall_id >= 0,
+            "the number of a firewall, or 0 for none",
+        ),
+    )
+
+
 def _work_checks(settings: Settings) -> tuple[_Check, ...]:
     return (
-        ("SPAWN_PROVIDERS", settings.providers == "simulated", "simulated is the only one in this version"),
         (
             "SPAWN_DATABASE_CONNECTIONS",
             1 <= settings.database_connections <= 100,
@@ -214,7 +242,6 @@ def _work_checks(settings: Settings) -> tuple[_Check, ...]:
         ),
         ("SPAWN_DATABASE_RETRIES", 0 <= settings.database_retries <= 0.5, "0 to 0.5; it is for tests"),
         ("SPAWN_PUBLIC_URL", is_url(settings.public_url), "http://host[:port] or https://host[:port]"),
-        ("SPAWN_SIMULATED_SPEED", 0 < settings.simulated_speed < math.inf, "more than 0; 1 is real time"),
         ("SPAWN_SECRET_KEY", is_secret(settings.secret_key), "64 hex digits (32 random bytes)"),
         (
             "SPAWN_WARNINGS",
@@ -254,6 +281,22 @@ def _check_rail(settings: Settings) -> None:
             )
     if settings.payments != "devnet" and settings.pay_to == parse_address(DEVNET_PAY_TO):
         raise InvalidSetting("SPAWN_X402_PAY_TO is play money's address, which nobody owns: set your own.")
+
+
+def _check_provider(settings: Settings) -> None:
+    """Machines that cost money need a token, and are not sold for play money."""
+    if settings.providers != "hetzner":
+        return
+    if not settings.hetzner_token:
+        raise InvalidSetting(
+            "SPAWN_HETZNER_TOKEN is needed with SPAWN_PROVIDERS=hetzner: make one with read and write access in the "
+            "project's console."
+        )
+    if settings.payments == "devnet" and settings.hetzner_endpoint == HETZNER_ENDPOINT:
+        raise InvalidSetting(
+            "SPAWN_PAYMENTS=devnet is play money, which anybody can make, and would buy real machines at Hetzner: set "
+            "SPAWN_PAYMENTS to self or facilitator."
+        )
 
 
 def _are_keys(keys: tuple[str, ...]) -> bool:

@@ -17,6 +17,7 @@ from spawn.setting_forms import listed, parse_duration
 DEVNET_NETWORK: Final = "eip155:84532"
 DEVNET_ASSET: Final = "0x036CbD53842c5426634e7929541eC2318f3dCF7e"
 DEVNET_PAY_TO: Final = "0x5Ba7Dd0000000000000000000000000000008402"
+HETZNER_ENDPOINT: Final = "https://api.hetzner.cloud/v1"
 MULTICALL3: Final = "0xcA11bde05977b3631167028862bE2a173976CA11"
 """Where the Multicall3 contract is on nearly every chain."""
 
@@ -69,6 +70,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     minimum_charge: str = "0.001"
     price_floor_percent: int = 105
     providers: str = "simulated"
+    hetzner_token: str = ""
+    hetzner_endpoint: str = HETZNER_ENDPOINT
+    hetzner_location: str = ""
+    hetzner_network_id: int = 0
+    hetzner_firewall_id: int = 0
+    hetzner_ssh_key_names: str = ""
     simulated_path: str = "spawn-simulated.db"
     simulated_speed: float = 1.0
     simulated_seed: int = 1

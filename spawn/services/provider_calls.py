@@ -18,6 +18,7 @@ from spawn_providers.base import (
     Provider,
     Refused,
     RefusedCode,
+    Spec,
     Unavailable,
     Verb,
 )
@@ -162,8 +163,8 @@ async def _look(provider: Provider, work: Work, now: int) -> Outcome | None:
     """What became of a call that may have been made; None when surely nothing did."""
     instance = await _instance(provider, work.server)
     match work.operation.current:
-        case Create():
-            return None if instance is None else Accepted(ref=instance.ref)
+        case Create(spec=spec):
+            return None if instance is None else await _adopt(provider, work, spec, instance.ref, now)
         case Act() as step:
             if instance is None:
                 return Failed(code=Code.NOT_FOUND, message="The provider has no such machine any more.")
@@ -176,6 +177,21 @@ async def _look(provider: Provider, work: Work, now: int) -> Outcome | None:
             return _gone(step, now) if instance is None else None
         case unreachable:
             assert_never(unreachable)
+
+
+async def _adopt(provider: Provider, work: Work, spec: Spec, ref: str, now: int) -> Outcome:
+    """The machine whose answer was lost; and, where nobody could log into it, with a password.
+
+    Ordering it again makes no second one and may tell a password. A machine without one is better than none: when the
+    deadline is near, or whatever a provider that has it says against it.
+    """
+    late = now >= work.operation.deadline_at - LOOK_AGAIN_S
+    if spec.public_keys or late or not provider.capabilities.root_password:
+        return Accepted(ref=ref)
+    try:
+        return await _call(provider, work, now)
+    except Refused:
+        return Accepted(ref=ref)
 
 
 _NEVER_TWICE: Final = Failed(

@@ -68,7 +68,11 @@ def test_a_name_like_no_other_is_answered_with_all() -> None:
         ("SPAWN_PUBLIC_URL", "https://spawn.example:99999"),
         ("SPAWN_PUBLIC_URL", "https://[::1"),
         ("SPAWN_PAYMENTS", "stripe"),
-        ("SPAWN_PROVIDERS", "hetzner"),
+        ("SPAWN_PROVIDERS", "elsewhere"),
+        ("SPAWN_HETZNER_TOKEN", "two words"),
+        ("SPAWN_HETZNER_ENDPOINT", "api.hetzner.cloud"),
+        ("SPAWN_HETZNER_NETWORK_ID", "-1"),
+        ("SPAWN_HETZNER_FIREWALL_ID", "mine"),
         ("SPAWN_X402_NETWORK", "base"),
         ("SPAWN_X402_NETWORK", "eip155:"),
         ("SPAWN_X402_NETWORK", "8453"),
@@ -170,3 +174,27 @@ def test_a_service_on_every_address_must_know_its_name(everywhere: str) -> None:
         read_settings({"SPAWN_LISTEN": everywhere})
     named = {"SPAWN_LISTEN": everywhere, "SPAWN_PUBLIC_URL": "https://spawn.example"}
     assert read_settings(named).listen_address[1] == 80
+
+
+def test_hetzner_needs_a_token() -> None:
+    with pytest.raises(InvalidSetting, match="SPAWN_HETZNER_TOKEN is needed with SPAWN_PROVIDERS=hetzner"):
+        read_settings({"SPAWN_PROVIDERS": "hetzner"})
+
+
+def test_play_money_buys_no_real_machine() -> None:
+    hetzner = {"SPAWN_PROVIDERS": "hetzner", "SPAWN_HETZNER_TOKEN": "t" * 64}
+    with pytest.raises(InvalidSetting, match="SPAWN_PAYMENTS=devnet is play money"):
+        read_settings(hetzner)
+    emulated = read_settings(hetzner | {"SPAWN_HETZNER_ENDPOINT": "http://127.0.0.1:1/v1"})
+    assert emulated.payments == "devnet"
+
+
+def test_an_inventory_at_hetzner_is_taken_each_ten_minutes_unless_said_otherwise() -> None:
+    hetzner = {
+        "SPAWN_PROVIDERS": "hetzner",
+        "SPAWN_HETZNER_TOKEN": "t" * 64,
+        "SPAWN_HETZNER_ENDPOINT": "http://127.0.0.1:1/v1",
+    }
+    assert read_settings(hetzner).reconcile_every_s == 600
+    assert read_settings(hetzner | {"SPAWN_RECONCILE_EVERY_S": "90"}).reconcile_every_s == 90
+    assert read_settings({}).reconcile_every_s == 60

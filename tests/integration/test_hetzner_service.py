@@ -1,0 +1,113 @@
+"""The service on the emulated Hetzner: a server's life through the API, and what the start says of a bad token."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from spawn_providers.base import Provider
+
+from spawn.parts import open_parts
+from spawn.store.database import StoreError
+from tests import databases
+from tests.contract.hetzner_subject import HetznerSubject, emulated
+from tests.emulators.hetzner.app import READ_ONLY_TOKEN, TOKEN
+from tests.emulators.hetzner.faults import LostAnswer
+from tests.harness import VirtualClock, World, open_world, settings_in
+from tests.integration.server_steps import action, drive, order, show
+from tests.wallets import Wallet
+
+
+@asynccontextmanager
+async def service(folder: Path) -> AsyncIterator[tuple[HetznerSubject, World]]:
+    clock = VirtualClock()
+
+    async with emulated(clock=clock) as hetzner:
+
+        def instead(_: Provider) -> Provider:
+            return hetzner.provider
+
+        async with open_world(folder, clock=clock, around=instead, first_answer_s=0.05) as world:
+            yield hetzner, world
+
+
+async def ask(world: World, wallet: Wallet, method: str, path: str, body: dict[str, str]) -> None:
+    answer = await world.sign(wallet, method, path, body)
+    assert answer.status_code in {200, 201, 202}, answer.text
+    await drive(world)
+    running = await world.rows("SELECT * FROM operation WHERE status = 'error'")
+    assert running == []
+
+
+async def test_a_life_at_hetzner(tmp_path: Path) -> None:
+    async with service(tmp_path) as (hetzner, world):
+        wallet = await world.customer("20.00")
+        ordered = (await order(world, wallet)).json()
+        await drive(world)
+        path = f"/v1/servers/{ordered['server']['id']}"
+        for verb, body in (
+            ("stop", {}),
+            ("start", {}),
+            ("resize", {"type": "medium"}),
+            ("rebuild", {"image": "debian-12"}),
+        ):
+            await ask(world, wallet, "POST", f"{path}/{verb}", body)
+        [machine] = hetzner.emulator.world.servers.values()
+        assert (machine.status, machine.server_type.name) == ("running", "cx33")
+        assert machine.image is not None
+        assert machine.image.name == "debian-12"
+        before = len(hetzner.emulator.log)
+        shown = await show(world, wallet, ordered["server"]["id"])
+        assert (shown["status"], shown["hetzner_id"]) == ("running", machine.id)
+        assert len(hetzner.emulator.log) == before
+        await ask(world, wallet, "DELETE", path, {})
+        assert hetzner.emulator.world.servers == {}
+        assert hetzner.emulator.world.primary_ips == {}
+        await world.check_books()
+
+
+async def test_a_server_without_keys_has_a_password_although_the_answer_was_lost(tmp_path: Path) -> None:
+    async with service(tmp_path) as (hetzner, world):
+        wallet = await world.customer("20.00")
+        hetzner.emulator.faults.plan("POST /servers", LostAnswer())
+        ordered = (await order(world, wallet)).json()
+        assert ordered["root_password"] is None
+        await drive(world)
+        assert (await action(world, ordered["action"]["id"]))["status"] == "success"
+        assert len(hetzner.emulator.world.servers) == 1
+        assert len(hetzner.emulator.calls("POST /servers/{id}/actions/reset_password")) == 1
+        kept = "SELECT kind FROM secret WHERE owner = :owner"
+        assert [r["kind"] for r in await world.rows(kept, owner=ordered["server"]["id"])] == ["root_password"]
+        await world.check_books()
+
+
+@pytest.mark.parametrize(
+    ("token", "location", "said"),
+    [
+        ("wrong", "", "SPAWN_HETZNER_TOKEN"),
+        (TOKEN, "atlantis", "SPAWN_HETZNER_LOCATION"),
+        (TOKEN, "nbg1", None),
+        (READ_ONLY_TOKEN, "nbg1", None),
+    ],
+    ids=["wrong token", "no such location", "fine", "a token that only reads"],
+)
+async def test_what_the_start_says(tmp_path: Path, token: str, location: str, said: str | None) -> None:
+    async with emulated() as hetzner:
+        settings = settings_in(
+            tmp_path,
+            providers="hetzner",
+            hetzner_token=token,
+            hetzner_endpoint=hetzner.endpoint,
+            hetzner_location=location,
+        )
+        databases.make(settings.database_url)
+        if said is not None:
+            with pytest.raises(StoreError, match=said):
+                await open_parts(settings)
+            return
+        parts = await open_parts(settings)
+        try:
+            assert list(parts.providers) == ["hetzner"]
+            assert {o.location for o in (await parts.providers["hetzner"].catalog()).offers} == {"nbg1"}
+        finally:
+            await parts.close()
