@@ -74,9 +74,10 @@ class Attack:
 
     `stage` does what honest people do beforehand, and returns the hostile requests; they are sent in turn, or with
     `at_once` together. `answer` is what each gets, or how many get what, in this order unless they are sent together.
-    `effect` is the change of `Scene.totals` that is due; where it is empty, nothing at all may change. `why` says which
-    rule or incident it is about; a number with # is an issue of github.com/x402-foundation/x402. An attack that is
-    `alone`, or has `settings`, has a scene of its own. No answer says any of `hidden`.
+    `effect` is the change of `Scene.totals` that is due; where it is empty, nothing at all may change. `or_effect` is
+    due instead where another request is the first of all. `why` says which rule or incident it is about; a number with
+    # is an issue of github.com/x402-foundation/x402. An attack that is `alone`, or has `settings`, has a scene of its
+    own. No answer says any of `hidden`.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Attack:
     stage: Stage
     answer: Answer | Mapping[Answer, int]
     effect: Mapping[str, int] = field(default_factory=dict)
+    or_effect: Mapping[str, int] = field(default_factory=dict)
     at_once: bool = False
     alone: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -149,7 +151,7 @@ async def strike(attack: Attack, scene: Scene, wires: Sequence[Sent]) -> None:
     if attack.effect:
         has = await scene.totals()
         moved = {name: has[name] - had[name] for name in has if has[name] != had[name]}
-        assert moved == dict(attack.effect), moved
+        assert moved in [dict(due) for due in (attack.effect, attack.or_effect) if due], moved
     else:
         after = await scene.snapshot()
         assert after == before, {

@@ -62,6 +62,7 @@ async def _(scene: Scene) -> list[Wire]:
     "a key is one, however the call is paid",
     {served(): 1, replayed(): 1},
     effect={"chain": 1_000, "fees": 1_000, "calls": 1, "keys": 1},
+    or_effect={"thief": -1_000, "fees": 1_000, "calls": 1, "keys": 1},
     at_once=True,
 )
 async def _(scene: Scene) -> list[Wire]:
