@@ -60,8 +60,8 @@ def _refuse_newer(name: str, current: str | None, head: str) -> None:
         )
 
 
-def upgrade(place: Place) -> list[str]:
-    """As `migrate`, for whoever has looked at the place's version."""
+def upgrade(place: Place, until: str = "head") -> list[str]:
+    """As `migrate`, for whoever has looked at the place's version; `until` is the last version to apply."""
     # SQLAlchemy takes a noticeable part of a second to import, and serving does not need it.
     from alembic import command  # noqa: PLC0415 - see above
     from alembic.config import Config  # noqa: PLC0415 - see above
@@ -76,7 +76,7 @@ def upgrade(place: Place) -> list[str]:
     config.set_main_option("path_separator", "os")
     with place.migrating() as connection:
         config.attributes.update(connection=connection, on_version_apply=note)
-        command.upgrade(config, "head")
+        command.upgrade(config, until)
     return applied
 
 

@@ -20,9 +20,10 @@ from spawn.store.migrate import (
     head_version,
     migrate,
     require_current,
+    upgrade,
 )
 from spawn.store.owner import Owner
-from spawn.store.places import SqliteFile, file_of
+from spawn.store.places import SqliteFile, file_of, place_of
 from tests.engines import ROOT
 
 pytestmark = pytest.mark.embedded
@@ -152,9 +153,7 @@ def test_a_migration_that_fails_leaves_nothing_of_itself(url: str, path: Path) -
 def test_events_forgotten_before_there_were_heads_stay_forgotten(
     url: str, path: Path, kept: list[int], forgotten: list[tuple[str, int]]
 ) -> None:
-    migrate(url)
-    execute(path, "DROP TABLE event_head")
-    execute(path, "UPDATE alembic_version SET version_num = '0004'")
+    upgrade(place_of(url), "0004")
     for seq in kept:
         execute(
             path,
