@@ -139,6 +139,11 @@ def files(folder: Path) -> list[Path]:
     return sorted((Path(row[0]) / "base" / str(row[1])).iterdir())
 
 
+def keep_made() -> None:
+    """What was made so far stays until the server of this run ends: several modules share it."""
+    _made.clear()
+
+
 def drop_made() -> None:
     """Drop what this process made, whoever is still connected."""
     while _connected:

@@ -21,6 +21,7 @@ import pytest
 from spawn_schemas.money import Usdc
 
 from spawn.store.reservations import State
+from tests import databases
 from tests.e2e.facts import Facts, look
 from tests.e2e.lives import Died, House, Nursery, open_house, open_nursery
 from tests.e2e.scenarios import (
@@ -41,6 +42,8 @@ EXPIRY_S: Final = 450
 """When a payment can surely no longer settle: the 300 s it is valid, and then 120 until that is final."""
 SECOND_DEATHS: Final = 12
 """The second life dies at its first point, or its second, and so on up to here, turn by turn."""
+INHERITANCE_S: Final = 0 if databases.ALONE else 120
+"""How long after a death on a server another process has the jobs: a lease, and as long again to see that it rests."""
 PAYMENT_NONCE: Final = 77
 
 scenarios = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
@@ -112,6 +115,7 @@ class Trial:
 
         A call is done in full when it is sent again, by x402 only if the payment was made in time.
         """
+        self.house.pass_time(INHERITANCE_S)
         now = self.look()
         paid = now.paid_usdc > self.before.paid_usdc
         self.check_at_rest(paid=paid, done=self.scenario.done(now))

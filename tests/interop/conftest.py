@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests import databases
 from tests.interop.service import RunningService, spawn_dev
 
 # These assert outside of a test module; pytest has to be told to explain what failed there.
@@ -15,4 +16,5 @@ pytest.register_assert_rewrite(
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     with spawn_dev(tmp_path_factory.mktemp("spawn-dev")) as running:
+        databases.keep_made()
         yield running
