@@ -4,6 +4,7 @@ Invariant: a test that needs an engine says so through `require`, so that `SPAWN
 comma list of engines) can turn its absence into a failure. CI demands all of them.
 """
 
+import fcntl
 import getpass
 import hashlib
 import importlib.util
@@ -149,10 +150,11 @@ def x402_v1_python() -> Path:
     lock = ROOT / "requirements" / "x402-v1.lock"
     create = [uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, str(home)]
     fill = [uv, "pip", "sync", "--quiet", "--require-hashes", "--python", str(python), str(lock)]
-    for command in (create, fill):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        if done.returncode != 0:
-            missing("uv", f"uv could not install {lock.name}:\n{done.stderr}")
+    with alone_in(V1_PROJECT):
+        for command in (create, fill):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+            if done.returncode != 0:
+                missing("uv", f"uv could not install {lock.name}:\n{done.stderr}")
     return python
 
 
@@ -198,8 +200,20 @@ class NodePackagesMissing(Exception):
 
 def install_node_packages(project: Path) -> None:
     """Install what `package.json` in this folder names, at exact versions, once. Raises NodePackagesMissing."""
-    if _node_packages_installed(project):
-        return
+    with alone_in(project):
+        if not _node_packages_installed(project):
+            _install_node_packages(project)
+
+
+@contextmanager
+def alone_in(project: Path) -> Iterator[None]:
+    """Wait until no other process of the run installs something for the project in this folder."""
+    with (project / "package.json").open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+
+def _install_node_packages(project: Path) -> None:
     # The lock would record where packages were fetched from, and the tree names no host. None of hundreds of packages
     # needs to run a script of its own here, or a compiler.
     install = subprocess.run(
