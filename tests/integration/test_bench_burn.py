@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from tests.engines import ROOT
 
@@ -24,6 +25,7 @@ SIZES = (
 )
 
 
+@pytest.mark.embedded
 def test_a_small_burn_is_measured(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
     done = subprocess.run(

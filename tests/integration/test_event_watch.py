@@ -4,6 +4,7 @@ import asyncio
 import gc
 from pathlib import Path
 
+import pytest
 from spawn_ledger.tx import Params, Row, Tx
 
 from spawn.domain.events import Page
@@ -64,6 +65,7 @@ async def test_nobody_is_woken_by_what_happens_to_another(tmp_path: Path) -> Non
         await waiting
 
 
+@pytest.mark.gapless
 async def test_only_what_is_new_is_read_and_nothing_while_nobody_waits(tmp_path: Path) -> None:
     async with open_world(tmp_path) as world:
         wallet = await world.wallet("0")
