@@ -131,5 +131,5 @@ def test_a_refusal_is_said_once_and_ends_the_command(tmp_path: Path) -> None:
     done = spawn(tmp_path, "serve", "--workers", "3", database_url=url, secret_key=KEY)
     refused(done, "spawn migrate")
     migrate(url)
-    without_key = spawn(tmp_path, "serve", "--workers", "3", database_url=url)
+    without_key = spawn(tmp_path, "serve", "--workers", "3", database_url=url, secret_key="")
     refused(without_key, "SPAWN_SECRET_KEY")

@@ -133,6 +133,7 @@ def test_it_says_at_start_what_a_lone_payment_loses_and_needs_no_node_for_it(tmp
         assert "a payment alone costs about 0.001943 USDC to settle" in service.log.read_text()
 
 
+@pytest.mark.embedded
 def test_several_workers_are_refused(tmp_path: Path) -> None:
     refused(spawn(tmp_path, "serve", "--workers", "2"), "2 workers", "SQLite", "--workers 1", "PostgreSQL")
     refused(served_with(tmp_path, WEB_CONCURRENCY="3"), "3 workers", "WEB_CONCURRENCY=1")
