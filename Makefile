@@ -40,7 +40,7 @@ test-postgres: $(READY) ## The suites with their books on a PostgreSQL that is s
 	SPAWN_TEST_ENGINE=postgresql $(BIN)/pytest $(or $(ARGS),-n 2 $(ON_POSTGRES))
 
 RETRIES ?= 0.05
-COLLIDING := tests/contract tests/integration tests/attacks
+COLLIDING := tests/contract tests/integration tests/attacks tests/interop
 test-collisions: $(READY) ## The same, where this share of statements (RETRIES) fails and is repeated
 	SPAWN_TEST_ENGINE=postgresql SPAWN_TEST_RETRIES=$(RETRIES) $(BIN)/pytest $(or $(ARGS),-n 2 $(COLLIDING))
 
