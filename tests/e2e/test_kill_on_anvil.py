@@ -8,6 +8,7 @@ from typing import Any, Final
 import httpx
 import pytest
 
+from tests import databases
 from tests.anvil import Chain
 from tests.e2e.anvil_books import check_at_rest, receipt_of
 from tests.e2e.anvil_crashing import anvil_settings, prepare_victim
@@ -53,22 +54,25 @@ def test_a_process_that_is_killed_is_followed_by_one_that_goes_on(
 ) -> None:
     wallet = Wallet.numbered(1)
 
-    def run(point: int) -> list[str]:
+    def run(point: int) -> tuple[list[str], bool]:
+        """Who died there, and whether that was before its client was answered."""
         with house_on(chain, nursery, tmp_path / str(point), point) as house:
             challenge = house.request("POST", PATH, json=BODY)
             header = wallet.payment(challenge.headers["PAYMENT-REQUIRED"], now=house.now_s, nonce=point)
             house.arm()
             answer = _insist(house, header)
+            in_call = bool(house.killed)
             house.pass_time(LATER_S)
             moved = receipt_of(answer)["transaction"]
             check_at_rest(anvil_settings(house.folder, chain), chain, moved=[moved])
-            return house.killed
+            return house.killed, in_call
 
     killed: list[str] = []
     for point in range(1, POINTS_MAX, 2):
-        died = run(point)
+        died, in_call = run(point)
         killed += died
-        if not died:
+        # On a server a relayer that has nothing to do looks for work, and passes points for ever.
+        if not died or not (in_call or databases.ALONE):
             break
     assert {"write of Lane._dispatch", "node.send"} <= {one.split(" ", 1)[1] for one in killed}
     with capsys.disabled():
