@@ -10,6 +10,7 @@ Invariants, worked out from committed rows and from what owners were told:
 """
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -228,9 +229,15 @@ class Warnings(Part):
         for hold in changes.of("hold").values():
             if hold is not None and hold["state"] != "pending":
                 wallets[hold["debit"].partition(":")[2]] = None
+        updates = Counter(e["resource"] for e in changes.events if e["type"] == "server.updated")
         for server_id, row in changes.of("server").items():
             before = self._servers.get(server_id)
-            if row is not None and before is not None and _lasts_longer(before, row):
+            # Who changes it twice in one commit may have had it renew in between, which no row shows any more.
+            if (
+                row is not None
+                and before is not None
+                and (updates[server_id] > 1 or _lasts_longer(before, row))
+            ):
                 wallets[row["wallet"]] = None
         return list(wallets)
 
