@@ -48,6 +48,8 @@ TURN_S: Final = 2
 """How much of the service's time passes in one turn, and how far a block is from the next."""
 EVERY: Final = re.compile("")
 """Every point counts."""
+_BRIEF: Final = {"settle_wait_s": 2.0, "in_flight_wait_s": 0.05}
+"""A call waits in real time for a lease that runs out in virtual time: where there is one, not for long."""
 JOBS: Final = ("operations", "settlements", "suspense")
 """Those that a payment meets."""
 
@@ -378,7 +380,8 @@ async def victim_parts(order: Order, clock: VirtualClock, points: Points) -> tup
     """What a victim on a real chain is built of; its folder says where the chain is."""
     folder = Path(order.folder)
     overrides = msgspec.json.decode((folder / OVERRIDES).read_bytes(), type=dict[str, Any])
-    settings = settings_in(folder, public_url=order.url, first_answer_s=ANSWER_S, **overrides)
+    waits = {"first_answer_s": ANSWER_S} | ({} if databases.ALONE else _BRIEF)
+    settings = settings_in(folder, public_url=order.url, **waits, **overrides)
     return settings, await open_on_anvil(settings, clock, points)
 
 
