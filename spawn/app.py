@@ -13,6 +13,7 @@ from typing import Final, cast
 from litestar import Litestar
 from litestar.config.cors import CORSConfig
 from litestar.di import Provide
+from spawn_providers.base import Provider
 
 from spawn.api import pages
 from spawn.api.addresses import Proxies
@@ -42,6 +43,7 @@ from spawn.services.create_server import Shop
 from spawn.services.operator import Operator
 from spawn.services.paid_calls import PaidCalls
 from spawn.services.price_list import PriceList
+from spawn.services.price_refresh import Refresher
 from spawn.services.signals import Signals
 from spawn.settings import Settings
 from spawn.store.migrate import head_version
@@ -96,11 +98,11 @@ async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Se
         entropy=parts.entropy,
         vault=vault,
         billing=billing,
-        eur_usdc=settings.eur_price_usdc,
     )
     signals, limits = Signals(), Limits(settings, parts.clock)
     operator = Operator(parts.db, parts.providers, parts.clock, parts.entropy, vault, signals, billing)
-    workers = hire(settings, parts, operator, vault, billing, prices)
+    refresher = _refresher(settings, parts, provider, prices)
+    workers = hire(settings, parts, operator, vault, billing, prices, refresher)
     paid_calls = _paid_calls(settings, parts, operator, signals, limits, billing)
     party = relying_party(
         public_url=settings.public_url, authority=settings.authority, chain_id=settings.chain_id
@@ -115,6 +117,13 @@ async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Se
         paid_calls=paid_calls,
         workers=workers,
     )
+
+
+def _refresher(settings: Settings, parts: Parts, provider: Provider, prices: PriceList) -> Refresher | None:
+    """Who reads the provider's lists again. The simulated one has what this version comes with."""
+    if settings.providers == "simulated":
+        return None
+    return Refresher(provider, settings.providers, prices, parts.exchange, parts.clock, parts.entropy)
 
 
 def _services(

@@ -28,6 +28,7 @@ from spawn.cli_common import process_settings as _settings
 from spawn.cli_economics import economics
 from spawn.cli_ledger import ledger
 from spawn.cli_migrate import migrate_command
+from spawn.cli_prices import prices
 from spawn.cli_treasury import treasury_command
 from spawn.clock import SystemClock, SystemEntropy
 from spawn.evm.node import NodeUnavailable, WrongChain
@@ -255,6 +256,7 @@ cli.add_command(backup_command)
 cli.add_command(restore_command)
 cli.add_command(treasury_command)
 cli.add_command(economics)
+cli.add_command(prices)
 
 
 @cli.group()

@@ -1,7 +1,6 @@
 """`spawn admin`: what an operator looks at, and what an operator orders.
 
-Invariant: looking reads a snapshot beside the service; an order takes the database itself when nobody holds it, and
-else asks the service that does, so that it is the same order either way.
+Invariant: looking reads a snapshot beside the service; what is ordered goes through `cli_orders`.
 """
 # ruff: noqa: PLC0415 - a command imports what it needs: all of it takes seconds, and `--help` answers at once
 
@@ -17,24 +16,17 @@ from spawn_schemas.ids import Address, parse_address
 from spawn_schemas.money import Usdc, parse_usdc
 
 from spawn.cli_common import Refusal, process_settings
+from spawn.cli_orders import give_order
 from spawn.clock import SystemClock, SystemEntropy
 from spawn.domain.barring import Barred, Verb
 from spawn.domain.servers import Status
-from spawn.settings import Settings
-from spawn.store.database import DatabaseBusy
 from spawn.store.migrate import require_current
 from spawn.store.places import place_of
 
 if TYPE_CHECKING:
-    from spawn.desk import Answer
-    from spawn.services.admin import Order
     from spawn.services.admin_looks import Trouble
 
 T = TypeVar("T")
-
-TRIES: Final = 50
-PAUSE_S: Final = 0.1
-"""Between two of them: another command, or a service that starts, lets go or answers within this many."""
 
 
 class _Wallet(click.ParamType[Address]):
@@ -250,55 +242,6 @@ def price_changes_command(*, limit: int, as_json: bool) -> None:
 # --- ordering -----------------------------------------------------------------------------------------------------
 
 
-def _order(order: "Order") -> None:
-    settings = process_settings()
-    require_current(settings.database_url)
-    answer = asyncio.run(_give(settings, order))
-    if answer.refused:
-        raise Refusal(" ".join(answer.said))
-    for line in answer.said:
-        click.echo(line)
-
-
-async def _give(settings: Settings, order: "Order") -> "Answer":
-    """Carry the order out here, or have it carried out; raises StoreError where neither can be."""
-    from spawn import desk
-
-    place = place_of(settings.database_url)
-    for tries_left in reversed(range(TRIES)):
-        try:
-            db = await place.open()
-        except DatabaseBusy as busy:
-            try:
-                return await desk.ask(desk.socket_of(place.file(str(busy))), order)
-            except desk.NobodyListens:
-                if tries_left == 0:
-                    raise
-                await asyncio.sleep(PAUSE_S)
-        else:
-            try:
-                return await _carry_out(settings, db, order)
-            finally:
-                await db.close()
-    raise RuntimeError("the last try neither answered nor refused")
-
-
-async def _carry_out(settings: Settings, db: Any, order: "Order") -> "Answer":
-    from spawn_providers.catalog import DEFAULT_CATALOG
-
-    from spawn import desk
-    from spawn.jobs.prices import Prices
-    from spawn.services.admin import Clerk
-    from spawn.services.price_list import PriceList
-
-    clock = SystemClock()
-    # The simulated provider, the only one of this version, sells this catalog.
-    prices = PriceList(DEFAULT_CATALOG, settings)
-    answer = await desk.carried_out(Clerk(db, prices, clock, SystemEntropy()).carry_out, order)
-    await Prices(db).tick(clock.now_s())
-    return answer
-
-
 _WHY: Final = "Why: its owner reads it, and so does the next operator."
 REASON: Final = click.option("--reason", required=True, metavar="TEXT", help=_WHY)
 MAYBE_REASON: Final = click.option("--reason", default="", metavar="TEXT", help=_WHY)
@@ -318,7 +261,7 @@ def credit_command(*, wallet: Address, amount: Usdc, reason: str, credit_id: str
 
     credit_id = credit_id or SystemEntropy().bytes(6).hex()
     try:
-        _order(Credit(id=credit_id, wallet=wallet, usdc=amount, reason=reason))
+        give_order(Credit(id=credit_id, wallet=wallet, usdc=amount, reason=reason))
     except DeskSilent as error:
         raise Refusal(
             f"{error} With --id {credit_id} it is given once, however often you repeat it."
@@ -328,7 +271,7 @@ def credit_command(*, wallet: Address, amount: Usdc, reason: str, credit_id: str
 def _bar(verb: Verb, wallet: Address, reason: str) -> None:
     from spawn.services.admin import Bar
 
-    _order(Bar(verb=verb, wallet=wallet, reason=reason))
+    give_order(Bar(verb=verb, wallet=wallet, reason=reason))
 
 
 @admin.command("suspend")
@@ -382,7 +325,7 @@ def price_change_command(*, type_: str, location: str, daily: Usdc, effective_at
     """Announce a price. New orders pay it at once, servers that run 30 days after their owners are told if it rises."""
     from spawn.services.admin import AnnouncePrice
 
-    _order(AnnouncePrice(type=type_, location=location, daily_usdc=daily, effective_at=effective_at))
+    give_order(AnnouncePrice(type=type_, location=location, daily_usdc=daily, effective_at=effective_at))
 
 
 @admin.command("price-withdraw")
@@ -391,4 +334,4 @@ def price_withdraw_command(*, change: str) -> None:
     """Take back a price that is not in force yet; `price-changes` lists them."""
     from spawn.services.admin import WithdrawPrice
 
-    _order(WithdrawPrice(id=change))
+    give_order(WithdrawPrice(id=change))

@@ -17,7 +17,7 @@ from spawn_schemas.money import USDC, Usdc, format_usdc
 from spawn.cli_common import process_settings
 from spawn.domain import economics as sums
 from spawn.domain.charges import Kind
-from spawn.domain.prices import floored
+from spawn.domain.prices import floored, retail
 from spawn.services.economics import settling_of
 from spawn.settings import Settings
 
@@ -94,7 +94,9 @@ def _report(settings: Settings, rail: str, batch: int) -> Report:
     # What the simulated provider sells; nobody is asked what others charge by now.
     listed = DEFAULT_CATALOG
     eur_usdc, percent = settings.eur_price_usdc, settings.price_floor_percent
-    sold = floored(listed, eur_usdc=eur_usdc, percent=percent)
+    margin = settings.price_margin_percent
+    priced = retail(listed, eur_usdc=eur_usdc, margin_percent=margin, floor_percent=0)
+    sold = floored(priced, eur_usdc=eur_usdc, percent=percent)
     return Report(
         rail=rail,
         settings=settings,
@@ -111,7 +113,7 @@ def _report(settings: Settings, rail: str, batch: int) -> Report:
             for method, path, charge, _ in charged_routes()
             if charge.kind is not Kind.FREE
         ),
-        servers=tuple(sums.server_sales(listed, sold, eur_usdc=eur_usdc)),
+        servers=tuple(sums.server_sales(priced, sold, eur_usdc=eur_usdc)),
         at_list=sums.list_sales(sold, eur_usdc=eur_usdc, percent=percent),
     )
 
@@ -137,8 +139,9 @@ def _parts(report: Report) -> Iterator["Table | str"]:
     )
     yield "loss: sells at a loss. lone: so does a payment that is not in a batch."
     yield from _advice(report)
+    margin = f", a margin of {settings.price_margin_percent} %" if settings.price_margin_percent else ""
     yield (
-        f"\nServers for 24 hours, at {settings.eur_price} USDC for one euro and with a floor of "
+        f"\nServers for 24 hours, at {settings.eur_price} USDC for one euro{margin} and with a floor of "
         f"{settings.price_floor_percent} % of the cost:\n"
     )
     yield _servers(report.servers)

@@ -16,6 +16,7 @@ from spawn_providers.simulated import SimulatedProvider
 from spawn_schemas.ids import Entropy
 
 from spawn.clock import Clock, SystemClock, SystemEntropy
+from spawn.outbound.exchange import Exchange
 from spawn.outbound.outbound import Outbound
 from spawn.outbound.resolver import SystemResolver
 from spawn.rails import Rail, needs_file, open_rail
@@ -39,6 +40,8 @@ class Parts:
     outbound: Outbound
     clock: Clock
     entropy: Entropy
+    exchange: Exchange | None = None
+    """Who says what a euro costs; None where a setting does."""
     wall: Clock | None = None
     """What proofs and challenges go by, where a developer lets the clock of the books run ahead of it."""
     opened: AsyncExitStack = field(default_factory=AsyncExitStack)
@@ -71,7 +74,7 @@ async def open_parts(
         opened.push_async_callback(db.close)
         entropy = entropy or SystemEntropy()
         rail = open_rail(settings, db, wall or clock, entropy, opened)
-        cloud = await _open_provider(settings, clock, opened)
+        cloud = await open_provider(settings, clock, opened)
         resolver = SystemResolver()
         opened.callback(resolver.close)
         return Parts(
@@ -79,6 +82,7 @@ async def open_parts(
             rail=rail,
             outbound=Outbound(settings.outbound_rules, resolver),
             providers={cloud.name: cloud},
+            exchange=open_exchange(settings, clock),
             clock=clock,
             wall=wall,
             entropy=entropy,
@@ -86,7 +90,14 @@ async def open_parts(
         )
 
 
-async def _open_provider(settings: Settings, clock: Clock, opened: AsyncExitStack) -> Provider:
+def open_exchange(settings: Settings, clock: Clock) -> Exchange | None:
+    """The euro's price, where it is read. It keeps no connection: it is asked once a day."""
+    if not settings.eur_source:
+        return None
+    return Exchange(settings.eur_source, near_usdc=settings.eur_price_usdc, now_s=clock.now_s)
+
+
+async def open_provider(settings: Settings, clock: Clock, opened: AsyncExitStack) -> Provider:
     """The provider that the settings name. What only that one needs is imported only for it."""
     if settings.providers == "hetzner":
         from spawn_providers.hetzner.orders import Surroundings  # noqa: PLC0415 - brings an HTTP client of its own

@@ -199,11 +199,17 @@ def _price_checks(settings: Settings) -> tuple[_Check, ...]:
             "USDC for one euro, such as 1.08",
         ),
         (
+            "SPAWN_EUR_SOURCE",
+            settings.eur_source == "" or is_http(settings.eur_source),
+            "http://… or https://… of the euro's daily rates, or nothing for SPAWN_EUR_PRICE",
+        ),
+        (
             "SPAWN_MINIMUM_CHARGE",
             is_amount(settings.minimum_charge) and settings.minimum_charge_usdc <= USDC,
             "an amount up to 1.00, the most that stock clients pay unasked",
         ),
         ("SPAWN_PRICE_FLOOR_PERCENT", 0 <= settings.price_floor_percent <= 1000, "0 to 1000"),
+        ("SPAWN_PRICE_MARGIN_PERCENT", 0 <= settings.price_margin_percent <= 90, "0 (as listed) to 90"),
         ("SPAWN_DEPOSIT_DEFAULT", is_amount(settings.deposit_default), "an amount such as 1.00"),
         ("SPAWN_DEPOSIT_MINIMUM", is_amount(settings.deposit_minimum), "an amount such as 0.01"),
         ("SPAWN_DEPOSIT_DAILY_CAP", is_amount(settings.deposit_daily_cap), "an amount such as 2000.00"),

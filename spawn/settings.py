@@ -65,10 +65,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     treasury_every_s: int = 86_400
     eth_price: str = "3000.00"
     eur_price: str = "1.08"
+    eur_source: str = ""
     gas_price_gwei: float = 0.01
     facilitator_fee: str = "0.001"
     minimum_charge: str = "0.001"
     price_floor_percent: int = 105
+    price_margin_percent: int = 0
     providers: str = "simulated"
     hetzner_token: str = ""
     hetzner_endpoint: str = HETZNER_ENDPOINT

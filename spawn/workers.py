@@ -12,7 +12,7 @@ from spawn.jobs.burn import Burn
 from spawn.jobs.deliveries import Deliveries as Sending
 from spawn.jobs.incidents import Incidents
 from spawn.jobs.operations import Operations
-from spawn.jobs.prices import Listing, Prices
+from spawn.jobs.prices import Listing, Prices, Refreshing
 from spawn.jobs.settlements import Settlements
 from spawn.jobs.suspense import Suspense
 from spawn.jobs.sweep import Sweep
@@ -25,6 +25,7 @@ from spawn.services.deliveries import Deliveries
 from spawn.services.leader import TICKER, Fenced, Leader, holder_name
 from spawn.services.operator import Operator
 from spawn.services.price_list import PriceList
+from spawn.services.price_refresh import Refresher
 from spawn.services.reconcile import Reconciler
 from spawn.settings import Settings
 from spawn.store.places import place_of
@@ -50,6 +51,7 @@ def hire(
     vault: Vault,
     billing: Billing,
     prices: PriceList,
+    refresher: Refresher | None,
 ) -> Workers:
     """Build them; nobody works before `working`."""
     office = TICKER.lasting(settings.lease_s)
@@ -62,8 +64,8 @@ def hire(
         deliveries=deliveries,
         reconciler=Reconciler(parts.db, parts.providers, parts.clock, billing),
         leader=leader,
-        clerk=Clerk(parts.db, prices, parts.clock, parts.entropy),
-        jobs=_jobs(settings, parts, operator, deliveries, leader, billing, prices),
+        clerk=Clerk(parts.db, prices, parts.clock, parts.entropy, refresher),
+        jobs=_jobs(settings, parts, operator, deliveries, leader, billing, prices, refresher),
     )
 
 
@@ -107,10 +109,11 @@ def _jobs(
     leader: Leader,
     billing: Billing,
     prices: PriceList,
+    refresher: Refresher | None,
 ) -> dict[str, Job]:
     """Each writes through the fence; the Operator's own claims are its fence (spawn.jobs.operations)."""
     db = Fenced(parts.db, leader)
-    jobs = (
+    jobs: tuple[Job, ...] = (
         Job(name="operations", every_s=settings.tick_s, tick=Operations(db, operator).tick),
         Job(name="settlements", every_s=10, tick=Settlements(db, parts.rail.facilitator).tick),
         Job(name="burn", every_s=settings.burn_every_s, tick=Burn(db, billing).tick),
@@ -141,6 +144,8 @@ def _jobs(
             ).tick,
         ),
     )
+    if refresher is not None:
+        jobs += (Job(name="catalog", every_s=60, tick=Refreshing(db, refresher).tick),)
     # Everybody's own: it writes nothing.
     listing = Job(name="listing", every_s=10, tick=Listing(parts.db, prices).tick)
     return {job.name: leased(job, leader) for job in jobs} | {listing.name: listing}

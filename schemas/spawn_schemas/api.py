@@ -57,6 +57,13 @@ ActionStatus = Literal["running", "success", "error"]
 # --- requests -------------------------------------------------------------------------------------------------
 
 
+class Fallback(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Another location, another type or both; what is left out is as ordered."""
+
+    type: ServerType | None = None
+    location: LocationName | None = None
+
+
 class CreateServer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A server to rent. `fund` adds to the price and to the balance, so that one call can buy a server."""
 
@@ -75,6 +82,13 @@ class CreateServer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     auto_renew: Annotated[
         bool, msgspec.Meta(description="Go on from the available balance when the deposit is used up.")
     ] = True
+    fallback: Annotated[
+        tuple[Fallback, ...],
+        msgspec.Meta(
+            max_length=5,
+            description="What to order instead, in this order, where the provider has no room. Each at its own price.",
+        ),
+    ] = ()
     deposit: (
         Annotated[
             AmountText,

@@ -175,7 +175,8 @@ MEANINGS: Final[dict[EventType, str]] = {
     EventType.SERVER_OFF: "The server is switched off. It still costs money.",
     EventType.SERVER_RESIZED: "The server has another type, and from this second another price.",
     EventType.SERVER_REBUILT: "The server's disk was written anew from an image.",
-    EventType.SERVER_UPDATED: "The server was renamed, or its renewal was switched on or off.",
+    EventType.SERVER_UPDATED: "The server was renamed, its renewal was switched on or off, or it is ordered in another "
+    "place or size, because there was no room.",
     EventType.SERVER_DESTROYING: "The server is being destroyed, for the `reason` given; it costs nothing any more.",
     EventType.SERVER_DESTROYED: "The machine and everything on it are gone.",
     EventType.SERVER_FAILED: "The machine could not be made; deposit and fee are back in the balance.",

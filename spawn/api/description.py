@@ -226,7 +226,7 @@ def _add_event_data(schemas: dict[str, Any]) -> None:
 
 def _add_items(schema: dict[str, Any], struct: type[msgspec.Struct]) -> None:
     """What the items of a list may be, which the framework forgets where it is said of them and not of the list."""
-    _, shapes = msgspec.json.schema_components([struct])
+    _, shapes = msgspec.json.schema_components([struct], ref_template="#/components/schemas/{name}")
     for name, told in shapes[struct.__name__]["properties"].items():
         lists = [told, *told.get("anyOf", ())]
         items = next((one["items"] for one in lists if "items" in one), None)

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 from spawn_providers.base import Change, InstanceStatus, Spec, Verb
 from spawn_providers.catalog import Offer
 from spawn_schemas.ids import ActionId, Address, ServerId
@@ -71,9 +72,23 @@ class Resized(msgspec.Struct, frozen=True, kw_only=True):
     reserve_delta_usdc: Usdc
 
 
+class Instead(msgspec.Struct, frozen=True, kw_only=True):
+    """What the buyer takes where there is no room for what was ordered, at the price of the order's moment."""
+
+    type: str
+    location: str
+    provider_type: str
+    architecture: str
+    cores: int
+    memory_gb: int
+    disk_gb: int
+    pin: Pin
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The calls to make, and what they make of the server.
 
+    `instead` is what the buyer takes where there is no room, in order; `sold_too` says in words what else was sold.
     `always_from` is the first step that is done even when an earlier one failed: a server that was stopped
     for a resize is started again whatever became of the resize.
     """
@@ -83,6 +98,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     image: str | None = None
     always_from: int | None = None
     final: Status | None = None
+    instead: tuple[Instead, ...] = ()
+    sold_too: str = ""
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,8 +135,37 @@ GRACEFUL_S = 120
 """How long a guest has to obey a shutdown before a resize powers it off."""
 
 
-def create_plan(spec: Spec) -> Plan:
-    return Plan(steps=(Create(spec=spec),))
+def create_plan(spec: Spec, instead: tuple[Instead, ...] = (), sold_too: str = "") -> Plan:
+    return Plan(steps=(Create(spec=spec),), instead=instead, sold_too=sold_too)
+
+
+def ordered_instead(operation: Operation, server: Server, now: int) -> tuple[Operation, Server] | None:
+    """The order where there was no room for it: the next that its buyer takes, due at once; None when there is none.
+
+    Only after a no to the first copy of an order: behind one whose answer was lost there may be a machine.
+    """
+    plan, step = operation.plan, operation.current
+    if not plan.instead or not isinstance(step, Create) or operation.phase is not Phase.QUEUED:
+        return None
+    place = plan.instead[0]
+    spec = replace(step.spec, provider_type=place.provider_type, location=place.location)
+    moved = replace(
+        operation, plan=create_plan(spec, plan.instead[1:], plan.sold_too), next_at=now, attempts=0
+    )
+    return moved, replace(
+        server,
+        **msgspec.structs.asdict(place.pin),
+        priced_at=now,
+        type=place.type,
+        location=place.location,
+        provider_type=place.provider_type,
+        architecture=place.architecture,
+        cores=place.cores,
+        memory_gb=place.memory_gb,
+        disk_gb=place.disk_gb,
+        reprice_at=None,
+        reprice_usdc=None,
+    )
 
 
 def start_plan() -> Plan:

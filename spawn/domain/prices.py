@@ -55,6 +55,30 @@ def floor_usdc(wholesale: Wholesale, *, eur_usdc: Usdc, percent: int) -> Usdc:
     )
 
 
+def margin_price_usdc(wholesale: Wholesale, *, eur_usdc: Usdc, margin_percent: int) -> Usdc:
+    """The least price of 24 h, in whole tenths of a cent, of which at least `margin_percent` are left to us."""
+    cost = cost_usdc(wholesale, eur_usdc=eur_usdc)
+    return Usdc(rounded_up(cost * 100, (100 - margin_percent) * _PRICE_STEP) * _PRICE_STEP)
+
+
+def retail(catalog: Catalog, *, eur_usdc: Usdc, margin_percent: int, floor_percent: int) -> Catalog:
+    """What a provider's catalog is sold for: with a margin, at what it costs us and that; without, as it is listed.
+
+    The floor holds either way, and an offer whose cost nobody says keeps its listed price.
+    """
+    if margin_percent > 0:
+        offers = tuple(_with_margin(offer, eur_usdc, margin_percent) for offer in catalog.offers)
+        catalog = msgspec.structs.replace(catalog, offers=offers)
+    return floored(catalog, eur_usdc=eur_usdc, percent=floor_percent)
+
+
+def _with_margin(offer: Offer, eur_usdc: Usdc, margin_percent: int) -> Offer:
+    if offer.wholesale is None:
+        return offer
+    price = margin_price_usdc(offer.wholesale, eur_usdc=eur_usdc, margin_percent=margin_percent)
+    return repriced(offer, price)
+
+
 def floored(catalog: Catalog, *, eur_usdc: Usdc, percent: int) -> Catalog:
     """The catalog with every price below its floor raised to it. Where no cost is known, there is no floor."""
     offers = tuple(_floored(offer, eur_usdc, percent) for offer in catalog.offers)

@@ -1,7 +1,7 @@
 """What an operator orders: credit, bars on wallets, price changes.
 
-Invariant: an order is one transaction, the same whether the command line holds the database or asks the service for
-it; and whatever is done to a wallet is noted with its reason, and told to its owner.
+Invariant: what an order changes is one transaction, the same whether the command line holds the database or asks the
+service for it; and whatever is done to a wallet is noted with its reason, and told to its owner.
 """
 
 from typing import Annotated, Final, assert_never
@@ -26,6 +26,7 @@ from spawn.services.create_server import SERVERS_MAX
 from spawn.services.events import emit
 from spawn.services.moments import moment
 from spawn.services.price_list import PriceList
+from spawn.services.price_refresh import Refresher, refreshed
 from spawn.store import operations, servers, wallets
 from spawn.store.database import Database
 
@@ -73,27 +74,43 @@ class WithdrawPrice(msgspec.Struct, frozen=True, kw_only=True, tag_field="order"
     id: Name
 
 
-Order = Credit | Bar | AnnouncePrice | WithdrawPrice
+class RefreshPrices(msgspec.Struct, frozen=True, kw_only=True, tag_field="order", tag="refresh_prices"):
+    """Read the provider's lists now, and change what they change."""
+
+
+AtOnce = Credit | Bar | AnnouncePrice | WithdrawPrice
+"""What is one transaction."""
+Order = AtOnce | RefreshPrices
 
 
 class Clerk:
     """Carries out orders on the database of this process."""
 
-    def __init__(self, db: Database, prices: PriceList, clock: Clock, entropy: Entropy) -> None:
+    def __init__(
+        self,
+        db: Database,
+        prices: PriceList,
+        clock: Clock,
+        entropy: Entropy,
+        refresher: Refresher | None = None,
+    ) -> None:
         self._db = db
         self._prices = prices
         self._clock = clock
         self._entropy = entropy
+        self._refresher = refresher
 
     async def carry_out(self, order: Order) -> tuple[str, ...]:
         """Do it, and say in sentences what was done. Raises SpawnError for a refusal."""
+        if isinstance(order, RefreshPrices):
+            return await refreshed(self._refresher, self._db)
         now = self._clock.now_s()
         said = await self._db.write(lambda tx: carry_out(tx, order, self._prices, self._entropy, now))
         await self._prices.refresh(self._db)
         return said
 
 
-def carry_out(tx: Tx, order: Order, prices: PriceList, entropy: Entropy, now: int) -> tuple[str, ...]:
+def carry_out(tx: Tx, order: AtOnce, prices: PriceList, entropy: Entropy, now: int) -> tuple[str, ...]:
     """The one table of what can be ordered. Raises SpawnError."""
     match order:
         case Credit():

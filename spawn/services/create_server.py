@@ -18,7 +18,7 @@ from spawn_schemas.ids import Address, Entropy, SshKeyId, new_action_id, new_ser
 from spawn_schemas.money import Usdc, format_usdc
 
 from spawn.domain import charges
-from spawn.domain.operations import Operation, create_plan, new_operation
+from spawn.domain.operations import Instead, Operation, create_plan, new_operation
 from spawn.domain.pins import Pin, pin_of
 from spawn.domain.servers import Command, Server, Status
 from spawn.services import funds, standing, views
@@ -51,7 +51,6 @@ class Shop(msgspec.Struct, frozen=True, kw_only=True):
     entropy: Entropy
     vault: Vault
     billing: Billing
-    eur_usdc: Usdc
 
     @property
     def catalog(self) -> Catalog:
@@ -60,7 +59,7 @@ class Shop(msgspec.Struct, frozen=True, kw_only=True):
 
     def pin(self, offer: Offer) -> Pin:
         """What the offer costs from now on, its owner and us."""
-        return pin_of(offer, eur_usdc=self.eur_usdc)
+        return pin_of(offer, eur_usdc=self.prices.eur_usdc)
 
 
 class CreateServer(UseCase):
@@ -71,21 +70,23 @@ class CreateServer(UseCase):
         self._wanted = wanted
         try:
             self._offer = find_offer(shop.catalog, wanted.type, wanted.location)
+            self._instead = offers_instead(shop.catalog, wanted, self._offer)
             find_image(shop.catalog, wanted.image)
             self._deposit = self._deposit_usdc()
         except SpawnError as refusal:
             self.refusal = refusal
 
     def _deposit_usdc(self) -> Usdc:
+        dearest = max((self._offer, *self._instead), key=lambda offer: offer.daily_usdc)
         if self._wanted.deposit is None:
-            return self._offer.deposit_usdc
+            return max(self._offer.deposit_usdc, dearest.daily_usdc)
         deposit = charges.amount(self._wanted.deposit)
-        if deposit < self._offer.daily_usdc:
+        if deposit < dearest.daily_usdc:
             raise SpawnError(
                 Code.INVALID_REQUEST,
-                f"A deposit covers at least one day: {format_usdc(self._offer.daily_usdc)} USDC for a "
-                f"{self._offer.type} in {self._offer.location}.",
-                details={"minimum_deposit": format_usdc(self._offer.daily_usdc)},
+                f"A deposit covers at least one day: {format_usdc(dearest.daily_usdc)} USDC for a "
+                f"{dearest.type} in {dearest.location}.",
+                details={"minimum_deposit": format_usdc(dearest.daily_usdc)},
                 next="Choose a larger deposit, or leave it out for the usual one.",
             )
         return deposit
@@ -111,7 +112,11 @@ class CreateServer(UseCase):
             new_action_id(self._shop.entropy),
             server,
             Command.CREATE,
-            create_plan(self._spec(server, tuple(k.public_key for k in keys))),
+            create_plan(
+                self._spec(server, tuple(k.public_key for k in keys)),
+                tuple(self._place(tx, offer) for offer in self._instead),
+                sold_too(self._shop.catalog, self._offer, self._instead),
+            ),
             now,
         )
         operations.insert_operation(tx, operation)
@@ -166,13 +171,26 @@ class CreateServer(UseCase):
             ipv6_only=server.network == "ipv6",
         )
 
-    def _cheapest(self, tx: Tx) -> Offer:
+    def _cheapest(self, tx: Tx, quoted: Offer) -> Offer:
         """As it was quoted, or cheaper: paying may take a while, and who has an old price is told of no fall."""
-        current = self._shop.prices.current(tx, self._offer)
-        return min(self._offer, current, key=lambda offer: offer.daily_usdc)
+        current = self._shop.prices.current(tx, quoted)
+        return min(quoted, current, key=lambda offer: offer.daily_usdc)
+
+    def _place(self, tx: Tx, quoted: Offer) -> Instead:
+        offer = self._cheapest(tx, quoted)
+        return Instead(
+            type=offer.type,
+            location=offer.location,
+            provider_type=offer.provider_type,
+            architecture=offer.architecture,
+            cores=offer.cores,
+            memory_gb=offer.memory_gb,
+            disk_gb=offer.disk_gb,
+            pin=self._shop.pin(offer),
+        )
 
     def _new_server(self, tx: Tx, wallet: Address, now: int) -> Server:
-        wanted, offer = self._wanted, self._cheapest(tx)
+        wanted, offer = self._wanted, self._cheapest(tx, self._offer)
         pin = self._shop.pin(offer)
         return Server(
             id=new_server_id(self._shop.entropy),
@@ -222,6 +240,29 @@ def find_offer(catalog: Catalog, type_: str, location: str) -> Offer:
         details={"sold_there": list(sold)},
         next=_CATALOG,
     )
+
+
+def offers_instead(catalog: Catalog, wanted: api.CreateServer, first: Offer) -> tuple[Offer, ...]:
+    """What the buyer takes where there is no room, in his order; raise `invalid_request` for what is not sold."""
+    found = [first]
+    for place in wanted.fallback:
+        offer = find_offer(catalog, place.type or wanted.type, place.location or wanted.location)
+        if offer not in found:
+            found.append(offer)
+    return tuple(found[1:])
+
+
+def sold_too(catalog: Catalog, wanted: Offer, instead: tuple[Offer, ...]) -> str:
+    """What else there is, for whoever is told that there is no room."""
+    asked = (wanted, *instead)
+    places = [o.location for o in catalog.offers if o.type == wanted.type and o not in asked]
+    types = [o.type for o in catalog.offers if o.location == wanted.location and o not in asked]
+    parts = (
+        f"{wanted.type} in {', '.join(places)}" if places else "",
+        f"{', '.join(types)} in {wanted.location}" if types else "",
+    )
+    other = "; ".join(filter(None, parts))
+    return f"Sold too: {other}." if other else ""
 
 
 def find_image(catalog: Catalog, name: str) -> None:

@@ -1,6 +1,7 @@
 """What the service asks for its machines, and what a payment costs it: the operator's settings, applied.
 
-Invariant: the price list of the running service and the one that `spawn economics` examines are the same.
+Invariant: the price list of the running service and the one that `spawn economics` examines are made alike. What is
+read from a provider is not examined there: `services.price_refresh` makes a sheet of it.
 """
 
 import logging
@@ -8,17 +9,27 @@ import logging
 from spawn_providers.catalog import Catalog
 from spawn_schemas.money import Usdc, format_usdc, parse_usdc
 
-from spawn.domain import economics, prices
+from spawn.domain import economics
+from spawn.domain.price_sheets import Terms
 from spawn.settings import Settings
 
 log = logging.getLogger(__name__)
 
 
+def terms_of(settings: Settings, eur_usdc: Usdc) -> Terms:
+    """How prices are made while a euro costs this."""
+    return Terms(
+        eur_usdc=eur_usdc,
+        margin_percent=settings.price_margin_percent,
+        floor_percent=settings.price_floor_percent,
+    )
+
+
 def price_list(catalog: Catalog, settings: Settings) -> Catalog:
     """The catalog as it is sold from. A price that the floor raised is logged: it is not the one that was set."""
-    sold = prices.floored(catalog, eur_usdc=settings.eur_price_usdc, percent=settings.price_floor_percent)
+    sold = terms_of(settings, settings.eur_price_usdc).retail(catalog)
     for listed, offer in zip(catalog.offers, sold.offers, strict=True):
-        if offer.daily_usdc != listed.daily_usdc:
+        if settings.price_margin_percent == 0 and offer.daily_usdc != listed.daily_usdc:
             log.warning(
                 "%s in %s is sold for %s USDC a day instead of %s: SPAWN_PRICE_FLOOR_PERCENT is %d",
                 offer.type,

@@ -10,6 +10,7 @@ from typing import Final, Generic, TypeVar
 import msgspec
 from spawn_ledger.tx import Row
 from spawn_schemas.ids import ActionId, Address, ServerId
+from spawn_schemas.money import format_usdc
 
 from spawn.services.moments import moment
 from spawn.store.database import Database
@@ -23,6 +24,10 @@ TRIES: Final = 10
 LISTED: Final = 20
 """Of how many of a kind one look tells; it counts them all, up to `COUNTED`."""
 COUNTED: Final = 1000
+PRICES_LATE_S: Final = 86_400
+"""How long the provider's lists may fail: prices that are a day old do no harm."""
+EURO_LATE_S: Final = 7 * 86_400
+"""How old the euro's price may be: nobody publishes one over long holidays."""
 
 # An operation from the future began before the clock was set back.
 SELECT_FAILING_DESTROYS: Final = """
@@ -53,6 +58,11 @@ SELECT COUNT(*) AS found, MIN(next_at) AS since FROM (
 SELECT_OVERDUE_BURN: Final = """
 SELECT COUNT(*) AS found, MIN(due_at) AS since FROM (
   SELECT due_at FROM server WHERE due_at IS NOT NULL AND due_at <= :before ORDER BY due_at LIMIT :limit) AS late
+"""
+# One row at most: the provider that is used.
+SELECT_OLD_PRICES: Final = """
+SELECT provider, read_at, failing_since, error, eur_usdc, eur_at FROM price_sheet
+WHERE failing_since <= :before OR eur_at <= :old LIMIT 1
 """
 
 
@@ -135,6 +145,7 @@ async def look(db: Database, now: int) -> tuple[Incident, ...]:
         *_rest("abandoned", lost, "servers that nothing destroys"),
         *_late("deliveries", deliveries, "webhook deliveries are due and not tried", _DELIVERIES),
         *_late("burn", burn, "servers are due and not charged", _BURN),
+        *await _old_prices(db, now),
     )
 
 
@@ -143,6 +154,18 @@ _BURN: Final = (
     "Look for `the burn of` and `job burn` in the log, which name the wallets and why; `spawn ledger verify` says "
     "whether the books agree with themselves. Nothing is lost: what is due is charged when the cause is gone"
 )
+
+
+async def _old_prices(db: Database, now: int) -> tuple[Incident, ...]:
+    """The prices that we sell at, where what they are made from has become old."""
+    params = {"before": now - PRICES_LATE_S, "old": now - EURO_LATE_S}
+    found: tuple[Incident, ...] = ()
+    for row in await db.read(SELECT_OLD_PRICES, params):
+        if row["failing_since"] is not None and row["failing_since"] <= params["before"]:
+            found += (Incident(key="prices", text=_say_unread(row)),)
+        if row["eur_at"] is not None and row["eur_at"] <= params["old"]:
+            found += (Incident(key="euro", text=_say_old_euro(row)),)
+    return found
 
 
 def _found(rows: list[Row], read: Callable[[Row], T]) -> Found[T]:
@@ -185,6 +208,20 @@ def _say_abandoned(one: Abandoned) -> str:
     return (
         f"{one.server} is being destroyed, and no operation does it. Delete its machine {_machine(one.provider_ref)} "
         f"at {one.provider} and report this: it is a defect of the service"
+    )
+
+
+def _say_unread(row: Row) -> str:
+    return (
+        f"the lists of {row['provider']} cannot be read since {moment(row['failing_since'])}: {row['error']!r}. "
+        f"Machines are sold at the prices of {moment(row['read_at'])}; `spawn prices refresh` tries it at once"
+    )
+
+
+def _say_old_euro(row: Row) -> str:
+    return (
+        f"the euro's price, {format_usdc(row['eur_usdc'])} USDC, is of {moment(row['eur_at'])}: look in the log for "
+        "what SPAWN_EUR_SOURCE says, or take that out and set SPAWN_EUR_PRICE"
     )
 
 

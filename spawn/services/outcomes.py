@@ -28,6 +28,7 @@ from spawn.domain.operations import (
     deadline_at,
     destroy_plan,
     new_operation,
+    ordered_instead,
 )
 from spawn.domain.servers import Command, Reason, Server, Status, status_of
 from spawn.services import funds, meters
@@ -233,9 +234,18 @@ class Outcomes:
             return replace(
                 operation, phase=Phase.SENT, handle=None, next_at=now + wait_s, error_message=no.message
             )
+        message = no.message
+        if operation.command is Command.CREATE and no.code is Code.OUT_OF_CAPACITY:
+            elsewhere = ordered_instead(operation, server, now)
+            if elsewhere is not None:
+                moved, ordered = elsewhere
+                servers.move_server(tx, server, ordered)
+                tell(tx, EventType.SERVER_UPDATED, ordered, now)
+                return moved
+            message = f"{message.rstrip('.')}. {operation.plan.sold_too}".strip()
         server = _show(tx, server, no.instance, now)
         funds.release_holds(tx, operation.id, now)
-        failed = replace(operation, error_code=no.code.value, error_message=no.message)
+        failed = replace(operation, error_code=no.code.value, error_message=message)
         always_from = operation.plan.always_from
         if always_from is not None and operation.step < always_from and operation.answered:
             funds.refund_fee(tx, server.wallet, operation.id, now)

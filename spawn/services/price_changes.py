@@ -44,7 +44,7 @@ def announce(
     change = decisions.announced(
         offer,
         daily_usdc,
-        id=_new_id(entropy),
+        id=new_id(entropy),
         effective_at=effective_at,
         floor_usdc=prices.floor_usdc(offer),
         newest=_newest(tx, type, location),
@@ -68,7 +68,7 @@ def withdraw(
     before_usdc = (
         older[0].daily_usdc if older else find_offer(prices.base, change.type, change.location).daily_usdc
     )
-    back = decisions.withdrawal(change, newest, before_usdc, id=_new_id(entropy), now=now)
+    back = decisions.withdrawal(change, newest, before_usdc, id=new_id(entropy), now=now)
     rows.stop_telling(tx, change.id)
     return _begin(tx, back, now)
 
@@ -91,7 +91,8 @@ def _newest(tx: Tx, type: str, location: str) -> PriceChange | None:
     return next(iter(rows.list_of_offer(tx, type, location, limit=1)), None)
 
 
-def _new_id(entropy: Entropy) -> PriceChangeId:
+def new_id(entropy: Entropy) -> PriceChangeId:
+    """An id for a change."""
     return PriceChangeId(f"prc_{entropy.bytes(ID_BYTES).hex()}")
 
 

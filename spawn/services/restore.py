@@ -172,11 +172,11 @@ class Restore:
             server = None if instance.key is None else known.pop(instance.key, None)
             if server is not None:
                 await self._replay_rebuild(server, instance, now)
-                await self._replay_resize(server, instance, prices.catalog, now, report)
+                await self._replay_resize(server, instance, prices, now, report)
             elif instance.ref in strays or await self._is_stray(instance, newest_at):
                 report.strays.append(instance.ref)
             else:
-                await self._adopt(provider.name, instance, prices.catalog, now, report)
+                await self._adopt(provider.name, instance, prices, now, report)
         for server in known.values():
             if server.provider_ref is not None and await provider.get(server.provider_ref) is None:
                 await self._miss(server, newest_at, report)
@@ -202,9 +202,9 @@ class Restore:
         return bool(await self._db.read(servers.SELECT_SERVER, {"id": instance.key}))
 
     async def _adopt(
-        self, provider: str, instance: Instance, catalog: Catalog, now: int, report: Report
+        self, provider: str, instance: Instance, prices: PriceList, now: int, report: Report
     ) -> None:
-        offer = _offer_of(instance, catalog)
+        offer = _offer_of(instance, prices.catalog)
         if instance.owner is None:
             report.undecided.append(
                 f"machine {instance.ref} of {provider} ({instance.key}) does not say whose it is: put its owner's "
@@ -217,7 +217,7 @@ class Restore:
                 "type into the catalog, and repeat the restore."
             )
         else:
-            pin, owner = pin_of(offer, eur_usdc=self._settings.eur_price_usdc), instance.owner
+            pin, owner = pin_of(offer, eur_usdc=prices.eur_usdc), instance.owner
             report.adopted.append(
                 await self._db.write(lambda tx: self._adopted(tx, provider, instance, owner, offer, pin, now))
             )
@@ -240,19 +240,19 @@ class Restore:
             await self._db.write(lambda tx: _rebuilt(tx, server.id, instance.image, now))
 
     async def _replay_resize(
-        self, server: Server, instance: Instance, catalog: Catalog, now: int, report: Report
+        self, server: Server, instance: Instance, prices: PriceList, now: int, report: Report
     ) -> None:
         """What its owner made of it since the backup costs what that costs, from now on."""
         if instance.provider_type == server.provider_type:
             return
-        offer = _offer_of(instance, catalog)
+        offer = _offer_of(instance, prices.catalog)
         if offer is None:
             report.notes.append(
                 f"{server.id} is a {instance.provider_type} now, which has no price: it is billed as a "
                 f"{server.provider_type} until somebody decides."
             )
             return
-        pin = pin_of(offer, eur_usdc=self._settings.eur_price_usdc)
+        pin = pin_of(offer, eur_usdc=prices.eur_usdc)
         if await self._db.write(lambda tx: self._resized(tx, server.id, instance, offer, pin, now)):
             report.resized.append(server.id)
 

@@ -50,6 +50,10 @@ UPDATE server SET
   owed = :owed
 WHERE id = :id AND charged_until IS NOT DISTINCT FROM :expected_charged_until
 """
+# Only before there is a machine: nothing that has one ever moves.
+MOVE_SERVER: Final = """
+UPDATE server SET location = :location, architecture = :architecture WHERE id = :id AND provider_ref IS NULL
+"""
 SELECT_SERVER: Final = "SELECT * FROM server WHERE id = :id"
 SELECT_NAME_TAKEN: Final = (
     "SELECT id FROM server WHERE wallet = :wallet AND LOWER(name) = LOWER(:name) AND ended_at IS NULL"
@@ -121,6 +125,14 @@ def update_server(tx: Tx, before: Server, after: Server) -> None:
     params["expected_charged_until"] = before.charged_until
     if tx.execute(UPDATE_SERVER, params) != 1:
         raise RuntimeError(f"the meter of {before.id} moved within one transaction")
+
+
+def move_server(tx: Tx, before: Server, after: Server) -> None:
+    """Write back a server that is ordered in another place than before."""
+    update_server(tx, before, after)
+    params = {"id": after.id, "location": after.location, "architecture": after.architecture}
+    if tx.execute(MOVE_SERVER, params) != 1:
+        raise RuntimeError(f"{before.id} has a machine, and cannot move")
 
 
 def find_server(tx: Tx, server_id: ServerId) -> Server | None:

@@ -16,6 +16,7 @@ ROW = re.compile(r"^\| `(SPAWN_\w+)` \| ([^|]+) \|", re.MULTILINE)
 TOLD_IN_WORDS = {
     "SPAWN_CDP_KEY_ID",
     "SPAWN_CDP_KEY_SECRET",
+    "SPAWN_EUR_SOURCE",
     "SPAWN_HETZNER_LOCATION",
     "SPAWN_HETZNER_SSH_KEY_NAMES",
     "SPAWN_HETZNER_TOKEN",

@@ -88,7 +88,6 @@ class Town:
             entropy=self.entropy,
             vault=vault,
             billing=self.billing,
-            eur_usdc=EUR_USDC,
         )
         self._outcomes = Outcomes(self.entropy, vault, self.billing)
         self._calls = Transactions(self._clock, self.billing, daily_cap_usdc=Usdc(10**12))

@@ -86,6 +86,16 @@ def test_a_raised_price_says_what_it_was() -> None:
     assert "raised from 0.15" in done.output
 
 
+def test_with_a_margin_it_is_left_of_every_price_whose_cost_is_known() -> None:
+    shown = plain("--rail", "devnet", price_margin_percent="25")
+    known = [server for server in shown["servers"] if server["margin"] is not None]
+    assert known
+    assert all(25 <= float(server["margin"]["percent"]) < 26 for server in known)
+    assert (
+        "a margin of 25 %" in economics("--rail", "devnet", columns="200", price_margin_percent="25").output
+    )
+
+
 def test_what_no_minimum_charge_makes_up_for_is_said() -> None:
     done = economics("--rail", "self", "--gas-price-gwei", "30")
     assert done.exit_code == 1

@@ -12,7 +12,7 @@ from spawn.store.database import StoreError
 from tests import databases
 from tests.contract.hetzner_subject import HetznerSubject, emulated
 from tests.emulators.hetzner.app import READ_ONLY_TOKEN, TOKEN
-from tests.emulators.hetzner.faults import LostAnswer
+from tests.emulators.hetzner.faults import LostAnswer, Refuse
 from tests.harness import VirtualClock, World, open_world, settings_in
 from tests.integration.server_steps import action, drive, order, show
 from tests.wallets import Wallet
@@ -78,6 +78,28 @@ async def test_a_server_without_keys_has_a_password_although_the_answer_was_lost
         assert len(hetzner.emulator.calls("POST /servers/{id}/actions/reset_password")) == 1
         kept = "SELECT kind FROM secret WHERE owner = :owner"
         assert [r["kind"] for r in await world.rows(kept, owner=ordered["server"]["id"])] == ["root_password"]
+        await world.check_books()
+
+
+async def test_where_there_is_no_room_the_next_place_is_ordered(tmp_path: Path) -> None:
+    async with service(tmp_path) as (hetzner, world):
+        wallet = await world.customer("20.00")
+        full = (Refuse(code="resource_unavailable"), Refuse(code="placement_error"))
+        hetzner.emulator.faults.plan("POST /servers", *full)
+        ordered = (await order(world, wallet, fallback=[{"location": "hel1"}, {"location": "ash"}])).json()
+        await drive(world)
+        [machine] = hetzner.emulator.world.servers.values()
+        assert (machine.location.name, machine.server_type.name, machine.status) == (
+            "ash",
+            "cpx21",
+            "running",
+        )
+        server = await world.server(ordered["server"]["id"])
+        assert (server.location, server.provider_type, server.provider_ref) == (
+            "ash",
+            "cpx21",
+            str(machine.id),
+        )
         await world.check_books()
 
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from spawn_providers.simulated_faults import Outage
 
-from spawn import cli_admin
+from spawn import cli_orders
 from spawn.domain.barring import Verb
 from spawn.services import claims
 from spawn.services.admin import AnnouncePrice, Bar, Credit
@@ -271,7 +271,7 @@ async def test_orders_of_the_command_line_reach_replicas_that_run(tmp_path: Path
         credit = Credit(id="one", wallet=wallet.address, usdc=1_000_000, reason="a test")
         bar = Bar(verb=Verb.SUSPEND, wallet=wallet.address, reason="a test")
         for order in (price, credit, credit, bar):
-            assert not (await cli_admin._give(first.settings, order)).refused
+            assert not (await cli_orders.give(first.settings, order)).refused
         before = await second.available(wallet.address)
         assert before == await first.available(wallet.address)
         found(await second.sign(wallet, "POST", "/v1/servers", ORDER | {"name": "more"}), 403)
