@@ -8,7 +8,7 @@ UV := $(BIN)/uv
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: help setup demo test test-postgres test-collisions check format types imports bench bench-burn bench-settlement bench-replicas soak fuzz sim sim-planted chaos anvil lock openapi clean
+.PHONY: help setup demo test test-postgres test-collisions check format types imports bench bench-burn bench-settlement bench-replicas bench-hetzner soak fuzz sim sim-planted chaos anvil lock openapi clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -67,6 +67,9 @@ bench-settlement: $(READY) ## Settling on anvil beside web3.py and the x402 faci
 
 bench-replicas: $(READY) ## Paid calls with 1, 2 and 3 replicas on PostgreSQL, beside SQLite
 	$(BIN)/python -m tests.bench.replicas $(ARGS)
+
+bench-hetzner: $(READY) ## An hour of 1,000 servers on the emulated Hetzner: the calls it costs us
+	$(BIN)/python -m tests.bench.hetzner $(ARGS)
 
 REQUESTS ?= 1000000
 soak: $(READY) ## A million mixed calls (REQUESTS): memory stays flat, the books are right

@@ -29,6 +29,7 @@ from spawn.cli_economics import economics
 from spawn.cli_ledger import ledger
 from spawn.cli_migrate import migrate_command
 from spawn.cli_prices import prices
+from spawn.cli_reconcile import reconcile_command, unfreeze_command
 from spawn.cli_treasury import treasury_command
 from spawn.clock import SystemClock, SystemEntropy
 from spawn.evm.node import NodeUnavailable, WrongChain
@@ -223,32 +224,8 @@ def _serve_with(workers: int, settings: Settings) -> NoReturn:
     sys.exit(Supervisor(command, workers, _listen(settings)).run())
 
 
-@cli.command()
-def reconcile() -> None:
-    """Compare providers, books and billing once; mend what differs.
-
-    Runs by itself while the service is up, each SPAWN_RECONCILE_EVERY_S; this is for when it is not. A machine that
-    nobody owns, and a server that its provider lost, must be seen in two runs, five minutes apart, before anything is
-    done.
-    """
-    click.echo(_run(_reconcile(_settings())))
-
-
-async def _reconcile(settings: Settings) -> str:
-    from spawn.app import build
-    from spawn.parts import open_parts
-
-    parts = await open_parts(settings)
-    try:
-        service = await build(settings, parts, ticking=False)
-        report = await service.workers.reconciler.run()
-    finally:
-        await parts.close()
-    return "\n".join(
-        f"{name.replace('_', ' '):18}{getattr(report, name)}" for name in report.__struct_fields__
-    )
-
-
+admin.add_command(unfreeze_command)
+cli.add_command(reconcile_command)
 cli.add_command(migrate_command)
 cli.add_command(admin)
 cli.add_command(ledger)

@@ -296,12 +296,13 @@ async def open_world(
     chain_faults, cloud_faults = DevnetFaults(), Faults()
     chain = DevChain(Path(settings.devnet_path), x402_terms(settings), now=clock.now_s, faults=chain_faults)
     cloud = SimulatedProvider(Path(settings.simulated_path), now_ms=clock.now_ms, seed=1, faults=cloud_faults)
+    provider = cloud if around is None else around(cloud)
     db = await databases.open_database(settings.database_url)
     names = Names()
     parts = Parts(
         db=db,
         rail=devnet_rail(chain),
-        providers={cloud.name: cloud if around is None else around(cloud)},
+        providers={provider.name: provider},
         outbound=Outbound(settings.outbound_rules, names, timeout_s=receiver_timeout_s),
         clock=clock,
         entropy=SeededEntropy(str(clock.now_ms())),

@@ -1,6 +1,7 @@
 """A rented server: its states, and which verbs each state allows.
 
-Invariant: `charged_until` is set exactly while the server costs money, and an ended server has no meter.
+Invariant: `charged_until` is set exactly while the server costs money, and an ended server has no meter. One that runs
+without a meter is frozen: nothing charges it, warns of it or ends it.
 """
 
 from enum import StrEnum
@@ -128,6 +129,12 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
         return self.owed[0].pin if self.owed else self.pin
 
     @property
+    def frozen(self) -> bool:
+        """Its machine is there, and it costs nothing until an operator starts its meter: its books were lost."""
+        ended = self.status in FINAL or self.status is Status.DESTROYING
+        return self.charged_until is None and self.provider_ref is not None and not ended
+
+    @property
     def meter(self) -> Meter | None:
         """The burn's state, or None while the server costs nothing. It holds up to the end of what `due_pin` is for."""
         if self.charged_until is None:
@@ -199,6 +206,16 @@ def check_funded(server: Server) -> None:
             Code.INSUFFICIENT_DEPOSIT,
             f"The money of {server.id} has ended.",
             next=f"POST /v1/servers/{server.id}/deposit, or pay into the balance that it renews from.",
+        )
+
+
+def check_metered(server: Server) -> None:
+    """Raise `conflict` for a server whose price nobody pays yet: another one would have to begin."""
+    if server.frozen:
+        raise SpawnError(
+            Code.CONFLICT,
+            f"{server.id} costs nothing at present: its books were lost, and are being restored.",
+            next="Resize it when GET /v1/servers/{id} shows until when its money lasts.",
         )
 
 

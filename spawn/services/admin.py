@@ -21,7 +21,7 @@ from spawn.domain.barring import Verb, barred_after
 from spawn.domain.operations import new_operation, poweroff_plan
 from spawn.domain.price_changes import PriceChange, PriceChangeId
 from spawn.domain.servers import Command
-from spawn.services import price_changes
+from spawn.services import meters, price_changes
 from spawn.services.create_server import SERVERS_MAX
 from spawn.services.events import emit
 from spawn.services.moments import moment
@@ -78,7 +78,13 @@ class RefreshPrices(msgspec.Struct, frozen=True, kw_only=True, tag_field="order"
     """Read the provider's lists now, and change what they change."""
 
 
-AtOnce = Credit | Bar | AnnouncePrice | WithdrawPrice
+class Unfreeze(msgspec.Struct, frozen=True, kw_only=True, tag_field="order", tag="unfreeze"):
+    """Start the meter of a server that was rebuilt; without `server`, of all that were."""
+
+    server: Name | None
+
+
+AtOnce = Credit | Bar | AnnouncePrice | WithdrawPrice | Unfreeze
 """What is one transaction."""
 Order = AtOnce | RefreshPrices
 
@@ -135,8 +141,31 @@ def carry_out(tx: Tx, order: AtOnce, prices: PriceList, entropy: Entropy, now: i
         case WithdrawPrice():
             back = price_changes.withdraw(tx, prices, PriceChangeId(order.id), entropy=entropy, now=now)
             return (f"{order.id} is withdrawn by {back.id}: {_price(back)}, as before.", _telling(back))
+        case Unfreeze():
+            return _unfreeze(tx, order, now)
         case _:
             assert_never(order)
+
+
+def _unfreeze(tx: Tx, order: Unfreeze, now: int) -> tuple[str, ...]:
+    if order.server is None:
+        frozen = [servers.server_from(row) for row in tx.all(servers.SELECT_FROZEN, {})]
+    else:
+        frozen = [servers.get_server(tx, ServerId(order.server))]
+    for server in frozen:
+        if not server.frozen:
+            raise SpawnError(
+                Code.CONFLICT,
+                f"{server.id} is not frozen.",
+                next="`spawn admin servers` lists those that live.",
+            )
+        # It is due at once: the next burn charges, warns and says when to look again.
+        servers.update_server(tx, server, meters.started(server, now))
+    owners = {server.wallet for server in frozen}
+    return (
+        f"Metered from now on: {len(frozen)} servers of {len(owners)} wallets.",
+        "Whoever has no money for them is warned before anything ends.",
+    )
 
 
 def _price(change: PriceChange) -> str:

@@ -1,7 +1,8 @@
 """Compares what providers have, what our books say, and what is billed; mends what a lost answer left behind.
 
 Invariant: it takes no input but the two inventories. Nothing is destroyed or written off on one look: a stray
-machine and a missing one must be seen twice, a while apart.
+machine and a missing one must be seen twice, a while apart. A machine that is older than the books, and that they never
+had, is nobody's to destroy but an operator's: the books before these may have had it.
 """
 
 import logging
@@ -19,7 +20,7 @@ from spawn.domain.servers import FINAL, Server, Status, status_of
 from spawn.services import endings, meters
 from spawn.services.billing import Billing
 from spawn.services.changes import save
-from spawn.store import operations, servers
+from spawn.store import operations, secrets, servers
 from spawn.store.database import Database
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,11 @@ WHERE server_id = :server_id AND (status = 'running' OR (finished_at >= :since A
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """What one pass found and did. `drifted` machines are not what their servers are billed for: look at them."""
+    """What one pass found and did. `drifted` machines are not what their servers are billed for: look at them.
+
+    `unknown` machines are older than the books, and wait for an operator; `frozen` servers cost nothing until one
+    starts their meters.
+    """
 
     machines: int = 0
     servers: int = 0
@@ -49,6 +54,8 @@ class Report(msgspec.Struct, kw_only=True):
     drifted: int = 0
     strays_seen: int = 0
     strays_destroyed: int = 0
+    unknown: int = 0
+    frozen: int = 0
     missing: int = 0
     vanished: int = 0
     unreachable: int = 0
@@ -70,12 +77,19 @@ class Reconciler:
         report = await self.run()
         if report.drifted or report.strays_destroyed or report.vanished:
             log.warning("reconciled: %s", report)
+        if report.unknown:
+            log.error(
+                "%d machines carry our label, are older than these books, and were never in them. They are left alone: "
+                "give them back to their owners with `spawn reconcile --rebuild`, or delete them at the provider.",
+                report.unknown,
+            )
 
     async def run(self) -> Report:
         """One pass over every provider."""
         report = Report()
         began = self._clock.now_s()
         ours = await self._live_servers()
+        report.frozen = sum(server.frozen for server in ours)
         for name, provider in self._providers.items():
             mine = {server.id: server for server in ours if server.provider == name}
             report.servers += len(mine)
@@ -137,7 +151,7 @@ class Reconciler:
             await self._db.write(lambda tx: tx.execute(INSERT_STRAY, params))
         if first_seen_at is None or now - first_seen_at < GRACE_S:
             return
-        if instance.key is not None and await self._is_ours(instance.key):
+        if not await self._may_destroy(instance, report):
             return
         try:
             await provider.delete(instance.ref)
@@ -150,10 +164,21 @@ class Reconciler:
     async def _forget_stray(self, provider: Provider, ref: str) -> None:
         await self._db.write(lambda tx: tx.execute(DELETE_STRAY, {"provider": provider.name, "ref": ref}))
 
-    async def _is_ours(self, key: ServerId) -> bool:
-        """Whether the server lives after all: it may have been rented since our list was read."""
-        found = await self._db.read(servers.SELECT_SERVER, {"id": key})
-        return bool(found) and servers.server_from(found[0]).status not in FINAL
+    async def _may_destroy(self, instance: Instance, report: Report) -> bool:
+        """Whether the books say that nobody has it, and can know.
+
+        Its server may live after all, rented since our list was read.
+        """
+        found = (
+            [] if instance.key is None else await self._db.read(servers.SELECT_SERVER, {"id": instance.key})
+        )
+        if found:
+            return servers.server_from(found[0]).status in FINAL
+        began = await self._db.read(secrets.SELECT_BEGAN)
+        if began and instance.created_at is not None and instance.created_at >= began[0]["created_at"]:
+            return True
+        report.unknown += 1
+        return False
 
     async def _refresh(self, server: Server, instance: Instance, began: int, report: Report) -> None:
         """Bring the cached state up to date, unless an operation did or is about to."""

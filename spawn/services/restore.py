@@ -15,23 +15,23 @@ from typing import Final
 
 import msgspec
 from msgspec.structs import replace
-from spawn_ledger.accounts import EXT_USDC, SUSPENSE, server_account
-from spawn_ledger.transfers import balance_of, open_account
+from spawn_ledger.accounts import EXT_USDC, SUSPENSE
+from spawn_ledger.transfers import balance_of
 from spawn_ledger.tx import Tx
 from spawn_ledger.verify import verify
 from spawn_providers.base import Instance, InstanceStatus, Provider, ProviderError
-from spawn_providers.catalog import Catalog, Offer
-from spawn_schemas.api import Hostname
+from spawn_providers.catalog import Offer
 from spawn_schemas.events import EventType
 from spawn_schemas.ids import Address, ServerId
 from spawn_schemas.money import Usdc
 
 from spawn.domain.pins import Pin, pin_of
-from spawn.domain.servers import Command, Server, Status, status_of
+from spawn.domain.servers import Command, Server, Status
 from spawn.evm.node import NodeUnavailable
 from spawn.payments.arrivals import Arrivals
 from spawn.payments.holdings import Holdings
-from spawn.services import meters, suspense, treasury
+from spawn.services import adoption, meters, suspense, treasury
+from spawn.services.adoption import Found, offer_of
 from spawn.services.billing import Billing
 from spawn.services.changes import tell
 from spawn.services.price_list import PriceList
@@ -48,11 +48,6 @@ _PAGE: Final = 500
 _CLOCKS_APART_S: Final = 86_400
 """How far our clock may have been ahead of the provider's while the books were kept."""
 
-# The numbers of events that the lost books gave out must not come again: their readers have seen them.
-INSERT_PLACEHOLDER: Final = """
-INSERT INTO event (seq, wallet, type, resource, at, data) VALUES (:seq, '', '', '', :at, '')
-"""
-DELETE_PLACEHOLDER: Final = "DELETE FROM event WHERE seq = :seq"
 SELECT_NEWEST: Final = "SELECT CAST(COALESCE(MAX(at), 0) AS BIGINT) AS at FROM transfer"
 
 _Sums = tuple[Usdc, Usdc]
@@ -204,35 +199,22 @@ class Restore:
     async def _adopt(
         self, provider: str, instance: Instance, prices: PriceList, now: int, report: Report
     ) -> None:
-        offer = _offer_of(instance, prices.catalog)
-        if instance.owner is None:
-            report.undecided.append(
-                f"machine {instance.ref} of {provider} ({instance.key}) does not say whose it is: put its owner's "
-                "label back, or delete it there, and repeat the restore."
-            )
-        elif offer is None:
-            report.undecided.append(
-                f"machine {instance.ref} of {provider} ({instance.key}, for {instance.owner}) is a "
-                f"{instance.provider_type} in {instance.location}, which has no price: delete it there or put that "
-                "type into the catalog, and repeat the restore."
-            )
-        else:
-            pin, owner = pin_of(offer, eur_usdc=prices.eur_usdc), instance.owner
-            report.adopted.append(
-                await self._db.write(lambda tx: self._adopted(tx, provider, instance, owner, offer, pin, now))
-            )
+        found = adoption.find(provider, instance, prices.catalog, prices.eur_usdc)
+        if isinstance(found, str):
+            report.undecided.append(f"{found}, and repeat the restore.")
+            return
+        report.adopted.append(await self._db.write(lambda tx: self._adopted(tx, found, now)))
 
-    def _adopted(
-        self, tx: Tx, provider: str, instance: Instance, owner: Address, offer: Offer, pin: Pin, now: int
-    ) -> Adopted:
-        since = now if instance.created_at is None else min(instance.created_at, now)
-        ordered = _server(tx, provider, instance, owner, offer, pin, since)
-        server = meters.started(ordered, since)
-        open_account(tx, server_account(server.id))
-        servers.insert_server(tx, server)
-        tell(tx, EventType.SERVER_CREATED, server, now)
-        self._billing.settle(tx, owner, now)
-        return Adopted(server=server.id, wallet=owner, name=server.name, type=server.type, since=since)
+    def _adopted(self, tx: Tx, found: Found, now: int) -> Adopted:
+        server = adoption.adopt(tx, found, now, metered=True)
+        self._billing.settle(tx, server.wallet, now)
+        return Adopted(
+            server=server.id,
+            wallet=server.wallet,
+            name=server.name,
+            type=server.type,
+            since=server.created_at,
+        )
 
     async def _replay_rebuild(self, server: Server, instance: Instance, now: int) -> None:
         """What its owner put on it since the backup."""
@@ -245,7 +227,7 @@ class Restore:
         """What its owner made of it since the backup costs what that costs, from now on."""
         if instance.provider_type == server.provider_type:
             return
-        offer = _offer_of(instance, prices.catalog)
+        offer = offer_of(instance, prices.catalog)
         if offer is None:
             report.notes.append(
                 f"{server.id} is a {instance.provider_type} now, which has no price: it is billed as a "
@@ -291,9 +273,7 @@ def _begin(tx: Tx, now: int, lost_until: int) -> None:
     tx.execute(MOVE_WATCH, {"name": suspense.LOST_UNTIL, "cursor": str(lost_until)})
     tx.execute(operations.DOUBT)
     tx.execute(webhooks.FORGET_FAILURES)
-    # Beyond every number given out so far, unless there were a thousand events in each second since 1970.
-    tx.execute(INSERT_PLACEHOLDER, {"seq": now * 1_000, "at": now})
-    tx.execute(DELETE_PLACEHOLDER, {"seq": now * 1_000})
+    adoption.skip_event_numbers(tx, now)
 
 
 def _sums(tx: Tx) -> _Sums:
@@ -315,55 +295,3 @@ def _rebuilt(tx: Tx, server_id: ServerId, image: str, now: int) -> None:
 def _missed(tx: Tx, server_id: ServerId, since: int) -> None:
     server = servers.get_server(tx, server_id)
     servers.update_server(tx, server, meters.missed(server, since))
-
-
-def _offer_of(instance: Instance, catalog: Catalog) -> Offer | None:
-    machine = (instance.provider_type, instance.location)
-    return next((o for o in catalog.offers if (o.provider_type, o.location) == machine), None)
-
-
-def _free_name(tx: Tx, instance: Instance, owner: Address, server_id: ServerId) -> str:
-    """The machine's name, unless it is no name of ours or the owner has another server of that name."""
-    try:
-        name = msgspec.convert(instance.hostname, Hostname)
-    except msgspec.ValidationError:
-        name = None
-    if name is None or tx.one(servers.SELECT_NAME_TAKEN, {"wallet": owner, "name": name}) is not None:
-        return f"restored-{server_id.removeprefix('srv_')}"
-    return name
-
-
-def _server(
-    tx: Tx, provider: str, instance: Instance, owner: Address, offer: Offer, pin: Pin, since: int
-) -> Server:
-    """The row of a server that the machine is all there is left of. Its keys are on it, and not known to us."""
-    if instance.key is None:
-        raise ValueError(f"machine {instance.ref} is not labelled: it cannot be adopted")
-    return Server(
-        id=instance.key,
-        wallet=owner,
-        name=_free_name(tx, instance, owner, instance.key),
-        type=offer.type,
-        image=instance.image,
-        location=instance.location,
-        network="ipv6" if instance.ipv4 is None and instance.ipv6 is not None else "dual",
-        ssh_keys=(),
-        provider=provider,
-        provider_type=instance.provider_type,
-        provider_ref=instance.ref,
-        architecture=offer.architecture,
-        cores=instance.cores,
-        memory_gb=instance.memory_gb,
-        disk_gb=instance.disk_gb,
-        status=status_of(instance.status),
-        ipv4=instance.ipv4,
-        ipv6=instance.ipv6,
-        auto_renew=True,
-        created_at=since,
-        daily_usdc=pin.daily_usdc,
-        capped_s=pin.capped_s,
-        priced_at=since,
-        cost_daily_usdc=pin.cost_daily_usdc,
-        cost_capped_s=pin.cost_capped_s,
-        cost_step_s=pin.cost_step_s,
-    )

@@ -18,7 +18,15 @@ from spawn_schemas.money import Usdc, format_usdc
 
 from spawn.domain import operations as plans
 from spawn.domain.operations import Operation, OperationStatus, Plan, new_operation
-from spawn.domain.servers import Command, Server, Status, check_allowed, check_funded, check_resize
+from spawn.domain.servers import (
+    Command,
+    Server,
+    Status,
+    check_allowed,
+    check_funded,
+    check_metered,
+    check_resize,
+)
 from spawn.services import funds, standing, views
 from spawn.services.calls import Acted, Completed, Context, UseCase
 from spawn.services.changes import tell_ended
@@ -98,6 +106,7 @@ class Resize(UseCase):
     def _delta(self, server: Server, offer: Offer, reserve: Usdc) -> Usdc:
         check_allowed(server, Command.RESIZE)
         check_funded(server)
+        check_metered(server)
         check_resize(server, offer)
         return Usdc(reserve_for_same_runway(reserve, server.daily_usdc, offer.daily_usdc) - reserve)
 

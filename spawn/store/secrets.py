@@ -30,6 +30,8 @@ ON CONFLICT (owner, kind) DO UPDATE SET ciphertext = :ciphertext, created_at = :
 FIND_SEALED: Final = """
 SELECT ciphertext FROM secret WHERE owner = :owner AND kind = :kind AND created_at >= :since
 """
+# The first start sealed it: when these books began.
+SELECT_BEGAN: Final = "SELECT created_at FROM secret WHERE owner = 'spawn' AND kind = 'proof'"
 DELETE_SEALED: Final = "DELETE FROM secret WHERE owner = :owner AND kind = :kind"
 DELETE_ALL_SEALED: Final = "DELETE FROM secret WHERE owner = :owner"
 

@@ -79,6 +79,11 @@ SELECT_DUE: Final = """
 SELECT wallet, due_at, id FROM server WHERE due_at <= :now AND (due_at, id) > (:after_due_at, :after_id)
 ORDER BY due_at, id LIMIT :limit
 """
+# As `Server.frozen` has it.
+SELECT_FROZEN: Final = """
+SELECT * FROM server WHERE ended_at IS NULL AND charged_until IS NULL AND provider_ref IS NOT NULL
+  AND status NOT IN ('destroying', 'destroyed', 'failed') ORDER BY id
+"""
 SELECT_LIVE: Final = "SELECT * FROM server WHERE ended_at IS NULL AND id > :after ORDER BY id LIMIT :limit"
 
 

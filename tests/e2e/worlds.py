@@ -13,6 +13,7 @@ from signing import SignedRequestAuth
 
 from spawn.payments.devnet import DevChain
 from spawn.rails import x402_terms
+from spawn.settings import Settings
 from tests import databases
 from tests.e2e.facts import MINTED, Facts, is_busy, look
 from tests.e2e.lives import House, Nursery, open_house
@@ -105,11 +106,16 @@ def _prepare(nursery: Nursery, folder: Path, become: Callable[[House], None]) ->
     folder.mkdir()
     settings = settings_of(folder, nursery.url)
     databases.make(settings.database_url)
-    asyncio.run(_mint(DevChain(Path(settings.devnet_path), x402_terms(settings), now=lambda: START_S)))
+    mint(settings)
     with open_house(nursery, folder, START_S) as house:
         become(house)
         house.stop()
         return Base(folder=folder, before=look(folder, payer().address, house.now_s))
+
+
+def mint(settings: Settings) -> None:
+    """The customer's money, on a new chain."""
+    asyncio.run(_mint(DevChain(Path(settings.devnet_path), x402_terms(settings), now=lambda: START_S)))
 
 
 async def _mint(chain: DevChain) -> None:

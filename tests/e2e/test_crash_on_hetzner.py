@@ -1,0 +1,239 @@
+"""kill -9 at every write and every call of a create, a resize, a rebuild and a delete at Hetzner, whose answer is lost.
+
+The points are counted in a life without a death; then each is died at by a real process, while the first call that
+changes something at Hetzner takes effect and is never answered. The emulator outlives all of it. Afterwards there is
+one machine for one server, or none for none, and every micro-dollar is where it should be.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from spawn_ledger.accrual import DAY
+from spawn_schemas.money import Usdc
+
+from spawn.domain.operations import OperationStatus
+from spawn.domain.servers import Command, Status
+from tests import databases
+from tests.e2e.facts import Facts, look
+from tests.e2e.hetzner_victim import ENDPOINT
+from tests.e2e.lives import House, Nursery, open_house, open_nursery
+from tests.e2e.scenarios import RENT, Client, Scenario
+from tests.e2e.victim import settings_of
+from tests.e2e.worlds import IDLE_S, POLL_S, mint, payer, sign_payment
+from tests.emulators.hetzner.app import Emulator
+from tests.emulators.hetzner.faults import LostAnswer
+from tests.emulators.hetzner.serving import serving
+from tests.harness import START_S
+
+pytestmark = pytest.mark.embedded
+
+SPEED: Final = 6
+"""As fast as the simulated cloud of the other crash tests: a machine boots in a few polls."""
+POLLS_MAX: Final = 200
+CREATE_FEE, RESIZE_FEE, REBUILD_FEE, DELETE_FEE = Usdc(10_000), Usdc(10_000), Usdc(5_000), Usdc(5_000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A call from the balance, and the change at Hetzner whose answer is lost."""
+
+    scenario: Scenario
+    lost: str
+    is_tenant: bool = True
+
+
+def case(
+    name: str, lost: str, method: str, path: str, fee: Usdc, done: Callable[[Facts], bool], **how: Any
+) -> Case:
+    scenario = Scenario(
+        name=name,
+        world="",
+        method=method,
+        path=f"/v1/servers{path}",
+        fee=fee,
+        key=f"{name}-1",
+        done=done,
+        truth=lambda _: None,
+        body=how.get("body"),
+    )
+    return Case(scenario=scenario, lost=lost, is_tenant=path != "")
+
+
+CASES: Final = (
+    case("create", "POST /servers", "POST", "", CREATE_FEE, lambda facts: bool(facts.live), body=RENT),
+    case(
+        "resize",
+        "POST /servers/{id}/actions/change_type",
+        "POST",
+        "/{server}/resize",
+        RESIZE_FEE,
+        lambda facts: facts.servers[0].type == "medium",
+        body={"type": "medium"},
+    ),
+    case(
+        "rebuild",
+        "POST /servers/{id}/actions/rebuild",
+        "POST",
+        "/{server}/rebuild",
+        REBUILD_FEE,
+        lambda facts: facts.servers[0].image == "debian-12",
+        body={"image": "debian-12"},
+    ),
+    case(
+        "delete",
+        "DELETE /servers/{id}",
+        "DELETE",
+        "/{server}",
+        DELETE_FEE,
+        lambda facts: facts.servers[0].status is Status.DESTROYED,
+    ),
+)
+
+
+@dataclass
+class Trial:
+    """One call in a world of its own, with the emulator at its other end."""
+
+    case: Case
+    house: House
+    emulator: Emulator
+    before: Facts
+    client: Client
+
+    def look(self) -> Facts:
+        return look(self.house.folder, payer().address, self.house.now_s)
+
+    def settle(self) -> None:
+        """Let time pass until nothing is under way and every planned death has come."""
+        for _ in range(POLLS_MAX):
+            busy = any(o.status is OperationStatus.RUNNING for o in self.look().operations)
+            if not busy and not self.house.doomed:
+                return
+            self.house.pass_time(POLL_S if busy else IDLE_S)
+        raise AssertionError("an operation never ended, or a planned death never came")
+
+    def reconcile(self) -> None:
+        """Two inventories, and the grace between them."""
+        for _ in range(7):
+            self.house.pass_time(IDLE_S)
+
+    def check(self) -> None:
+        after = self.look()
+        assert self.case.scenario.done(after)
+        self._check_machines(after)
+        assert after.violations == []
+        assert after.held_usdc == 0
+        fees = after.fees_usdc - self.before.fees_usdc
+        assert fees == self.case.scenario.fee
+        burnt = _burnt(after, self.before)
+        assert self.client.balance() == after.paid_usdc - after.fees_usdc - burnt
+        kept = after.paid_usdc - after.fees_usdc - after.burn_usdc
+        assert after.available_usdc + after.reserves_usdc == kept
+
+    def _check_machines(self, after: Facts) -> None:
+        """One machine for a server that lives, and no address without a machine."""
+        with self.emulator.lock:
+            there = list(self.emulator.world.servers.values())
+            addresses = len(self.emulator.world.primary_ips)
+        assert len(after.servers) == 1
+        assert [(m.labels["spawn-id"], str(m.id)) for m in there] == [
+            (s.id, s.provider_ref) for s in after.live
+        ]
+        assert addresses == 2 * len(there)
+        done = [e for e in self.emulator.calls(self.case.lost) if e.fault or (e.status or 500) < 300]
+        assert len(done) == 1, "it was done twice"
+        for server, machine in zip(after.live, there, strict=True):
+            assert machine.image is not None
+            found = (machine.status, machine.server_type.name, machine.image.name)
+            assert found == (server.status.value, server.provider_type, server.image)
+        assert {o.status for o in after.operations} == {OperationStatus.SUCCESS}
+
+
+def _burnt(after: Facts, before: Facts) -> int:
+    """What the server has cost: exact by the second, at two prices if it was resized, and an hour at least."""
+    (server,) = after.servers
+    created = next(o for o in after.operations if o.command is Command.CREATE)
+    ended = next((o.created_at for o in after.operations if o.command is Command.DESTROY), None)
+    assert created.accepted_at is not None
+    until = after.now_s if ended is None else ended
+    turn = until if after.resized_at is None else after.resized_at
+    first = before.servers[0].daily_usdc if before.servers else server.daily_usdc
+    owed = first * (turn - created.accepted_at) + server.daily_usdc * (until - turn)
+    return max(owed // DAY, 0 if ended is None else -(-first // 24))
+
+
+@contextmanager
+def trial(nursery: Nursery, folder: Path, case: Case, *deaths: int) -> Iterator[Trial]:
+    """The call, ready to be made, in a new world; its answer from Hetzner will be lost."""
+    folder.mkdir()
+    houses: list[House] = []
+
+    def now_ms() -> int:
+        passed_s = houses[0].now_s - START_S if houses else 0
+        return (START_S + SPEED * passed_s) * 1_000
+
+    emulator = Emulator(now_ms)
+    settings = settings_of(folder, nursery.url)
+    databases.make(settings.database_url)
+    mint(settings)
+    try:
+        with serving(emulator) as endpoint:
+            (folder / ENDPOINT).write_text(endpoint)
+            with open_house(nursery, folder, START_S, deaths) as house:
+                houses.append(house)
+                yield _ready(case, house, emulator)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _ready(case: Case, house: House, emulator: Emulator) -> Trial:
+    path, body = "/v1/balance/deposit", {"amount": "20.00"}
+    payment = sign_payment(house, "POST", path, body, nonce=1)
+    paid = house.request("POST", path, json=body, headers={"PAYMENT-SIGNATURE": payment})
+    assert paid.is_success, paid.text
+    before = look(house.folder, payer().address, house.now_s)
+    if case.is_tenant:
+        rented = Client(payer(), CASES[0].scenario, house, "/v1/servers", None).send()
+        assert rented.status_code == 201, rented.text
+        while any(o.status is OperationStatus.RUNNING for o in before.operations) or not before.servers:
+            house.pass_time(POLL_S)
+            before = look(house.folder, payer().address, house.now_s)
+    path = case.scenario.path.format(server=before.servers[0].id if before.servers else "")
+    emulator.faults.plan(case.lost, LostAnswer())
+    house.arm()
+    return Trial(case, house, emulator, before, Client(payer(), case.scenario, house, path, None))
+
+
+@pytest.fixture(scope="module")
+def victims() -> Iterator[Nursery]:
+    with open_nursery("tests.e2e.hetzner_victim") as nursery:
+        yield nursery
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.scenario.name)
+def test_a_call_whose_answer_is_lost_is_done_once_whenever_the_service_dies(
+    victims: Nursery, tmp_path: Path, case: Case, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with trial(victims, tmp_path / "0", case) as whole:
+        assert whole.client.insist().is_success
+        whole.settle()
+        points = whole.house.passed()
+        whole.check()
+    killed: list[str] = []
+    for point in range(1, len(points) + 1):
+        with trial(victims, tmp_path / str(point), case, point) as one:
+            answer = one.client.insist()
+            assert answer.is_success, answer.text
+            one.settle()
+            one.reconcile()
+            one.check()
+            killed += one.house.killed
+    assert len(killed) == len(points)
+    assert any("write" in name for name in killed)
+    with capsys.disabled():
+        print(f"\n  {case.scenario.name} at Hetzner: {len(killed)} killed", end=" ")
