@@ -103,17 +103,22 @@ class Bars(Part):
             if (wallet, "wallet.restored" if now is None else "wallet.suspended") not in told:
                 self.world.violation("unwarned", f"{wallet} was {was}, is {now}, and nobody told it")
             if now is not None:
-                self._check_powered_off(wallet)
+                self._check_powered_off(wallet, changes)
                 self._notes[wallet] = self._count_notes(wallet)
 
-    def _check_powered_off(self, wallet: str) -> None:
+    def _check_powered_off(self, wallet: str, changes: Changes) -> None:
+        """Whatever was under way on a server when the bar came is left alone, also if it ended in the same commit."""
+        busy = {row["server_id"] for row in changes.of("operation").values() if row is not None}
         on = self.world.rows(
             "SELECT id FROM server WHERE wallet = :wallet AND status = 'running' AND ended_at IS NULL AND NOT EXISTS "
             "(SELECT 1 FROM operation WHERE operation.server_id = server.id AND operation.status = 'running')",
             wallet=wallet,
         )
-        if on:
-            self.world.violation("foreign", f"{wallet} was barred, and {on[0]['id']} is not even ordered off")
+        for server in on:
+            if server["id"] not in busy:
+                self.world.violation(
+                    "foreign", f"{wallet} was barred, and {server['id']} is not even ordered off"
+                )
 
     # --- what the barred do -------------------------------------------------------------------------------------
 
