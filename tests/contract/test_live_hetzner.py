@@ -1,0 +1,115 @@
+"""The operator's script for the real Hetzner, on the emulated one: it finds what differs, and leaves nothing behind."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from hcloud import Client
+from hcloud.images import Image
+from hcloud.server_types import ServerType
+from spawn_providers.hetzner.names import ID_LABEL
+
+from tests.emulators.hetzner.app import TOKEN, Emulator
+from tests.emulators.hetzner.faults import ActionFails, Gateway
+from tests.emulators.hetzner.serving import serving
+from tests.live import hetzner
+
+SPEED = 300
+"""A life takes minutes; the script waits for it in real time."""
+
+
+def _now_ms() -> int:
+    return 1_800_000_000_000 + time.monotonic_ns() * SPEED // 10**6
+
+
+@pytest.fixture
+def emulator() -> Emulator:
+    return Emulator(_now_ms)
+
+
+@pytest.fixture
+def endpoint(emulator: Emulator) -> Iterator[str]:
+    with serving(emulator) as endpoint:
+        yield endpoint
+
+
+def _run(endpoint: str, *, cap: str = "0.10", token: str = TOKEN) -> int:
+    argv = ["--cap", cap, "--endpoint", endpoint, "--pause", "0.01"]
+    return hetzner.main(argv, {hetzner.TOKEN: token} if token else {}, lambda: _now_ms() / 1_000)
+
+
+def test_nothing_differs_from_what_the_emulator_was_built_from(
+    emulator: Emulator, endpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(endpoint) == 0
+    said = capsys.readouterr().out
+    assert "nothing of this run is left" in said
+    assert "0 differences" in said
+    changes = {entry.operation.rpartition("/")[2] for entry in emulator.log if entry.method != "GET"}
+    assert {"change_type", "rebuild", "reset_password"} <= changes
+    assert emulator.calls("POST /servers")
+    assert emulator.calls("DELETE /servers/{id}")
+    assert not emulator.world.servers
+    assert not emulator.world.ssh_keys
+
+
+def test_another_status_is_a_difference(capsys: pytest.CaptureFixture[str]) -> None:
+    emulator = Emulator(_now_ms, statuses={"locked": 409})
+    with serving(emulator) as endpoint:
+        assert _run(endpoint) == 1
+    last = capsys.readouterr().out.rpartition("differences\n")[2]
+    assert last.splitlines() == ["  error locked has status 423: found 409"]
+    assert not emulator.world.servers
+
+
+@pytest.mark.parametrize("operation", ["POST /servers", "POST /servers/{id}/actions/rebuild"])
+def test_what_breaks_midway_is_told_and_destroyed(
+    emulator: Emulator, endpoint: str, operation: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = ActionFails(code="server_error", message="it broke")
+    # The first order is the question that is refused.
+    emulator.faults.plan(operation, *([None] if operation == "POST /servers" else []), broken)
+    assert _run(endpoint) == 1
+    assert "it broke" in capsys.readouterr().out
+    assert not emulator.world.servers
+
+
+def test_a_machine_that_cannot_be_destroyed_at_once_is_destroyed_later(
+    emulator: Emulator, endpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    emulator.faults.plan("DELETE /servers/{id}", *[Gateway(status=502)] * 4)
+    assert _run(endpoint) == 1
+    assert "NOT DESTROYED" not in capsys.readouterr().err
+    assert not emulator.world.servers
+
+
+def test_what_costs_more_than_the_cap_is_not_begun(
+    emulator: Emulator, endpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(endpoint, cap="0.01") == 2
+    assert "more than --cap 0.01" in capsys.readouterr().err
+    assert all(entry.method == "GET" for entry in emulator.log)
+
+
+def test_a_project_with_machines_of_ours_is_left_alone(
+    emulator: Emulator, endpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = Client(TOKEN, api_endpoint=endpoint, timeout=5).servers.create(
+        name="sp-one",
+        server_type=ServerType(name="cx23"),
+        image=Image(name="debian-12"),
+        labels={ID_LABEL: "srv_one"},
+    )
+    seen = len(emulator.log)
+    assert _run(endpoint) == 2
+    assert "use a project of its own" in capsys.readouterr().err
+    assert all(entry.method == "GET" for entry in list(emulator.log)[seen:])
+    assert ours.server.id in emulator.world.servers
+
+
+@pytest.mark.parametrize(("token", "said"), [("", "set SPAWN_HETZNER_TOKEN"), ("wrong", "token")])
+def test_who_has_no_token_is_told_so(
+    endpoint: str, token: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(endpoint, token=token) == 2
+    assert said in capsys.readouterr().err
