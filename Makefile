@@ -109,4 +109,4 @@ lock: $(READY) ## Resolve requirements/*.in again
 	$(RESOLVE) requirements/bootstrap.in -o requirements/bootstrap.lock
 
 clean: ## Remove the environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .boot-images .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

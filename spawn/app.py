@@ -39,6 +39,7 @@ from spawn.payments.sign_in import RelyingParty, relying_party
 from spawn.rails import require_same_chain, x402_terms
 from spawn.secret_key import read_secret_key
 from spawn.services.billing import Billing
+from spawn.services.boots import Boots
 from spawn.services.create_server import Shop
 from spawn.services.operator import Operator
 from spawn.services.paid_calls import PaidCalls
@@ -92,15 +93,13 @@ async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Se
     name, provider = next(iter(parts.providers.items()))
     prices = await PriceList.read(await provider.catalog(), settings, parts.db)
     billing = Billing(parts.entropy, settings.warning_policy)
+    room_bytes = provider.capabilities.user_data_bytes
+    boots = Boots(vault, parts.entropy, url=settings.public_url, room_bytes=room_bytes)
     shop = Shop(
-        prices=prices,
-        provider=name,
-        entropy=parts.entropy,
-        vault=vault,
-        billing=billing,
+        prices=prices, provider=name, entropy=parts.entropy, vault=vault, billing=billing, boots=boots
     )
     signals, limits = Signals(), Limits(settings, parts.clock)
-    operator = Operator(parts.db, parts.providers, parts.clock, parts.entropy, vault, signals, billing)
+    operator = Operator(parts.db, parts.providers, parts.clock, parts.entropy, vault, signals, billing, boots)
     refresher = _refresher(settings, parts, provider, prices)
     workers = hire(settings, parts, operator, vault, billing, prices, refresher)
     paid_calls = _paid_calls(settings, parts, operator, signals, limits, billing)

@@ -18,6 +18,8 @@ _UVICORN: Final = "uvicorn."
 _UVICORN_ACCESS: Final = "uvicorn.access"
 _TARGET: Final = 2
 """Where the request's target stands among the arguments of a line of uvicorn's access log."""
+_BOOTS: Final = "/v1/boots/"
+"""What follows in a path is a right, and no name."""
 
 
 def start(stream: IO[str]) -> None:
@@ -40,6 +42,7 @@ def discreet(record: logging.LogRecord) -> bool:
         record.msg, record.args = record.getMessage().partition("\n")[0], ()
     elif record.name == _UVICORN_ACCESS and isinstance(record.args, tuple):
         target = str(record.args[_TARGET]).partition("?")[0]
+        target = f"{_BOOTS}..." if target.startswith(_BOOTS) else target
         record.args = (*record.args[:_TARGET], target, *record.args[_TARGET + 1 :])
     return True
 

@@ -41,11 +41,14 @@ class InstanceStatus(StrEnum):
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
-    """What this provider can do; asked for, never guessed from its type."""
+    """What this provider can do; asked for, never guessed from its type.
+
+    `user_data_bytes` is how much of it a machine takes, at its creation and at a rebuild; 0 where none.
+    """
 
     verbs: frozenset[Verb]
     ipv6_only: bool
-    user_data: bool
+    user_data_bytes: int
     root_password: bool
 
 
@@ -63,12 +66,16 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """The arguments of `act`; only those of the verb are read."""
+    """The arguments of `act`; only those of the verb are read.
+
+    A rebuilt machine has the `user_data` of before unless it gets other.
+    """
 
     provider_type: str | None = None
     upgrade_disk: bool = False
     image: str | None = None
     public_keys: tuple[str, ...] = ()
+    user_data: str | None = None
 
 
 class Instance(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,6 +7,8 @@ Invariant: nothing is asked here that `spawn_providers.base` does not promise.
 
 import asyncio
 
+from msgspec.structs import replace
+
 from spawn_providers.base import Change, InstanceStatus, OpStatus, RefusedCode, Verb
 from spawn_providers.conformance_steps import (
     HOSTNAME,
@@ -255,11 +257,33 @@ class ProviderConformance:
     async def test_user_data_as_the_capabilities_say(self, subject: Subject) -> None:
         offer, image = await first_offer(subject)
         spec = spec_for(offer.provider_type, offer.location, image, user_data="#!/bin/sh\ntrue\n")
-        if subject.provider.capabilities.user_data:
-            await succeed(subject, await subject.provider.create(subject.new_key(), spec))
-        else:
+        room = subject.provider.capabilities.user_data_bytes
+        if room == 0:
             code = await refusal_of(subject.provider.create(subject.new_key(), spec))
             require(code is RefusedCode.INVALID, "user_data is not offered, yet not refused as invalid")
+            return
+        too_much = replace(spec, user_data="#" * (room + 1))
+        code = await refusal_of(subject.provider.create(subject.new_key(), too_much))
+        require(
+            code is RefusedCode.INVALID, "more user_data than there is room for is not refused as invalid"
+        )
+        full = replace(spec, user_data="#!/bin/sh".ljust(room, "\n"))
+        await succeed(subject, await subject.provider.create(subject.new_key(), full))
+
+    async def test_rebuild_takes_user_data_as_the_capabilities_say(self, subject: Subject) -> None:
+        machine, room = await running_machine(subject), subject.provider.capabilities.user_data_bytes
+        change = Change(image=machine.image, public_keys=(PUBLIC_KEY,))
+        if room == 0 or not await offers_verb(subject, machine.ref, Verb.REBUILD, change):
+            return
+        too_much = replace(change, user_data="#" * (room + 1))
+        code = await refusal_of(subject.provider.act(machine.ref, Verb.REBUILD, too_much))
+        require(
+            code is RefusedCode.INVALID, "more user_data than there is room for is not refused as invalid"
+        )
+        told = replace(change, user_data="#!/bin/sh\ntrue\n")
+        await act_and_succeed(subject, machine.ref, Verb.REBUILD, told)
+        rebuilt = await reach(subject, machine.ref, InstanceStatus.RUNNING)
+        require(rebuilt.key == machine.key, "a rebuild with user_data made another machine")
 
     async def test_poll_keeps_the_order_and_knows_what_it_does_not_know(self, subject: Subject) -> None:
         provider = subject.provider

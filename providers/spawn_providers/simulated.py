@@ -41,6 +41,7 @@ from spawn_providers.simulated_faults import (
     Outage,
     Refusal,
 )
+from spawn_providers.simulated_rules import USER_DATA_BYTES_MAX
 from spawn_providers.simulated_world import World
 
 T = TypeVar("T")
@@ -58,7 +59,7 @@ class SimulatedProvider:
 
     name: str = "simulated"
     capabilities: Capabilities = Capabilities(
-        verbs=frozenset(Verb), ipv6_only=True, user_data=True, root_password=True
+        verbs=frozenset(Verb), ipv6_only=True, user_data_bytes=USER_DATA_BYTES_MAX, root_password=True
     )
 
     def __init__(

@@ -16,7 +16,7 @@ import msgspec
 from spawn_providers.base import Change, InstanceStatus, Refused, RefusedCode, Spec, Verb
 from spawn_providers.catalog import DEFAULT_CATALOG, Offer
 
-MAX_USER_DATA_BYTES: Final = 32 * 1024
+USER_DATA_BYTES_MAX: Final = 32 * 1024
 
 # RFC 2544 keeps 198.18.0.0/15 for benchmarks and RFC 3849 keeps 2001:db8::/32 for documentation:
 # nothing that is written to these addresses can reach a stranger.
@@ -75,13 +75,17 @@ def check_spec(spec: Spec) -> None:
     """Raise `Refused(invalid)` unless this machine can be ordered."""
     get_offer(spec.provider_type, spec.location)
     _check_image(spec.image)
-    if spec.user_data is not None and len(spec.user_data.encode()) > MAX_USER_DATA_BYTES:
-        raise Refused(RefusedCode.INVALID, "user_data is larger than 32 KiB")
+    _check_user_data(spec.user_data)
 
 
 def _check_image(image: str) -> None:
     if all(known.name != image for known in DEFAULT_CATALOG.images):
         raise Refused(RefusedCode.INVALID, f"there is no image {image}")
+
+
+def _check_user_data(text: str | None) -> None:
+    if text is not None and len(text.encode()) > USER_DATA_BYTES_MAX:
+        raise Refused(RefusedCode.INVALID, "user_data is larger than 32 KiB")
 
 
 def creation(spec: Spec, dice: random.Random) -> Course:
@@ -182,6 +186,7 @@ def _rebuild(present: Moment, change: Change, dice: random.Random) -> Course:
     if change.image is None:
         raise Refused(RefusedCode.INVALID, "a rebuild names the new image")
     _check_image(change.image)
+    _check_user_data(change.user_data)
     rebuilt = msgspec.structs.replace(present, image=change.image)
     stages = (
         (_turned(present, InstanceStatus.REBUILDING), _WIPE),

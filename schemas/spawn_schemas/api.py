@@ -75,9 +75,22 @@ class CreateServer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         tuple[str, ...], msgspec.Meta(max_length=20, description="Ids of registered keys.")
     ] = ()
     user_data: (
-        Annotated[str, msgspec.Meta(max_length=32768, description="A cloud-init script, 32 KiB at most.")]
+        Annotated[
+            str,
+            msgspec.Meta(
+                max_length=32768,
+                description="For cloud-init: a script, a cloud-config or a multipart archive. It shares 32 KiB with "
+                "what we plant, and runs again after a rebuild.",
+            ),
+        ]
         | None
     ) = None
+    host_key: Annotated[
+        bool,
+        msgspec.Meta(
+            description="An Ed25519 host key made by us, told as `known_hosts`; false: the machine makes its own."
+        ),
+    ] = True
     network: Network = "dual"
     auto_renew: Annotated[
         bool, msgspec.Meta(description="Go on from the available balance when the deposit is used up.")
@@ -169,8 +182,25 @@ class ServerSummary(msgspec.Struct, frozen=True, kw_only=True):
     owner_wallet: str
 
 
+class ReadyView(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the machine says that it has come since it was ordered or rebuilt.
+
+    `ssh` is when its sshd answered, `reported_at` when its cloud-init told how it had ended, and `log` the end of what
+    it wrote, which only `GET /v1/servers/{server_id}` shows.
+    """
+
+    ssh: Moment | None
+    cloud_init: Literal["pending", "done", "failed"]
+    reported_at: Moment | None
+    log: str | None
+
+
 class ServerView(ServerSummary, frozen=True, kw_only=True):
-    """A server in full. `deposit_expires_at` is when its money ends at today's burn."""
+    """A server in full. `deposit_expires_at` is when its money ends at today's burn.
+
+    `ssh_host_keys` are the ones that we planted, `known_hosts` the line for them at its present addresses. `ready` is
+    null where the machine was told nothing that it could report by.
+    """
 
     cores: int
     memory_gb: int
@@ -184,6 +214,9 @@ class ServerView(ServerSummary, frozen=True, kw_only=True):
     reason: str | None
     action: str | None
     root_password: str | None
+    ssh_host_keys: tuple[str, ...]
+    known_hosts: str | None
+    ready: ReadyView | None
 
 
 class ActionError(msgspec.Struct, frozen=True, kw_only=True):
@@ -322,60 +355,6 @@ class SessionView(msgspec.Struct, frozen=True, kw_only=True):
 
 class SessionOpened(msgspec.Struct, frozen=True, kw_only=True):
     session: SessionView
-
-
-class OfferView(msgspec.Struct, frozen=True, kw_only=True):
-    """One server type in one location. Of a calendar month (UTC) at most `monthly_burn_max` is charged, if not null."""
-
-    type: str
-    location: str
-    provider_type: str
-    architecture: str
-    cores: int
-    memory_gb: int
-    disk_gb: int
-    daily_burn: UsdcText
-    monthly_burn_max: UsdcText | None
-    deposit: UsdcText
-    minimum_deposit: UsdcText
-
-
-class ImageView(msgspec.Struct, frozen=True, kw_only=True):
-    name: str
-    description: str
-
-
-class LocationView(msgspec.Struct, frozen=True, kw_only=True):
-    name: str
-    city: str
-    country: str
-
-
-class FeeView(msgspec.Struct, frozen=True, kw_only=True):
-    method: str
-    path: str
-    fee: UsdcText
-    summary: str
-
-
-class PaymentTerms(msgspec.Struct, frozen=True, kw_only=True):
-    """How to pay. No payment is smaller than `minimum`; what it carries above a call's price becomes balance."""
-
-    scheme: str
-    network: str
-    asset: str
-    pay_to: str
-    minimum: UsdcText
-
-
-class CatalogView(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that can be bought, what it costs, and how to pay."""
-
-    offers: tuple[OfferView, ...]
-    images: tuple[ImageView, ...]
-    locations: tuple[LocationView, ...]
-    fees: tuple[FeeView, ...]
-    payment: PaymentTerms
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):

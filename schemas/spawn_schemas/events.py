@@ -18,6 +18,7 @@ class EventType(str, Enum):
 
     SERVER_CREATED = "server.created"
     SERVER_RUNNING = "server.running"
+    SERVER_READY = "server.ready"
     SERVER_OFF = "server.off"
     SERVER_RESIZED = "server.resized"
     SERVER_REBUILT = "server.rebuilt"
@@ -55,6 +56,19 @@ class ServerData(msgspec.Struct, frozen=True, kw_only=True):
     status: str
     previous: str
     reason: str | None
+    ipv4: str | None
+    ipv6: str | None
+
+
+class ReadyData(msgspec.Struct, frozen=True, kw_only=True):
+    """What a machine told of its boot: its `cloud_init` is `done` or `failed`, `seconds` after it was ordered or
+    rebuilt.
+    """
+
+    server: str
+    name: str
+    cloud_init: str
+    seconds: int
     ipv4: str | None
     ipv6: str | None
 
@@ -134,12 +148,21 @@ class WebhookData(msgspec.Struct, frozen=True, kw_only=True):
 
 
 EventData = (
-    ServerData | DepositData | PaymentData | OperationData | PriceData | WalletData | SshKeyData | WebhookData
+    ServerData
+    | ReadyData
+    | DepositData
+    | PaymentData
+    | OperationData
+    | PriceData
+    | WalletData
+    | SshKeyData
+    | WebhookData
 )
 
 TYPES: Final[dict[EventType, type[msgspec.Struct]]] = {
     EventType.SERVER_CREATED: ServerData,
     EventType.SERVER_RUNNING: ServerData,
+    EventType.SERVER_READY: ReadyData,
     EventType.SERVER_OFF: ServerData,
     EventType.SERVER_RESIZED: ServerData,
     EventType.SERVER_REBUILT: ServerData,
@@ -172,6 +195,8 @@ TYPES: Final[dict[EventType, type[msgspec.Struct]]] = {
 MEANINGS: Final[dict[EventType, str]] = {
     EventType.SERVER_CREATED: "A server was ordered; its machine is not there yet.",
     EventType.SERVER_RUNNING: "The server runs: for the first time, or again after a start, a rebuild or a resize.",
+    EventType.SERVER_READY: "The machine told that its cloud-init has ended: once after it was ordered, and after each "
+    "rebuild.",
     EventType.SERVER_OFF: "The server is switched off. It still costs money.",
     EventType.SERVER_RESIZED: "The server has another type, and from this second another price.",
     EventType.SERVER_REBUILT: "The server's disk was written anew from an image.",

@@ -13,7 +13,7 @@ import msgspec
 from litestar import Litestar
 from litestar.di import Provide
 from litestar.openapi.config import OpenAPIConfig
-from spawn_schemas import api, events, refusals, suspense, webhooks
+from spawn_schemas import api, boots, catalog, events, refusals, suspense, webhooks
 
 from spawn import __version__
 from spawn.api import event_examples
@@ -101,7 +101,7 @@ _FOLLOWING: Final = (
 )
 
 
-_WIRE: Final = (api, events, refusals, suspense, webhooks)
+_WIRE: Final = (api, boots, catalog, events, refusals, suspense, webhooks)
 """Where the structs of requests and answers are."""
 
 

@@ -18,6 +18,7 @@ from spawn_schemas.events import (
     OperationData,
     PaymentData,
     PriceData,
+    ReadyData,
     ServerData,
     SshKeyData,
     WalletData,
@@ -43,6 +44,14 @@ _SERVER: Final = ServerData(
 )
 _ORDERED: Final = replace(_SERVER, status="initializing", ipv4=None, ipv6=None)
 _ENDING: Final = replace(_SERVER, status="destroying", previous="running", reason="deposit_exhausted")
+_READY: Final = ReadyData(
+    server=_SERVER_ID,
+    name="my-agent-node",
+    cloud_init="done",
+    seconds=74,
+    ipv4="203.0.113.7",
+    ipv6="2001:db8::1",
+)
 _DEPOSIT: Final = DepositData(
     server=_SERVER_ID,
     name="my-agent-node",
@@ -81,6 +90,7 @@ _WEBHOOK: Final = WebhookData(webhook=_WEBHOOK_ID, url="https://agent.example/sp
 DATA: Final[dict[EventType, tuple[str, EventData]]] = {
     EventType.SERVER_CREATED: (_SERVER_ID, _ORDERED),
     EventType.SERVER_RUNNING: (_SERVER_ID, _SERVER),
+    EventType.SERVER_READY: (_SERVER_ID, _READY),
     EventType.SERVER_OFF: (_SERVER_ID, replace(_SERVER, status="off", previous="stopping")),
     EventType.SERVER_RESIZED: (_SERVER_ID, replace(_SERVER, type="medium", previous="migrating")),
     EventType.SERVER_REBUILT: (_SERVER_ID, replace(_SERVER, previous="rebuilding")),

@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 import msgspec
-from spawn_schemas import api, events, suspense, webhooks
+from spawn_schemas import api, boots, catalog, events, suspense, webhooks
 
 from spawn.api.event_examples import example
 
@@ -13,6 +13,7 @@ _ACTION_ID: Final = "act_nbswy3dpfqqho33snrscc4tfmq"
 _KEY_ID: Final = "sk_onuw24dmmuqhg5dsnfxgoidjom"
 _NOW: Final = "2026-02-24T10:00:00Z"
 
+_HOST_KEY: Final = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAchARWiGSmJxo7QdZhdXUQoDxmASZCJBxzFUVjjOmsO"
 _SUMMARY: Final = api.ServerSummary(
     id=_SERVER_ID,
     hetzner_id=12345678,
@@ -48,6 +49,14 @@ _VIEW: Final = api.ServerView(
     reason=None,
     action=None,
     root_password=None,
+    ssh_host_keys=(_HOST_KEY,),
+    known_hosts=f"203.0.113.7,2001:db8::1 {_HOST_KEY}",
+    ready=api.ReadyView(
+        ssh="2026-02-24T10:00:58Z",
+        cloud_init="done",
+        reported_at="2026-02-24T10:01:14Z",
+        log="Cloud-init v. 24.4 finished.",
+    ),
 )
 _KEY: Final = api.SshKeyView(
     id=_KEY_ID,
@@ -112,6 +121,7 @@ REQUESTS: Final[dict[str, Any]] = {
         url="https://agent.example.com/hooks/spawn", types=("server.*", "deposit.low"), description="my agent"
     ),
     "PATCH /v1/webhooks/{webhook_id}": webhooks.UpdateWebhook(enabled=True),
+    "POST /v1/boots/{token}": boots.BootReport(cloud_init="done", log="Cloud-init v. 24.4 finished."),
 }
 
 RESPONSES: Final[dict[str, Any]] = {
@@ -190,6 +200,7 @@ RESPONSES: Final[dict[str, Any]] = {
             expires_in=900,
         )
     ),
+    "POST /v1/boots/{token}": boots.BootReported(status="recorded"),
     "GET /v1/actions/{action_id}": api.ActionShown(
         action=api.ActionView(
             id=_ACTION_ID,
@@ -201,9 +212,9 @@ RESPONSES: Final[dict[str, Any]] = {
             server_id=_SERVER_ID,
         )
     ),
-    "GET /v1/catalog": api.CatalogView(
+    "GET /v1/catalog": catalog.CatalogView(
         offers=(
-            api.OfferView(
+            catalog.OfferView(
                 type="small",
                 location="nbg1",
                 provider_type="cx23",
@@ -217,10 +228,10 @@ RESPONSES: Final[dict[str, Any]] = {
                 minimum_deposit="0.15",
             ),
         ),
-        images=(api.ImageView(name="ubuntu-24.04", description="Ubuntu 24.04 LTS"),),
-        locations=(api.LocationView(name="nbg1", city="Nuremberg", country="DE"),),
-        fees=(api.FeeView(method="POST", path="/v1/servers", fee="0.01", summary="Rent a server"),),
-        payment=api.PaymentTerms(
+        images=(catalog.ImageView(name="ubuntu-24.04", description="Ubuntu 24.04 LTS"),),
+        locations=(catalog.LocationView(name="nbg1", city="Nuremberg", country="DE"),),
+        fees=(catalog.FeeView(method="POST", path="/v1/servers", fee="0.01", summary="Rent a server"),),
+        payment=catalog.PaymentTerms(
             scheme="exact",
             network="eip155:84532",
             asset="0x036CbD53842c5426634e7929541eC2318f3dCF7e",

@@ -25,7 +25,7 @@ from spawn.api.stencils import Stencils, tells_nothing
 _LOOKED_AT: Final = "looked_at"
 """Under this name a request's state holds the answer that was found for it at once, or None."""
 _COUNTED: Final = "/v1/"
-"""Where a call for what does not exist counts against its address."""
+"""Where a call for what does not exist, or that changes something for nothing, counts against its address."""
 _ORIGIN: Final = b"origin"
 _ID_MAX: Final = 64
 """The longest request id that is taken over from the caller."""
@@ -108,7 +108,7 @@ class Front:
             request_id = state["request_id"] = _own_id(headers) or request_id
             address = caller_address(scope, self._proxies)
             if route is None or not route.is_priced:
-                if route is None and path.startswith(_COUNTED):
+                if path.startswith(_COUNTED) and (route is None or method != "GET"):
                     self._limits.take_address(address)
                 return None
             arrival = Arrival(

@@ -101,7 +101,7 @@ class Gate:
         """Answer a priced route that takes a body; `fund` reads from it what it adds to the price."""
         if body is None:
             return await self.run(arrival, None)
-        exact_body = _strict(arrival.body, type(body))
+        exact_body = strict(arrival.body, type(body))
         return await self.run(arrival, lambda: use_case(exact_body), fund=fund(exact_body))
 
     def _check_limits(self, charge: Charge, price: Price) -> None:
@@ -241,7 +241,7 @@ def _decoder(form: type[B]) -> msgspec.json.Decoder[B]:
     return msgspec.json.Decoder(form)
 
 
-def _strict(body: bytes, form: type[B]) -> B:
+def strict(body: bytes, form: type[B]) -> B:
     """Read the body again, exactly: the framework takes `"true"` for true, and we would guess what was meant."""
     try:
         read: B = _decoder(form).decode(body)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final
 from litestar import Request, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath, QueryParameter
-from spawn_schemas import api
+from spawn_schemas import api, catalog
 from spawn_schemas.ids import ActionId
 from spawn_schemas.money import format_usdc
 
@@ -23,11 +23,11 @@ Wait = Annotated[int, QueryParameter(ge=0, le=60, description="Seconds to wait f
 
 
 @get("/v1/catalog", **priced(charges.FREE, "What is for sale, where, and for how much"))
-async def show_catalog(request: Http, services: NamedDependency[Services]) -> api.CatalogView:
-    catalog, settings = services.shop.catalog, services.settings
-    return api.CatalogView(
+async def show_catalog(request: Http, services: NamedDependency[Services]) -> catalog.CatalogView:
+    sold, settings = services.shop.catalog, services.settings
+    return catalog.CatalogView(
         offers=tuple(
-            api.OfferView(
+            catalog.OfferView(
                 type=offer.type,
                 location=offer.location,
                 provider_type=offer.provider_type,
@@ -40,15 +40,15 @@ async def show_catalog(request: Http, services: NamedDependency[Services]) -> ap
                 deposit=format_usdc(offer.deposit_usdc),
                 minimum_deposit=format_usdc(offer.daily_usdc),
             )
-            for offer in catalog.offers
+            for offer in sold.offers
         ),
-        images=tuple(api.ImageView(name=i.name, description=i.description) for i in catalog.images),
+        images=tuple(catalog.ImageView(name=i.name, description=i.description) for i in sold.images),
         locations=tuple(
-            api.LocationView(name=place.name, city=place.city, country=place.country)
-            for place in catalog.locations
+            catalog.LocationView(name=place.name, city=place.city, country=place.country)
+            for place in sold.locations
         ),
         fees=request.app.state.fees,
-        payment=api.PaymentTerms(
+        payment=catalog.PaymentTerms(
             scheme="exact",
             network=settings.x402_network,
             asset=checksummed(services.terms.asset),

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from typing import Final
 
 from litestar.handlers import HTTPRouteHandler
-from spawn_schemas import api
+from spawn_schemas import catalog
 from spawn_schemas.money import format_usdc
 
-from spawn.api import balance, events, keys, public, servers, sessions, suspense, webhooks
+from spawn.api import balance, boots, events, keys, public, servers, sessions, suspense, webhooks
 from spawn.api.routing import Routes
 from spawn.domain.charges import Charge, Kind
 
@@ -19,6 +19,7 @@ HANDLERS: tuple[HTTPRouteHandler, ...] = (
     *events.HANDLERS,
     *webhooks.HANDLERS,
     *sessions.HANDLERS,
+    *boots.HANDLERS,
     *public.HANDLERS,
 )
 
@@ -32,10 +33,10 @@ def charged_routes() -> Iterator[tuple[str, str, Charge, str]]:
         yield route.method, route.template, route.charge, route.summary
 
 
-def fees() -> tuple[api.FeeView, ...]:
+def fees() -> tuple[catalog.FeeView, ...]:
     """The price list, as the catalog shows it."""
     return tuple(
-        api.FeeView(method=method, path=path, fee=format_usdc(charge.fee_usdc), summary=summary)
+        catalog.FeeView(method=method, path=path, fee=format_usdc(charge.fee_usdc), summary=summary)
         for method, path, charge, summary in charged_routes()
         if charge.kind is not Kind.FREE
     )

@@ -23,6 +23,7 @@ from spawn.domain.pins import Pin, pin_of
 from spawn.domain.servers import Command, Server, Status
 from spawn.services import funds, standing, views
 from spawn.services.billing import Billing
+from spawn.services.boots import Boots
 from spawn.services.calls import Acted, Completed, Context, UseCase
 from spawn.services.changes import tell
 from spawn.services.ownership import owned_key
@@ -51,6 +52,7 @@ class Shop(msgspec.Struct, frozen=True, kw_only=True):
     entropy: Entropy
     vault: Vault
     billing: Billing
+    boots: Boots
 
     @property
     def catalog(self) -> Catalog:
@@ -72,6 +74,7 @@ class CreateServer(UseCase):
             self._offer = find_offer(shop.catalog, wanted.type, wanted.location)
             self._instead = offers_instead(shop.catalog, wanted, self._offer)
             find_image(shop.catalog, wanted.image)
+            shop.boots.refuse(wanted)
             self._deposit = self._deposit_usdc()
         except SpawnError as refusal:
             self.refusal = refusal
@@ -122,8 +125,7 @@ class CreateServer(UseCase):
         operations.insert_operation(tx, operation)
         funds.hold_fee(tx, wallet, context.fee_usdc, operation.id, now)
         funds.hold_deposit(tx, server, self._deposit, operation.id, now)
-        if self._wanted.user_data is not None:
-            self._shop.vault.put(tx, server.id, secrets.USER_DATA, self._wanted.user_data, now)
+        self._shop.boots.plant(tx, server, self._wanted)
         return Acted(answer=self._answer(tx, server, operation, now), operation=operation.id)
 
     def _check_name_and_count(self, tx: Tx, wallet: Address) -> None:

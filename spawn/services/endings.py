@@ -17,9 +17,9 @@ from spawn.domain.operations import (
     new_operation,
 )
 from spawn.domain.servers import Command, Reason, Server, Status
-from spawn.services import funds, meters
+from spawn.services import boots, funds, meters
 from spawn.services.changes import save, tell_ended
-from spawn.store import operations, secrets
+from spawn.store import operations
 
 SUPERSEDED = "superseded"
 
@@ -79,4 +79,4 @@ def vanish(tx: Tx, server: Server, missed_at: int, now: int) -> None:
         owed=(),
     )
     save(tx, server, lost, now)
-    tx.execute(secrets.DELETE_ALL_SEALED, {"owner": server.id})
+    boots.forget(tx, server.id)

@@ -22,6 +22,7 @@ from spawn.domain.operations import (
 )
 from spawn.domain.servers import FINAL, Status
 from spawn.services.billing import Billing
+from spawn.services.boots import Boots
 from spawn.services.outcomes import Outcomes
 from spawn.services.provider_calls import (
     Accepted,
@@ -33,7 +34,7 @@ from spawn.services.provider_calls import (
 )
 from spawn.services.signals import Signals
 from spawn.store import operations as rows
-from spawn.store import secrets, servers
+from spawn.store import servers
 from spawn.store.database import Database
 from spawn.store.secrets import Vault
 
@@ -55,12 +56,13 @@ class Operator:
         vault: Vault,
         signals: Signals,
         billing: Billing,
+        boots: Boots,
     ) -> None:
         self._db = db
         self._providers = providers
         self._clock = clock
         self._entropy = entropy
-        self._vault = vault
+        self._boots = boots
         self._signals = signals
         self._outcomes = Outcomes(entropy, vault, billing)
         self._tasks: dict[ActionId, asyncio.Task[None]] = {}
@@ -161,9 +163,5 @@ class Operator:
         )
         rows.update_operation(tx, operation, claimed)
         server = servers.get_server(tx, operation.server_id)
-        user_data = (
-            self._vault.find(tx, server.id, secrets.USER_DATA)
-            if isinstance(operation.current, Create)
-            else None
-        )
+        user_data = self._boots.user_data(tx, server.id, operation.current)
         return Work(operation=operation, server=server, user_data=user_data)

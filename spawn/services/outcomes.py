@@ -31,7 +31,7 @@ from spawn.domain.operations import (
     ordered_instead,
 )
 from spawn.domain.servers import Command, Reason, Server, Status, status_of
-from spawn.services import funds, meters
+from spawn.services import boots, funds, meters
 from spawn.services.billing import Billing
 from spawn.services.changes import save, tell, tell_ended
 from spawn.services.provider_calls import (
@@ -102,8 +102,9 @@ class Outcomes:
                 ordered = replace(server, provider_ref=yes.ref)
                 save(tx, server, ordered, now)
                 self._billing.start(tx, ordered, now)
-                self._vault.erase_one(tx, server.id, secrets.USER_DATA)
             case Act(verb=verb):
+                if verb is Verb.REBUILD:
+                    boots.began_rebuild(tx, operation)
                 status = _STATUS_WHILE.get(verb)
                 if status is not None:
                     save(tx, server, replace(server, status=status), now)
@@ -151,7 +152,7 @@ class Outcomes:
         if plan.final is not None:
             done = meters.overrun(tx, done, now)
             done = replace(done, status=plan.final, ended_at=now, ipv4=None, ipv6=None)
-            self._vault.erase(tx, server.id)
+            boots.forget(tx, server.id)
         save(tx, server, done, now)
         if plan.image is not None and operation.error_code is None:
             tell(tx, EventType.SERVER_REBUILT, done, now)
@@ -264,7 +265,7 @@ class Outcomes:
         """Give everything back, what its owner added meanwhile too; where the provider had begun, order its half-made
         machine destroyed.
         """
-        self._vault.erase(tx, server.id)
+        boots.forget(tx, server.id)
         closed = meters.reverse(tx, server, now)
         if server.provider_ref is None:
             failed = replace(closed, status=Status.FAILED, reason=Reason.PROVIDER_REFUSED, ended_at=now)

@@ -137,7 +137,8 @@ async def _call(provider: Provider, work: Work, now: int) -> Outcome:
             order = msgspec.structs.replace(spec, user_data=work.user_data)
             return _accepted(await provider.create(server.id, order))
         case Act(verb=verb, change=change):
-            return _accepted(await provider.act(_ref(server), verb, change))
+            told = msgspec.structs.replace(change, user_data=work.user_data)
+            return _accepted(await provider.act(_ref(server), verb, told))
         case Delete() as step:
             instance = await _instance(provider, server)
             if instance is not None:

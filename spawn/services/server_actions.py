@@ -175,6 +175,7 @@ class Rebuild(UseCase):
         operations.insert_operation(tx, operation)
         # A password nobody fetched is that of the system that goes.
         self._shop.vault.erase_one(tx, server.id, secrets.ROOT_PASSWORD)
+        self._shop.boots.replant(tx, server.id, context.now)
         funds.hold_fee(tx, context.wallet, context.fee_usdc, operation.id, context.now)
         answer = api.ServerRebuilt(action=views.action_summary(operation), root_password=None)
         return Acted(answer=views.encode(answer), operation=operation.id)

@@ -29,7 +29,7 @@ from spawn.services.operator import Operator
 from spawn.services.ownership import TOMBSTONE_S, busy, get_owned, read_owned
 from spawn.services.purse import Purse
 from spawn.services.standing import Standing
-from spawn.store import operations, secrets, servers
+from spawn.store import boots, operations, secrets, servers
 from spawn.store.database import Database
 from spawn.store.secrets import Vault
 
@@ -102,10 +102,12 @@ class ShowServer(Read):
 
     def act(self, tx: Tx, context: Context) -> Acted:
         server = get_owned(tx, self._server_id, context.wallet, context.now)
-        view = views.server_view(server, context.standing, operations.find_running(tx, server.id))
+        running, readiness = operations.find_running(tx, server.id), boots.find(tx, server.id)
+        view = views.server_view(server, context.standing, running, readiness)
+        ready = None if readiness is None else views.ready_view(readiness, with_log=True)
         password = self._vault.take(tx, server.id, secrets.ROOT_PASSWORD) if context.binds_request else None
         return Acted(
-            answer=views.encode(api.ServerShown(server=replace(view, root_password=password))),
+            answer=views.encode(api.ServerShown(server=replace(view, root_password=password, ready=ready))),
             stored=views.encode(api.ServerShown(server=view)),
         )
 
@@ -267,4 +269,5 @@ def _check_live(server: Server) -> None:
 
 def _view(tx: Tx, server_id: ServerId, now_standing: Standing) -> api.ServerView:
     server = servers.get_server(tx, server_id)
-    return views.server_view(server, now_standing, operations.find_running(tx, server_id))
+    running, readiness = operations.find_running(tx, server_id), boots.find(tx, server_id)
+    return views.server_view(server, now_standing, running, readiness)

@@ -5,7 +5,9 @@ from spawn_ledger.tx import Row
 from spawn_schemas import api
 from spawn_schemas.money import Usdc, format_usdc
 
+from spawn.domain.host_keys import known_hosts
 from spawn.domain.operations import Operation
+from spawn.domain.readiness import Readiness
 from spawn.domain.servers import Server
 from spawn.services.moments import moment
 from spawn.services.standing import Standing
@@ -50,8 +52,14 @@ def server_summary(server: Server) -> api.ServerSummary:
     )
 
 
-def server_view(server: Server, standing: Standing, running: Operation | None) -> api.ServerView:
-    """A server in full, its deposit accrued to now."""
+def server_view(
+    server: Server, standing: Standing, running: Operation | None, readiness: Readiness | None
+) -> api.ServerView:
+    """A server in full, its deposit accrued to now.
+
+    Without `readiness` nothing is known of its machine's keys: it has ended, or its books were lost.
+    """
+    host_key = None if readiness is None else readiness.host_key
     ends_at = standing.ends_at.get(server.id)
     return api.ServerView(
         id=server.id,
@@ -76,6 +84,19 @@ def server_view(server: Server, standing: Standing, running: Operation | None) -
         reason=None if server.reason is None else server.reason.value,
         action=None if running is None else running.id,
         root_password=None,
+        ssh_host_keys=() if host_key is None else (host_key,),
+        known_hosts=None if host_key is None else known_hosts(host_key, ipv4=server.ipv4, ipv6=server.ipv6),
+        ready=None if readiness is None else ready_view(readiness),
+    )
+
+
+def ready_view(readiness: Readiness, *, with_log: bool = False) -> api.ReadyView:
+    """How far the machine says that it has come. Its log may hold secrets: no stored answer has it."""
+    return api.ReadyView(
+        ssh=None if readiness.ssh_at is None else moment(readiness.ssh_at),
+        cloud_init="pending" if readiness.cloud_init is None else readiness.cloud_init.value,
+        reported_at=None if readiness.reported_at is None else moment(readiness.reported_at),
+        log=readiness.log if with_log else None,
     )
 
 

@@ -1,6 +1,7 @@
 """The `secret` table: what passes through us and must not stay, encrypted while it waits.
 
-Invariant: plaintext never reaches the database, a log or a stored answer; a secret is erased when it was used.
+Invariant: plaintext never reaches the database, a log or a stored answer; a secret is erased when it was used for the
+last time. What a rebuild plants again is kept until its server ends.
 """
 
 from typing import Final
@@ -14,6 +15,9 @@ from spawn.store.database import StoreError
 
 USER_DATA: Final = "user_data"
 ROOT_PASSWORD: Final = "root_password"  # noqa: S105 - the name of a kind of secret, not one
+HOST_KEY: Final = "host_key"
+CALLBACK: Final = "callback"
+"""Under which token the machine reports that is made by the next order, or was by the last."""
 SIGNING: Final = "signing"
 SIGNING_BEFORE: Final = "signing_before"
 """What a webhook's deliveries were signed with until its secret was rotated, which is when this was sealed."""

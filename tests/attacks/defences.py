@@ -3,6 +3,7 @@
 from typing import Final
 
 from tests.attacks.book_defences import OF_BOOKS
+from tests.attacks.boot_defences import OF_BOOTS
 from tests.attacks.defence import Defence
 from tests.attacks.payment_defences import OF_PAYMENTS
 from tests.attacks.proof_defences import OF_PROOFS
@@ -14,5 +15,6 @@ DEFENCES: Final[tuple[Defence, ...]] = (
     *OF_PROOFS,
     *OF_REQUESTS,
     *OF_BOOKS,
+    *OF_BOOTS,
     *OF_WEBHOOKS,
 )

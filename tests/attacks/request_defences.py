@@ -23,7 +23,7 @@ OF_REQUESTS: Final = (
     Defence(
         name="types are exact",
         file=GATE,
-        before="exact_body = _strict(arrival.body, type(body))",
+        before="exact_body = strict(arrival.body, type(body))",
         after="exact_body = body",
         attacks=("body: text for true, for an order", "body: 1 for true, for an order"),
     ),

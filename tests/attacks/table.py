@@ -5,6 +5,7 @@ from typing import Final
 from tests.attacks import (
     barred,
     bodies,
+    boots,
     browsers,
     chain,
     headers,
@@ -38,6 +39,7 @@ ATTACKS: Final[tuple[Attack, ...]] = (
     *chain.chain.attacks,
     *suspense.suspense.attacks,
     *webhooks.webhook.attacks,
+    *boots.boot.attacks,
     *races.race.attacks,
     *browsers.browser.attacks,
     *version1.version1.attacks,

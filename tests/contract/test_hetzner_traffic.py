@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from email import message_from_string
 
 import pytest
 from spawn_providers.base import (
@@ -32,6 +33,7 @@ from tests.emulators.hetzner.faults import LostAnswer, LostRequest, Refuse, Slow
 REBUILD = "POST /servers/{id}/actions/rebuild"
 POLL = "GET /actions"
 READ = "GET /servers/{id}"
+SCRIPT = "#!/bin/sh\ntrue\n"
 
 
 @pytest.fixture
@@ -102,20 +104,28 @@ async def test_a_refused_verb_whose_aim_is_reached_has_succeeded(hetzner: Hetzne
     assert refused.value.code is RefusedCode.CONFLICT
 
 
+def parts_of(user_data: str) -> list[str]:
+    return [
+        str(part.get_payload()) for part in message_from_string(user_data).walk() if not part.is_multipart()
+    ]
+
+
 async def test_a_rebuild_tells_cloud_init_who_may_log_in(hetzner: HetznerSubject) -> None:
     machine = await running_machine(hetzner)
     passwords = []
     for keys in ((PUBLIC_KEY,), (OTHER_KEY,), ()):
         op = await hetzner.provider.act(
-            machine.ref, Verb.REBUILD, Change(image="debian-12", public_keys=keys)
+            machine.ref, Verb.REBUILD, Change(image="debian-12", public_keys=keys, user_data=SCRIPT)
         )
         await succeed(hetzner, op)
         await reach(hetzner, machine.ref, InstanceStatus.RUNNING)
         passwords.append(op.root_password)
     assert passwords[:2] == [None, None]
-    same, *told = (call.body.get("user_data", "") for call in hetzner.emulator.calls(REBUILD))
-    assert same == ""
-    other, none = (json.loads(text.removeprefix("#cloud-config\n")) for text in told)
+    same, *told = (call.body["user_data"] for call in hetzner.emulator.calls(REBUILD))
+    assert same == SCRIPT
+    scripts, configs = zip(*(parts_of(text) for text in told), strict=True)
+    assert set(scripts) == {SCRIPT}
+    other, none = (json.loads(text.removeprefix("#cloud-config\n")) for text in configs)
     assert other["users"][1] == {"name": "root", "ssh_authorized_keys": [OTHER_KEY]}
     root = {"name": "root", "password": passwords[2], "type": "text"}
     assert none["chpasswd"] == {"expire": True, "users": [root]}

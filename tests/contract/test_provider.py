@@ -64,7 +64,7 @@ class Limited(SimulatedProvider):
     """Can only start and stop machines, and says so."""
 
     capabilities = Capabilities(
-        verbs=frozenset({Verb.START, Verb.POWEROFF}), ipv6_only=False, user_data=False, root_password=False
+        verbs=frozenset({Verb.START, Verb.POWEROFF}), ipv6_only=False, user_data_bytes=0, root_password=False
     )
 
     async def create(self, key: ServerId, spec: Spec) -> Op:
@@ -90,7 +90,7 @@ class TestLimited(ProviderConformance):
 class Modest(SimulatedProvider):
     """Says that it can do less than it does."""
 
-    capabilities = Capabilities(verbs=frozenset(), ipv6_only=False, user_data=False, root_password=False)
+    capabilities = Capabilities(verbs=frozenset(), ipv6_only=False, user_data_bytes=0, root_password=False)
 
 
 class Duplicating(SimulatedProvider):

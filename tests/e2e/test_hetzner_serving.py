@@ -4,6 +4,7 @@ Invariant: the service is a process of its own, which knows an endpoint and a to
 Hetzner is read from the emulator's log, call by call.
 """
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import httpx
 from spawn_providers.hetzner.names import fingerprint_of, key_name, server_name, uses_label
 from spawn_schemas.ids import ServerId
 
+from spawn.domain.host_keys import public_of
 from spawn.setting_reader import read_settings
 from spawn.store.migrate import migrate
 from tests.emulators.hetzner import catalog
@@ -27,6 +29,7 @@ from tests.wallets import Wallet
 
 SPEED: Final = 100
 """A boot of half a minute in a third of a second; we look at a running action each three seconds."""
+SCRIPT: Final = "#!/bin/sh\napt-get install -y no-such-package\n"
 ACTION: Final = "POST /servers/{{id}}/actions/{}".format
 CHANGED: Final[dict[Route, tuple[str, ...]]] = {
     ("POST", "/v1/servers"): ("POST /ssh_keys", "POST /servers"),
@@ -132,10 +135,11 @@ async def test_what_a_stock_client_buys_is_done_at_hetzner(tmp_path: Path) -> No
             check_mapping(shopper.calls)
             check_server(shopper, emulator, wallet)
             check_key(shopper)
-            without_key = ORDER | {"name": "kept", "fund": "0.50"}
+            without_key = ORDER | {"name": "kept", "fund": "0.50", "user_data": SCRIPT}
             kept = await shopper.buy("POST", "/v1/servers", without_key, credited="0.50")
             assert [entry.operation for entry in shopper.calls[-1].changed] == ["POST /servers"]
             assert kept["root_password"]
+            await check_boot(shopper, http, kept["server"]["id"])
             before = len(emulator.log)
             for method, path in (("DELETE", ""), ("POST", "/poweroff"), ("GET", "")):
                 await refused(other, method, f"/v1/servers/{kept['server']['id']}{path}")
@@ -182,6 +186,23 @@ def check_server(shopper: Watched, emulator: Emulator, wallet: Wallet) -> None:
     assert rebuild.body["image"] == images["debian-12"]
     assert emulator.world.servers == {}
     assert emulator.world.primary_ips == {}
+
+
+async def check_boot(shopper: Watched, http: httpx.AsyncClient, server_id: str) -> None:
+    """The machine is told the buyer's script, the key that its owner is shown, and where to report."""
+    told = shopper.calls[-1].changed[-1].body["user_data"]
+    assert SCRIPT in told
+    (private,) = re.findall(r"-----BEGIN OPENSSH[^\"]*", told)
+    (url,) = re.findall(r"http://[0-9.:]+/v1/boots/[0-9a-f]{64}", told)
+    for body in ({"ssh": True}, {"cloud_init": "failed", "log": "no such package\n"}):
+        assert (await http.post(url, json=body)).json() == {"status": "recorded"}
+    assert (await http.post(url, json={"cloud_init": "done"})).status_code == 404
+    shown = (await shopper.buy("GET", "/v1/servers/{server_id}", server_id=server_id))["server"]
+    assert shown["ssh_host_keys"] == [public_of(private.replace("\\n", "\n"))]
+    assert shown["known_hosts"].endswith(f" {shown['ssh_host_keys'][0]}")
+    assert shown["known_hosts"].startswith(shown["public_net"]["ipv4"])
+    assert (shown["ready"]["cloud_init"], shown["ready"]["log"]) == ("failed", "no such package\n")
+    assert shown["ready"]["ssh"] is not None
 
 
 def check_key(shopper: Watched) -> None:

@@ -27,6 +27,7 @@ from spawn.domain.warnings import Policy
 from spawn.services import endings, funds, standing
 from spawn.services.acting import Transactions
 from spawn.services.billing import Billing
+from spawn.services.boots import Boots
 from spawn.services.calls import Identity, PaidCall, Proof, Request, UseCase
 from spawn.services.create_server import CreateServer, Shop
 from spawn.services.outcomes import Outcomes
@@ -88,6 +89,7 @@ class Town:
             entropy=self.entropy,
             vault=vault,
             billing=self.billing,
+            boots=Boots(vault, self.entropy, url="http://spawn.test", room_bytes=32_768),
         )
         self._outcomes = Outcomes(self.entropy, vault, self.billing)
         self._calls = Transactions(self._clock, self.billing, daily_cap_usdc=Usdc(10**12))

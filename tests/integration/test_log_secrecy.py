@@ -168,6 +168,16 @@ async def test_a_query_is_not_written_down(tmp_path: Path, listener: Listener) -
         check(listener, there, "uvicorn.access")
 
 
+async def test_what_a_machine_reports_and_under_which_token_is_not_written_down(
+    tmp_path: Path, listener: Listener
+) -> None:
+    async with scene(tmp_path) as there:
+        for report in ({"cloud_init": "failed", "log": "planted"}, {"log": "planted"}, ["planted"]):
+            answer = await there.world.http.post("/v1/boots/planted", json=report)
+            assert answer.status_code in {400, 404}
+        check(listener, there, "uvicorn.access")
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -179,9 +179,14 @@ async def test_its_owner_uses_it_before_the_operator_has_decided(town: Town) -> 
         await rebuild(world)
         for wallet in (town.one, town.two):
             await pay_in(world, wallet, "1.00")
-        assert (await show(world, town.one, server))["name"] == "first"
+        shown = await show(world, town.one, server)
+        # What we had planted is lost with the books, so nothing is claimed of it.
+        assert (shown["name"], shown["ssh_host_keys"], shown["known_hosts"]) == ("first", [], None)
+        assert shown["ready"] is None
         assert code(await world.sign(town.two, "GET", f"/v1/servers/{server}")) == (403, "forbidden")
         await order_and_wait(world, town.one, f"/v1/servers/{server}/reboot")
+        await order_and_wait(world, town.one, f"/v1/servers/{server}/rebuild", {"image": "debian-12"})
+        assert (await show(world, town.one, server))["ready"] is None
         added = await world.sign(town.one, "POST", f"/v1/servers/{server}/deposit", {"amount": "0.50"})
         assert added.status_code == 200, added.text
         resize = await world.sign(town.one, "POST", f"/v1/servers/{server}/resize", {"type": "medium"})

@@ -140,6 +140,8 @@ class SimCloud:
         )
         self._file = sqlite3.connect(path, isolation_level=None)
         self._machines: dict[str, Machine] = {}
+        self.told: dict[str, list[str]] = {}
+        """By reference what a machine was told: at its creation, and at each rebuild that told it something."""
         self.tricks: list[Trick] = []
         self.sold_out: dict[str, int] = {}
         """Until when (true seconds) a location takes no more machines."""
@@ -216,6 +218,7 @@ class SimCloud:
             if op.ref not in self._machines:
                 ordered_ms = self._world.true_ms()
                 self._machines[op.ref] = Machine(ref=op.ref, key=key, owner=spec.owner, ordered_ms=ordered_ms)
+                self._tell(op.ref, spec.user_data)
             return op
 
         return await self._call("create", key, deed)
@@ -250,9 +253,15 @@ class SimCloud:
         def deed(flaw: Flaw | None) -> Op:
             op = self._machinery.act(ref, verb, change, flaw)
             self._accept(ref, verb, sent_ms, flaw)
+            if verb is Verb.REBUILD:
+                self._tell(ref, change.user_data)
             return op
 
         return await self._call(verb.value, ref, deed)
+
+    def _tell(self, ref: str, user_data: str | None) -> None:
+        if user_data is not None:
+            self.told.setdefault(ref, []).append(user_data)
 
     def _accept(self, ref: str, verb: Verb | None, sent_ms: int, flaw: Flaw | None) -> None:
         broke_down = isinstance(flaw, Breakdown)

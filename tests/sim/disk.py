@@ -40,6 +40,7 @@ WATCHED: Final[Mapping[str, tuple[str, ...]]] = {
     "delivery": ("webhook_id", "seq"),
     "ssh_key": ("id",),
     "secret": ("owner", "kind"),
+    "boot": ("server_id",),
     "stray": ("provider", "ref"),
     "price_change": ("id",),
     "lease": ("name",),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 HOUR_S: Final = 3_600
 MODULES: Final = (
     "cloud_moves",
+    "machine_moves",
     "chain_moves",
     "owners",
     "attackers",

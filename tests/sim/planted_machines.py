@@ -44,6 +44,20 @@ OF_PROVIDERS: Final = (
         promises=OF_MACHINES,
     ),
     Bug(
+        name="a boot's end is told each time that it is repeated",
+        file="spawn/services/boots.py",
+        before="    if after.cloud_init is not None and begun.cloud_init is None:",
+        after="    if after.cloud_init is not None and begun.since:",
+        promises=("unwarned",),
+    ),
+    Bug(
+        name="the keys of a server outlive it",
+        file="spawn/services/boots.py",
+        before='    tx.execute(secrets.DELETE_ALL_SEALED, {"owner": server_id})',
+        after='    tx.execute(secrets.DELETE_ALL_SEALED, {"owner": server_id[1:]})',
+        promises=("unwarned",),
+    ),
+    Bug(
         name="a list that leaves a machine out is believed",
         file=RECONCILE,
         before=(

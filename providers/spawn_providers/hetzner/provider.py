@@ -13,6 +13,7 @@ from typing import Final
 
 from spawn_schemas.ids import ServerId
 
+from spawn_providers import cloud_init
 from spawn_providers.base import (
     Capabilities,
     Change,
@@ -38,7 +39,7 @@ from spawn_providers.hetzner.errors import PROTECTED, Denied
 from spawn_providers.hetzner.keys import Keys
 from spawn_providers.hetzner.names import ID_LABEL, key_names, server_name, used_keys
 from spawn_providers.hetzner.offers import sold
-from spawn_providers.hetzner.orders import Orders, Surroundings
+from spawn_providers.hetzner.orders import USER_DATA_BYTES_MAX, Orders, Surroundings
 from spawn_providers.hetzner.poller import Poller
 from spawn_providers.hetzner.shelf import Shelf
 from spawn_providers.hetzner.states import States
@@ -86,7 +87,7 @@ class HetznerProvider:
 
     name: str = "hetzner"
     capabilities: Capabilities = Capabilities(
-        verbs=frozenset(Verb), ipv6_only=True, user_data=True, root_password=True
+        verbs=frozenset(Verb), ipv6_only=True, user_data_bytes=USER_DATA_BYTES_MAX, root_password=True
     )
 
     def __init__(
@@ -221,13 +222,16 @@ class HetznerProvider:
         stock = await self._shelf.stock()
         body: dict[str, object] = {"image": stock.image_id(change.image, server.server_type.architecture)}
         has = used_keys(server.labels)
+        parts, password = [], None
         if change.public_keys and not key_names(change.public_keys) <= has:
-            body["user_data"] = rebuilding.with_keys(change.public_keys)
+            parts.append(rebuilding.with_keys(change.public_keys))
         if has and not change.public_keys:
             password = self._draw_password()
-            body["user_data"] = rebuilding.with_password(password)
-            return body, password
-        return body, None
+            parts.append(rebuilding.with_password(password))
+        told = cloud_init.joined(change.user_data, *parts)
+        if told is not None:
+            body["user_data"] = told
+        return body, password
 
     async def _already(self, ref: str, verb: Verb, refusal: Denied) -> Op:
         """A refused verb whose aim is reached has succeeded; any other refusal stands."""

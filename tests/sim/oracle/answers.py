@@ -46,7 +46,13 @@ _LATELY_S: Final = 400
 """The longest that something which was decided by the clock waits for its commit."""
 _ANSWERING_MS: Final = 100
 """The longest that an answer is on its way once it is decided: what was recorded later, it could not know."""
-_NULLED: Final = (("root_password",), ("server", "root_password"), ("session", "token"), ("secret",))
+_NULLED: Final = (
+    ("root_password",),
+    ("server", "root_password"),
+    ("server", "ready", "log"),
+    ("session", "token"),
+    ("secret",),
+)
 """Where an answer has a secret that its stored copy has not."""
 
 RESERVATIONS: Final = "SELECT * FROM reservation"

@@ -22,6 +22,8 @@ _STATUS: Final = {
     "server.destroyed": "destroyed",
     "server.failed": "failed",
 }
+_OF_OTHER_ROWS: Final = ("server.rebuilt", "server.ready")
+"""What happened to the server's operation, or to its boot (`oracle.boots`)."""
 _ON_THE_WAY: Final = frozenset({"initializing", "stopping", "rebuilding", "migrating", "unknown"})
 """States that no event tells of."""
 _TABLES: Final = ("server", "operation", "account", "ssh_key", "webhook", "arrival")
@@ -264,7 +266,7 @@ class Effects(Part):
 
     def _no_other(self, table: str, changes: Changes, events: list[Told], families: tuple[str, ...]) -> None:
         for event in events:
-            is_about_a_row = event["type"].startswith(families) and event["type"] != "server.rebuilt"
+            is_about_a_row = event["type"].startswith(families) and event["type"] not in _OF_OTHER_ROWS
             if is_about_a_row and event["resource"] not in changes.of(table):
                 self._broken(f"{event['type']} of {event['resource']} was told, and nothing happened to it")
 

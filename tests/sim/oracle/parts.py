@@ -14,6 +14,7 @@ ORACLE: Final = (
     "answers",
     "access",
     "machines",
+    "boots",
     "warnings",
     "events",
     "prices",

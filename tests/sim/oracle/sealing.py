@@ -1,7 +1,7 @@
 """What passes through the service and must not stay: in no row but its sealed one, and erased when it was used.
 
-Invariant: passwords, user data, signing secrets and tokens lie nowhere in the books in clear; a payment's signature
-only until the payment is decided.
+Invariant: passwords, user data, host keys, signing secrets and tokens lie nowhere in the books in clear; a payment's
+signature only until the payment is decided.
 """
 
 import re
@@ -12,7 +12,7 @@ from tests.sim.oracle.part import Changes, Part, Row
 PLANTED: Final = "#cloud-config"
 """With this all user data in the simulation begins: nobody but the cloud ever sees it in clear."""
 _SECRET: Final = re.compile(
-    rf'{PLANTED}|whsec_[A-Za-z0-9+/]{{16}}|spawn_session_[A-Za-z0-9_-]{{16}}|"root_password":"'
+    rf'{PLANTED}|PRIVATE KEY|whsec_[A-Za-z0-9+/]{{16}}|spawn_session_[A-Za-z0-9_-]{{16}}|"root_password":"'
 )
 _UNDECIDED: Final = "reserved"
 _LOOKED_AT: Final = ("server", "operation", "reservation", "delivery", "webhook")

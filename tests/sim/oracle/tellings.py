@@ -17,8 +17,8 @@ _ADDRESS: Final = re.compile(rb"0x[0-9a-fA-F]{40}(?![0-9a-fA-F])")
 _TOKEN: Final = re.compile(rb"spawn_session_[A-Za-z0-9_-]+")
 _ONCE: Final = re.compile(rb'"root_password":"[^"]+"|whsec_[A-Za-z0-9+/=]+|spawn_session_[A-Za-z0-9_-]+')
 """What is handed out once and is in no stored answer."""
-_OPEN: Final = ("/v1/catalog", "/v1/actions/")
-"""Routes below /v1/ that ask nobody who they are; an action's id is itself the right to see it."""
+_OPEN: Final = ("/v1/catalog", "/v1/actions/", "/v1/boots/")
+"""Routes below /v1/ that ask nobody who they are; an action's id, and a boot's token, is itself the right."""
 
 
 class Tellings:
