@@ -16,10 +16,13 @@ REV_OPFEE: Final = AccountId("rev:opfee")
 """Earned from the fees of single calls."""
 REV_COMPUTE: Final = AccountId("rev:compute")
 """Earned from servers that ran."""
+REV_TRAFFIC: Final = AccountId("rev:traffic")
+"""Earned from what servers sent beyond what was included."""
 SUSPENSE: Final = AccountId("suspense")
 """USDC that arrived without saying whose it is, until its sender claims it."""
 COST_PROVIDER: Final = AccountId("cost:provider")
-"""What providers charge us for the seconds that a server's wallet paid for: the other side of `rev:compute`."""
+"""What providers charge us for what a server's wallet pays for, its seconds and what it sends: the other side of
+`rev:compute` and `rev:traffic`."""
 OWED_PROVIDER: Final = AccountId("owed:provider")
 """What we owe providers for machines, by our own meters, until an invoice of theirs is paid."""
 COST_GAS: Final = AccountId("cost:gas")
@@ -27,7 +30,8 @@ COST_GAS: Final = AccountId("cost:gas")
 EXT_GAS: Final = AccountId("ext:gas")
 """The ether that paid for gas. It was never a customer's, so that its balance is what has left, below zero."""
 EXP_OVERRUN: Final = AccountId("exp:overrun")
-"""What a machine costs between the end of its money and its real end: ours to bear, never the wallet's."""
+"""What a machine costs between the end of its money and its real end, and what it sent that nobody paid for: ours to
+bear, never the wallet's."""
 EXP_GOODWILL: Final = AccountId("exp:goodwill")
 """What an operator gave to wallets, for a reason that is written down beside it."""
 

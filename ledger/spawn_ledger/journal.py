@@ -20,6 +20,7 @@ from spawn_ledger.accounts import (
     OWED_PROVIDER,
     REV_COMPUTE,
     REV_OPFEE,
+    REV_TRAFFIC,
     SUSPENSE,
     AccountId,
 )
@@ -52,6 +53,7 @@ _NAMES: Final = {
     OWED_PROVIDER: "Liabilities:Provider",
     REV_OPFEE: "Income:Fees",
     REV_COMPUTE: "Income:Compute",
+    REV_TRAFFIC: "Income:Traffic",
     COST_PROVIDER: "Expenses:Provider",
     COST_GAS: "Expenses:Gas",
     EXP_OVERRUN: "Expenses:Overrun",

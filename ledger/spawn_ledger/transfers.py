@@ -42,6 +42,8 @@ class Code(StrEnum):
     """A provider ran a server while its wallet paid for it."""
     OVERRUN = "overrun"
     """A provider ran a server after its money had ended."""
+    TRAFFIC = "traffic"
+    """A server sent more than was included."""
     GOODWILL = "goodwill"
     """An operator gave money to a wallet."""
 

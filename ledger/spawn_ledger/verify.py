@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 from spawn_schemas.money import Usdc
 
-from spawn_ledger.accounts import EXT_USDC, OWED_PROVIDER, REV_COMPUTE, SUSPENSE
+from spawn_ledger.accounts import EXT_USDC, OWED_PROVIDER, REV_COMPUTE, REV_TRAFFIC, SUSPENSE
 from spawn_ledger.accrual import DAY
 from spawn_ledger.transfers import balance_of
 from spawn_ledger.tx import Tx
@@ -141,11 +141,29 @@ _RULES: Final = (
             SELECT server.id, server.cost_usdc, CAST(COALESCE(cost.total, 0) AS BIGINT) AS total
             FROM server LEFT JOIN (
                 SELECT reference, SUM(CASE WHEN credit = :owed_provider THEN amount ELSE -amount END) AS total
-                FROM transfer WHERE credit = :owed_provider OR debit = :owed_provider GROUP BY reference
+                FROM transfer WHERE code <> 'traffic' AND (credit = :owed_provider OR debit = :owed_provider)
+                GROUP BY reference
             ) AS cost ON cost.reference = server.id
             WHERE server.cost_usdc <> COALESCE(cost.total, 0) ORDER BY server.id
         """,
         sentence="{id} says that it cost us {cost_usdc}, but what its provider is owed adds up to {total}",
+    ),
+    _Rule(
+        name="traffic",
+        sql="""
+            SELECT server.id, COALESCE(traffic.charged_usdc, 0) AS charged_usdc,
+                COALESCE(traffic.cost_usdc, 0) AS cost_usdc,
+                CAST(COALESCE(moved.charged, 0) AS BIGINT) AS charged, CAST(COALESCE(moved.cost, 0) AS BIGINT) AS cost
+            FROM server LEFT JOIN traffic ON traffic.server_id = server.id LEFT JOIN (
+                SELECT reference, SUM(CASE WHEN credit = :rev_traffic THEN amount ELSE 0 END) AS charged,
+                    SUM(CASE WHEN credit = :owed_provider THEN amount ELSE 0 END) AS cost
+                FROM transfer WHERE code = 'traffic' GROUP BY reference
+            ) AS moved ON moved.reference = server.id
+            WHERE COALESCE(traffic.charged_usdc, 0) <> COALESCE(moved.charged, 0)
+                OR COALESCE(traffic.cost_usdc, 0) <> COALESCE(moved.cost, 0) ORDER BY server.id
+        """,
+        sentence="{id} says that {charged_usdc} was charged for its traffic, which cost us {cost_usdc}, but its "
+        "transfers add up to {charged} and {cost}",
     ),
     _Rule(
         name="charged once",
@@ -196,14 +214,15 @@ _RULES: Final = (
     _Rule(
         name="ended server",
         sql="""
-            SELECT server.id, COALESCE(account.balance, 0) AS balance,
+            SELECT server.id, COALESCE(account.balance, 0) AS balance, server.traffic_owed_usdc,
                 CASE WHEN server.charged_until IS NULL THEN 'stopped' ELSE 'running' END AS meter
             FROM server LEFT JOIN account ON account.id = 'srv:' || server.id
             WHERE server.ended_at IS NOT NULL
-                AND (COALESCE(account.balance, 0) <> 0 OR server.charged_until IS NOT NULL)
+                AND (COALESCE(account.balance, 0) <> 0 OR server.charged_until IS NOT NULL
+                    OR server.traffic_owed_usdc <> 0)
             ORDER BY server.id
         """,
-        sentence="{id} has ended with {balance} in its reserve and its meter {meter}",
+        sentence="{id} has ended with {balance} in its reserve, {traffic_owed_usdc} owed and its meter {meter}",
     ),
     _Rule(
         name="machine that is gone",
@@ -291,6 +310,7 @@ _RULES: Final = (
 
 _PARAMS: Final = {
     "rev_compute": REV_COMPUTE,
+    "rev_traffic": REV_TRAFFIC,
     "owed_provider": OWED_PROVIDER,
     "suspense": SUSPENSE,
     "day": DAY,

@@ -78,11 +78,23 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     user_data: str | None = None
 
 
+class Traffic(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes as the provider counts them in its own billing period: less than before means that a new one began.
+
+    `included_bytes` of what goes out cost nothing in that period.
+    """
+
+    ingoing_bytes: int
+    outgoing_bytes: int
+    included_bytes: int
+
+
 class Instance(msgspec.Struct, frozen=True, kw_only=True):
     """A machine as its provider sees it. `key` is None for one we did not label.
 
     `owner` and `hostname` are those of the `Spec` it was ordered with, kept with the machine: what is left of a rental
-    if our books lose it. `created_at` is when it was ordered, in unix seconds. None where the provider does not say.
+    if our books lose it. `created_at` is when it was ordered, in unix seconds. `traffic` comes with every look, so that
+    metering costs no call. None where the provider does not say.
     """
 
     ref: str
@@ -99,6 +111,7 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     cores: int
     memory_gb: int
     disk_gb: int
+    traffic: Traffic | None = None
 
 
 class OpStatus(StrEnum):
@@ -125,13 +138,6 @@ class OpState(msgspec.Struct, frozen=True, kw_only=True):
     status: OpStatus
     error_code: str | None = None
     error_message: str | None = None
-
-
-class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Traffic since a moment, in bytes."""
-
-    ingoing_bytes: int
-    outgoing_bytes: int
 
 
 class RefusedCode(StrEnum):
@@ -213,11 +219,4 @@ class Provider(Protocol):
 
     async def poll(self, handles: Sequence[str]) -> list[OpState]:
         """Where these ops have come to, in the order asked. An unknown handle is a `not_found` error."""
-        ...
-
-    async def usage(self, ref: str, since: int) -> Usage | None:
-        """Traffic since `since` (unix seconds), or None where the provider does not meter.
-
-        `Refused(not_found)` when the machine is gone.
-        """
         ...

@@ -23,6 +23,10 @@ class Location(msgspec.Struct, frozen=True, kw_only=True):
     country: str
 
 
+TB: Final = 2**40
+"""The bytes that traffic is priced by: Hetzner's 20 TB included are 20 · 2^40 bytes."""
+
+
 class Currency(StrEnum):
     EUR = "EUR"
     USD = "USD"
@@ -32,19 +36,23 @@ class Wholesale(msgspec.Struct, frozen=True, kw_only=True):
     """What the provider charges us for 24 h, in millionths of its currency, net of tax.
 
     `monthly_micro` is the most it charges for a UTC month, None where that has no limit; `step_s` is what it counts a
-    machine's life in: each second, or each started hour.
+    machine's life in: each second, or each started hour. `tb_micro` is what `TB` bytes cost that a machine sends beyond
+    what is included; None where it does not say.
     """
 
     currency: Currency
     daily_micro: int
     monthly_micro: int | None = None
     step_s: int = 1
+    tb_micro: int | None = None
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
     """One server type as sold in one location. `daily_usdc` is the burn per 24 h, in micro-USDC.
 
     `monthly_usdc` is the most that a UTC month costs, None where that has no limit.
+    `included_bytes` may be sent for nothing in a UTC month, and `tb_usdc` is what `TB` bytes more cost, None where
+    sending costs nothing.
     `wholesale` is None where the provider does not say what it charges us.
     """
 
@@ -59,6 +67,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     deposit_usdc: Usdc
     monthly_usdc: Usdc | None = None
     wholesale: Wholesale | None = None
+    included_bytes: int = 0
+    tb_usdc: Usdc | None = None
 
 
 class Catalog(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +86,8 @@ class Catalog(msgspec.Struct, frozen=True, kw_only=True):
 
 _Row = tuple[str, str, str, int, int, int, int, int, int | None]
 _MONTH_DAYS: Final = 30
+_TB_MICRO_EUR: Final = 1_000_000
+_TB_USDC: Final = 1_200_000
 _HOUR: Final = 3_600
 
 
@@ -88,6 +100,7 @@ def _monthly(price_micro_eur: int | None) -> Wholesale | None:
         daily_micro=-(-price_micro_eur // _MONTH_DAYS),
         monthly_micro=price_micro_eur,
         step_s=_HOUR,
+        tb_micro=_TB_MICRO_EUR,
     )
 
 
@@ -105,6 +118,8 @@ def _offers(locations: tuple[str, ...], rows: tuple[_Row, ...]) -> tuple[Offer, 
             deposit_usdc=Usdc(deposit),
             monthly_usdc=Usdc(_MONTH_DAYS * daily),
             wholesale=_monthly(monthly),
+            included_bytes=0 if monthly is None else 20 * TB,
+            tb_usdc=None if monthly is None else Usdc(_TB_USDC),
         )
         for location in locations
         for type_, provider_type, architecture, cores, memory_gb, disk_gb, daily, deposit, monthly in rows

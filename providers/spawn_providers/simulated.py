@@ -24,7 +24,6 @@ from spawn_providers.base import (
     Refused,
     Spec,
     Unavailable,
-    Usage,
     Verb,
 )
 from spawn_providers.catalog import DEFAULT_CATALOG, Catalog
@@ -118,9 +117,6 @@ class SimulatedProvider:
 
     async def poll(self, handles: Sequence[str]) -> list[OpState]:
         return await self._call("poll", "", lambda world, _: world.poll(handles))
-
-    async def usage(self, ref: str, since: int) -> Usage | None:
-        return await self._call("usage", ref, lambda world, _: world.usage(ref, since))
 
     async def plant_stray(
         self, *, provider_type: str = "cx23", image: str = "ubuntu-24.04", location: str = "nbg1"

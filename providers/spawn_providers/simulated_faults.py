@@ -13,7 +13,7 @@ import msgspec
 
 from spawn_providers.base import RefusedCode
 
-Method = Literal["catalog", "create", "find", "get", "list_owned", "act", "delete", "poll", "usage"]
+Method = Literal["catalog", "create", "find", "get", "list_owned", "act", "delete", "poll"]
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,7 +119,7 @@ def _chances(method: Method, rates: Rates) -> list[tuple[Fault, int]]:
             refusal = Refusal(code=RefusedCode.OUT_OF_CAPACITY)
         case "act" | "delete":
             refusal = Refusal(code=RefusedCode.CONFLICT)
-        case "catalog" | "find" | "get" | "list_owned" | "poll" | "usage":
+        case "catalog" | "find" | "get" | "list_owned" | "poll":
             return [outage]
         case _:
             assert_never(method)

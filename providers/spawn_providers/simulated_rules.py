@@ -7,6 +7,7 @@ The behaviour is that of Hetzner Cloud's public API, whose words the states are.
 
 import random
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv6Address
 from string import ascii_letters, digits
 from typing import Final, assert_never
@@ -210,6 +211,17 @@ def addresses(number: int) -> tuple[str, str]:
     """IPv4 and IPv6 of the world's `number`-th machine; an IPv4 comes round again after 131,070 machines."""
     ipv4 = IPv4Address(_IPV4_BASE + 1 + (number - 1) % _IPV4_HOSTS)
     return str(ipv4), str(IPv6Address(_IPV6_BASE + (number << 64) + 1))
+
+
+def month_start_ms(now_ms: int) -> int:
+    """When the calendar month (UTC) of this moment began."""
+    month = datetime.fromtimestamp(now_ms // 1000, UTC).replace(day=1, hour=0, minute=0, second=0)
+    return int(month.timestamp()) * 1000
+
+
+def included_bytes(location: str) -> int:
+    """How much may be sent for nothing in a month."""
+    return max((o.included_bytes for o in DEFAULT_CATALOG.offers if o.location == location), default=0)
 
 
 def traffic(running_ms: int, dice: random.Random) -> tuple[int, int]:

@@ -27,7 +27,7 @@ from spawn_providers.base import (
     Refused,
     RefusedCode,
     Spec,
-    Usage,
+    Traffic,
     Verb,
 )
 from spawn_providers.simulated_faults import Breakdown, DeafGuest, Flaw
@@ -139,16 +139,19 @@ class World:
             return Op(handle=handle, ref=ref, root_password=_password(spec.public_keys, dice))
 
     def find(self, key: ServerId) -> Instance | None:
-        row = self._find(_BY_KEY, key=key, now_ms=self._now_ms())
-        return None if row is None else _instance(row)
+        now_ms = self._now_ms()
+        row = self._find(_BY_KEY, key=key, now_ms=now_ms)
+        return None if row is None else self._present(row, now_ms)
 
     def get(self, ref: str) -> Instance | None:
-        row = self._find(_BY_REF, ref=ref, now_ms=self._now_ms())
-        return None if row is None else _instance(row)
+        now_ms = self._now_ms()
+        row = self._find(_BY_REF, ref=ref, now_ms=now_ms)
+        return None if row is None else self._present(row, now_ms)
 
     def owned(self) -> list[Instance]:
-        rows = self._db.execute(_OWNED, {"now_ms": self._now_ms()})
-        return [_instance(row) for row in rows]
+        now_ms = self._now_ms()
+        rows = self._db.execute(_OWNED, {"now_ms": now_ms}).fetchall()
+        return [self._present(row, now_ms) for row in rows]
 
     def act(self, ref: str, verb: Verb, change: Change, flaw: Flaw | None) -> Op:
         with self._change() as now_ms:
@@ -177,21 +180,6 @@ class World:
     def poll(self, handles: Sequence[str]) -> list[OpState]:
         now_ms = self._now_ms()
         return [_op_state(handle, self._find(_OP, handle=handle), now_ms) for handle in handles]
-
-    def usage(self, ref: str, since: int) -> Usage:
-        """Raises `Refused(not_found)` for a machine that is gone."""
-        now_ms = self._now_ms()
-        if self._find(_BY_REF, ref=ref, now_ms=now_ms) is None:
-            raise Refused(RefusedCode.NOT_FOUND, f"there is no server {ref}")
-        history = self._db.execute(_HISTORY, {"ref": ref, "now_ms": now_ms}).fetchall()
-        starts = [(row["at_ms"], row["status"]) for row in history] + [(now_ms, None)]
-        running_ms = sum(
-            max(0, end_ms - max(start_ms, since * 1000))
-            for (start_ms, status), (end_ms, _) in pairwise(starts)
-            if status == InstanceStatus.RUNNING.value
-        )
-        ingoing, outgoing = rules.traffic(running_ms, self._random(f"{ref}/traffic"))
-        return Usage(ingoing_bytes=ingoing, outgoing_bytes=outgoing)
 
     def plant(self, key: ServerId | None, spec: Spec) -> str:
         """A running machine that nobody ordered here; returns its ref."""
@@ -243,6 +231,24 @@ class World:
         if row is None:
             raise LookupError(f"the simulated world lacks a row it must have: {params}")
         return row
+
+    def _present(self, row: sqlite3.Row, now_ms: int) -> Instance:
+        return _instance(row, self._traffic(row["ref"], row["location"], now_ms))
+
+    def _traffic(self, ref: str, location: str, now_ms: int) -> Traffic:
+        """What it moved since the month began (UTC): a billing period."""
+        history = self._db.execute(_HISTORY, {"ref": ref, "now_ms": now_ms}).fetchall()
+        starts = [(row["at_ms"], row["status"]) for row in history] + [(now_ms, None)]
+        since_ms = rules.month_start_ms(now_ms)
+        running_ms = sum(
+            max(0, end_ms - max(start_ms, since_ms))
+            for (start_ms, status), (end_ms, _) in pairwise(starts)
+            if status == InstanceStatus.RUNNING.value
+        )
+        ingoing, outgoing = rules.traffic(running_ms, self._random(f"{ref}/traffic"))
+        return Traffic(
+            ingoing_bytes=ingoing, outgoing_bytes=outgoing, included_bytes=rules.included_bytes(location)
+        )
 
     def _random(self, subject: str) -> random.Random:
         return random.Random(f"{self._seed}/{subject}")  # noqa: S311  repeatable, and nothing real to protect
@@ -348,7 +354,7 @@ def _moment(row: sqlite3.Row) -> Moment:
     )
 
 
-def _instance(row: sqlite3.Row) -> Instance:
+def _instance(row: sqlite3.Row, traffic: Traffic) -> Instance:
     offer = rules.get_offer(row["provider_type"], row["location"])
     ipv4, ipv6 = rules.addresses(row["number"])
     return Instance(
@@ -366,6 +372,7 @@ def _instance(row: sqlite3.Row) -> Instance:
         cores=offer.cores,
         memory_gb=offer.memory_gb,
         disk_gb=row["disk_gb"],
+        traffic=traffic,
     )
 
 

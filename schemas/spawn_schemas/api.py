@@ -195,6 +195,19 @@ class ReadyView(msgspec.Struct, frozen=True, kw_only=True):
     log: str | None
 
 
+class TrafficView(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes since the calendar month (UTC) began, as last counted. Of what goes out `included_bytes` are free.
+
+    `charged` is what the rest cost so far, at `overage_usdc_per_tb` for each 2^40 bytes; null: nothing is asked for it.
+    """
+
+    ingoing_bytes: int
+    outgoing_bytes: int
+    included_bytes: int
+    overage_usdc_per_tb: UsdcText | None
+    charged: UsdcText
+
+
 class ServerView(ServerSummary, frozen=True, kw_only=True):
     """A server in full. `deposit_expires_at` is when its money ends at today's burn.
 
@@ -211,6 +224,7 @@ class ServerView(ServerSummary, frozen=True, kw_only=True):
     daily_burn: UsdcText
     deposit_remaining: UsdcText
     deposit_expires_at: Moment | None
+    traffic: TrafficView | None
     reason: str | None
     action: str | None
     root_password: str | None

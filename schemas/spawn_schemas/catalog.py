@@ -6,7 +6,10 @@ from spawn_schemas.money import UsdcText
 
 
 class OfferView(msgspec.Struct, frozen=True, kw_only=True):
-    """One server type in one location. Of a calendar month (UTC) at most `monthly_burn_max` is charged, if not null."""
+    """One server type in one location. Of a calendar month (UTC) at most `monthly_burn_max` is charged, if not null.
+
+    In each, `included_traffic_bytes` may be sent; 2^40 bytes more cost `overage_usdc_per_tb`, null: nothing.
+    """
 
     type: str
     location: str
@@ -19,6 +22,8 @@ class OfferView(msgspec.Struct, frozen=True, kw_only=True):
     monthly_burn_max: UsdcText | None
     deposit: UsdcText
     minimum_deposit: UsdcText
+    included_traffic_bytes: int
+    overage_usdc_per_tb: UsdcText | None
 
 
 class ImageView(msgspec.Struct, frozen=True, kw_only=True):

@@ -39,6 +39,8 @@ async def show_catalog(request: Http, services: NamedDependency[Services]) -> ca
                 monthly_burn_max=None if offer.monthly_usdc is None else format_usdc(offer.monthly_usdc),
                 deposit=format_usdc(offer.deposit_usdc),
                 minimum_deposit=format_usdc(offer.daily_usdc),
+                included_traffic_bytes=offer.included_bytes,
+                overage_usdc_per_tb=None if offer.tb_usdc is None else format_usdc(offer.tb_usdc),
             )
             for offer in sold.offers
         ),

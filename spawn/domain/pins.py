@@ -15,6 +15,8 @@ class Pin(msgspec.Struct, frozen=True, kw_only=True):
     """Micro-USDC per day, and the seconds of a UTC month that cost at most; for the owner and for us.
 
     `cost_daily_usdc` is None where the provider does not say. It charges every started `cost_step_s` seconds.
+    Of what the server sends in a UTC month `included_bytes` are free, and `TB` bytes more cost `tb_usdc`, and us
+    `cost_tb_usdc`; None where they cost nothing.
     """
 
     daily_usdc: Usdc
@@ -22,6 +24,9 @@ class Pin(msgspec.Struct, frozen=True, kw_only=True):
     cost_daily_usdc: Usdc | None = None
     cost_capped_s: int = NO_CAP_S
     cost_step_s: int = 1
+    included_bytes: int = 0
+    tb_usdc: Usdc | None = None
+    cost_tb_usdc: Usdc | None = None
 
 
 class Owed(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,10 +42,19 @@ class Owed(msgspec.Struct, frozen=True, kw_only=True):
 
 def pin_of(offer: Offer, *, eur_usdc: Usdc) -> Pin:
     """The offer's price of this moment; `eur_usdc` is the price of one euro."""
-    pin = Pin(daily_usdc=offer.daily_usdc, capped_s=capped_s(offer.monthly_usdc, offer.daily_usdc))
+    pin = Pin(
+        daily_usdc=offer.daily_usdc,
+        capped_s=capped_s(offer.monthly_usdc, offer.daily_usdc),
+        included_bytes=offer.included_bytes,
+        tb_usdc=offer.tb_usdc,
+    )
     if offer.wholesale is None:
         return pin
     cost = prices.cost_of(offer.wholesale, eur_usdc=eur_usdc)
     return msgspec.structs.replace(
-        pin, cost_daily_usdc=cost.daily_usdc, cost_capped_s=cost.capped_s, cost_step_s=cost.step_s
+        pin,
+        cost_daily_usdc=cost.daily_usdc,
+        cost_capped_s=cost.capped_s,
+        cost_step_s=cost.step_s,
+        cost_tb_usdc=cost.tb_usdc,
     )

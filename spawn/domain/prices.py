@@ -19,12 +19,13 @@ _DEPOSIT_STEP: Final = 10_000
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
     """What a machine costs us, as pinned with its price: at most `capped_s` seconds of each UTC month cost anything.
 
-    `step_s` is what its life is counted in, each step rounded up.
+    `step_s` is what its life is counted in, each step rounded up. `tb_usdc` is for `TB` bytes beyond the included.
     """
 
     daily_usdc: Usdc
     capped_s: int
     step_s: int
+    tb_usdc: Usdc | None = None
 
 
 def cost_of(wholesale: Wholesale, *, eur_usdc: Usdc) -> Cost:
@@ -32,7 +33,15 @@ def cost_of(wholesale: Wholesale, *, eur_usdc: Usdc) -> Cost:
     daily_usdc, monthly_usdc = cost_usdc(wholesale, eur_usdc=eur_usdc), None
     if wholesale.monthly_micro is not None:
         monthly_usdc = _exchanged(wholesale.monthly_micro, wholesale.currency, eur_usdc)
-    return Cost(daily_usdc=daily_usdc, capped_s=capped_s(monthly_usdc, daily_usdc), step_s=wholesale.step_s)
+    tb_usdc = None
+    if wholesale.tb_micro is not None:
+        tb_usdc = _exchanged(wholesale.tb_micro, wholesale.currency, eur_usdc)
+    return Cost(
+        daily_usdc=daily_usdc,
+        capped_s=capped_s(monthly_usdc, daily_usdc),
+        step_s=wholesale.step_s,
+        tb_usdc=tb_usdc,
+    )
 
 
 def cost_usdc(wholesale: Wholesale, *, eur_usdc: Usdc) -> Usdc:
@@ -76,7 +85,15 @@ def _with_margin(offer: Offer, eur_usdc: Usdc, margin_percent: int) -> Offer:
     if offer.wholesale is None:
         return offer
     price = margin_price_usdc(offer.wholesale, eur_usdc=eur_usdc, margin_percent=margin_percent)
-    return repriced(offer, price)
+    return _tb_with_margin(repriced(offer, price), eur_usdc, margin_percent)
+
+
+def _tb_with_margin(offer: Offer, eur_usdc: Usdc, margin_percent: int) -> Offer:
+    if offer.wholesale is None or offer.wholesale.tb_micro is None:
+        return offer
+    cost = _exchanged(offer.wholesale.tb_micro, offer.wholesale.currency, eur_usdc)
+    price = rounded_up(cost * 100, (100 - margin_percent) * _PRICE_STEP) * _PRICE_STEP
+    return msgspec.structs.replace(offer, tb_usdc=Usdc(price))
 
 
 def floored(catalog: Catalog, *, eur_usdc: Usdc, percent: int) -> Catalog:
@@ -89,9 +106,18 @@ def _floored(offer: Offer, eur_usdc: Usdc, percent: int) -> Offer:
     if offer.wholesale is None:
         return offer
     floor = floor_usdc(offer.wholesale, eur_usdc=eur_usdc, percent=percent)
+    offer = _tb_floored(offer, offer.wholesale, eur_usdc, percent)
     if offer.daily_usdc >= floor:
         return offer
     return repriced(offer, floor)
+
+
+def _tb_floored(offer: Offer, wholesale: Wholesale, eur_usdc: Usdc, percent: int) -> Offer:
+    if wholesale.tb_micro is None:
+        return offer
+    cost = _exchanged(wholesale.tb_micro, wholesale.currency, eur_usdc)
+    floor = rounded_up(cost * percent, 100 * _PRICE_STEP) * _PRICE_STEP
+    return msgspec.structs.replace(offer, tb_usdc=Usdc(max(floor, offer.tb_usdc or 0)))
 
 
 def repriced(offer: Offer, daily_usdc: Usdc) -> Offer:

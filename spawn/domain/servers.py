@@ -61,7 +61,8 @@ class Command(StrEnum):
 class Server(msgspec.Struct, frozen=True, kw_only=True):
     """One rented server. Times are unix seconds; `charged_until` is None before acceptance and after the end.
 
-    What may be left out is what happens to a server later: nothing of it has, when it is ordered.
+    What may be left out is what happens to a server later: nothing of it has, when it is ordered. `traffic_owed_usdc`
+    is what it sent and nobody could pay for yet.
     """
 
     id: ServerId
@@ -111,6 +112,10 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     last_warned_at: int | None = None
     exhausted_at: int | None = None
     owed: tuple[Owed, ...] = ()
+    included_bytes: int = 0
+    tb_usdc: Usdc | None = None
+    cost_tb_usdc: Usdc | None = None
+    traffic_owed_usdc: Usdc = Usdc(0)
 
     @property
     def pin(self) -> Pin:
@@ -121,6 +126,9 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
             cost_daily_usdc=self.cost_daily_usdc,
             cost_capped_s=self.cost_capped_s,
             cost_step_s=self.cost_step_s,
+            included_bytes=self.included_bytes,
+            tb_usdc=self.tb_usdc,
+            cost_tb_usdc=self.cost_tb_usdc,
         )
 
     @property

@@ -23,9 +23,10 @@ from spawn.store import price_changes, wallets
 from spawn.store.database import Database
 
 _SERVER: Final = """
-SELECT id, wallet, name, type, location, status, reason, daily_usdc, charged_usdc, cost_usdc, cost_daily_usdc,
-  created_at, ended_at
-FROM server
+SELECT id, wallet, name, type, location, status, reason, daily_usdc, cost_daily_usdc, created_at, ended_at,
+  server.charged_usdc + COALESCE(traffic.charged_usdc, 0) AS charged_usdc,
+  server.cost_usdc + COALESCE(traffic.cost_usdc, 0) AS cost_usdc
+FROM server LEFT JOIN traffic ON traffic.server_id = server.id
 """
 SELECT_SERVERS: Final = (
     _SERVER

@@ -20,7 +20,7 @@ from spawn_schemas.money import Usdc
 
 from spawn.domain.pins import Pin, pin_of
 from spawn.domain.servers import Server, status_of
-from spawn.services import meters
+from spawn.services import meters, traffic
 from spawn.services.changes import tell
 from spawn.store import servers
 
@@ -80,6 +80,8 @@ def adopt(tx: Tx, found: Found, now: int, *, metered: bool) -> Server:
         server = meters.started(server, since)
     open_account(tx, server_account(server.id))
     servers.insert_server(tx, server)
+    if not metered:
+        traffic.began(tx, server, found.instance, now)
     tell(tx, EventType.SERVER_CREATED, server, now)
     return server
 
@@ -131,4 +133,7 @@ def _server(tx: Tx, found: Found, since: int) -> Server:
         cost_daily_usdc=pin.cost_daily_usdc,
         cost_capped_s=pin.cost_capped_s,
         cost_step_s=pin.cost_step_s,
+        included_bytes=pin.included_bytes,
+        tb_usdc=pin.tb_usdc,
+        cost_tb_usdc=pin.cost_tb_usdc,
     )

@@ -23,7 +23,7 @@ from spawn.domain.operations import Operation
 from spawn.domain.pins import Pin
 from spawn.domain.servers import Reason, Server
 from spawn.domain.warnings import Notice, Policy
-from spawn.services import endings, funds, meters
+from spawn.services import endings, funds, meters, overage
 from spawn.services.events import emit
 from spawn.services.moments import moment
 from spawn.store import servers as rows
@@ -62,7 +62,8 @@ class Billing:
         if not before:
             return {}
         now = _steadied(before, now)
-        after, available = _charged(tx, before, funds.available_usdc(tx, wallet), now)
+        paid, available = overage.pay(tx, before, funds.available_usdc(tx, wallet), now)
+        after, available = _charged(tx, paid, available, now)
         ending = self._look(tx, before, after, available, now)
         ended = {server.id: self._end(tx, server, now) for server in ending if server.id != sparing}
         if ended:
@@ -73,12 +74,14 @@ class Billing:
     def reschedule(self, tx: Tx, wallet: Address, now: int) -> None:
         """The wallet's money has changed: it ends sooner or later than before. What ends by it is left to `settle`.
 
-        What a server owes at an old price is paid at once: when its money ends is told at the price that it has now.
+        What a server owes for traffic, or at an old price, is paid at once: when its money ends is told at the price
+        that it has now, and of what is left.
         """
-        billed = after = rows.list_billed(tx, wallet)
-        available, now = funds.available_usdc(tx, wallet), _steadied(billed, now)
-        if any(b.server.owed for b in billed):
-            after, available = _charged(tx, billed, available, now)
+        billed = rows.list_billed(tx, wallet)
+        now = _steadied(billed, now)
+        after, available = overage.pay(tx, billed, funds.available_usdc(tx, wallet), now)
+        if any(b.server.owed for b in after):
+            after, available = _charged(tx, after, available, now)
         self._look(tx, billed, after, available, now)
 
     def start(self, tx: Tx, server: Server, now: int) -> None:

@@ -219,6 +219,9 @@ class CreateServer(UseCase):
             cost_daily_usdc=pin.cost_daily_usdc,
             cost_capped_s=pin.cost_capped_s,
             cost_step_s=pin.cost_step_s,
+            included_bytes=pin.included_bytes,
+            tb_usdc=pin.tb_usdc,
+            cost_tb_usdc=pin.cost_tb_usdc,
         )
 
 

@@ -24,7 +24,7 @@ from spawn_schemas.money import Usdc
 
 from spawn.domain.pins import Owed, Pin
 from spawn.domain.servers import Server
-from spawn.services import funds
+from spawn.services import funds, overage
 from spawn.store.servers import Billed
 
 NOTHING: Final = Usdc(0)
@@ -100,6 +100,9 @@ def pinned(server: Server, pin: Pin, now: int) -> Server:
         cost_daily_usdc=pin.cost_daily_usdc,
         cost_capped_s=pin.cost_capped_s,
         cost_step_s=pin.cost_step_s,
+        included_bytes=pin.included_bytes,
+        tb_usdc=pin.tb_usdc,
+        cost_tb_usdc=pin.cost_tb_usdc,
         cost_until=None if pin.cost_daily_usdc is None else server.charged_until,
         minimum_usdc=Usdc(max(server.minimum_usdc, accrual.one_hour(pin.daily_usdc))),
         priced_at=now,
@@ -196,6 +199,7 @@ def close(tx: Tx, server: Server, now: int) -> tuple[Server, Usdc]:
         server = _minimum_charged(tx, server, now)
     refund = funds.reserve_usdc(tx, server.id)
     funds.withdraw(tx, server, refund, id=transfer_id("refund", server.id), at=now)
+    server = overage.write_off(tx, server, now)
     return replace(server, charged_until=None, due_at=None), refund
 
 

@@ -31,7 +31,7 @@ from spawn.domain.operations import (
     ordered_instead,
 )
 from spawn.domain.servers import Command, Reason, Server, Status, status_of
-from spawn.services import boots, funds, meters
+from spawn.services import boots, funds, meters, traffic
 from spawn.services.billing import Billing
 from spawn.services.changes import save, tell, tell_ended
 from spawn.services.provider_calls import (
@@ -109,7 +109,8 @@ class Outcomes:
                 if status is not None:
                     save(tx, server, replace(server, status=status), now)
             case Delete():
-                pass
+                if yes.last_seen is not None:
+                    traffic.last_seen(tx, server, yes.last_seen, now)
             case unreachable:
                 assert_never(unreachable)
         if yes.root_password is not None:

@@ -33,11 +33,15 @@ LOOK_AGAIN_S: Final = 5
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
-    """The provider promised. `handle` is None when we found the effect instead of the answer."""
+    """The provider promised. `handle` is None when we found the effect instead of the answer.
+
+    `last_seen` is the machine that is being destroyed.
+    """
 
     ref: str | None
     handle: str | None = None
     root_password: str | None = None
+    last_seen: Instance | None = None
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,7 +146,8 @@ async def _call(provider: Provider, work: Work, now: int) -> Outcome:
         case Delete() as step:
             instance = await _instance(provider, server)
             if instance is not None:
-                return _accepted(await provider.delete(instance.ref))
+                accepted = _accepted(await provider.delete(instance.ref))
+                return msgspec.structs.replace(accepted, last_seen=instance)
             return _gone(step, now)
         case unreachable:
             assert_never(unreachable)

@@ -45,13 +45,12 @@ class Purse:
         renews: bool | None = None,
     ) -> None:
         """Raise `insufficient_deposit` where spending this much would end a server unwarned: see `standing`."""
-        paid = self._payment_usdc or Usdc(0)
-        has = standing.of(self._tx, self._wallet, self._now, added=paid)
         if self._payment_usdc is None:
-            require_fee(has.available_usdc, self._fee_usdc)
-        standing.refuse_to_starve(
-            self._tx, has.less(self._fee_usdc), billing, amount, server_id, daily_usdc, renews=renews
-        )
+            require_fee(standing.of(self._tx, self._wallet, self._now).available_usdc, self._fee_usdc)
+        # The fee comes first, and then what the wallet's servers owe.
+        paid = Usdc((self._payment_usdc or 0) - self._fee_usdc)
+        has = standing.of(self._tx, self._wallet, self._now, added=paid)
+        standing.refuse_to_starve(self._tx, has, billing, amount, server_id, daily_usdc, renews=renews)
 
 
 def require_fee(available: Usdc, fee: Usdc) -> None:

@@ -17,7 +17,7 @@ from spawn_schemas.ids import ServerId
 
 from spawn.clock import Clock
 from spawn.domain.servers import FINAL, Server, Status, status_of
-from spawn.services import endings, meters
+from spawn.services import endings, meters, traffic
 from spawn.services.billing import Billing
 from spawn.services.changes import save
 from spawn.store import operations, secrets, servers
@@ -183,7 +183,7 @@ class Reconciler:
     async def _refresh(self, server: Server, instance: Instance, began: int, report: Report) -> None:
         """Bring the cached state up to date, unless an operation did or is about to."""
         refreshed = await self._db.write(
-            lambda tx: _show(tx, server.id, instance, began, self._clock.now_s())
+            lambda tx: self._look(tx, server.id, instance, began, self._clock.now_s())
         )
         report.refreshed += int(refreshed)
         if server.provider_type != instance.provider_type and refreshed:
@@ -191,6 +191,11 @@ class Reconciler:
             log.error(
                 "%s is billed as %s and is a %s", server.id, server.provider_type, instance.provider_type
             )
+
+    def _look(self, tx: Tx, server_id: ServerId, instance: Instance, began: int, now: int) -> bool:
+        differed = _show(tx, server_id, instance, began, now)
+        traffic.seen(tx, self._billing, server_id, instance, now)
+        return differed
 
     async def _missing(self, provider: Provider, server: Server, report: Report) -> None:
         """A billed server that its provider does not list."""

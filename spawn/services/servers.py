@@ -19,8 +19,9 @@ from spawn_schemas.money import Usdc, format_usdc
 from spawn.domain import charges
 from spawn.domain.barring import Barred
 from spawn.domain.operations import Operation
+from spawn.domain.readiness import Readiness
 from spawn.domain.servers import FINAL, Reason, Server, Status
-from spawn.services import endings, funds, standing, views
+from spawn.services import endings, funds, standing, traffic, views
 from spawn.services.billing import Billing
 from spawn.services.calls import Acted, Completed, Context, Read, UseCase
 from spawn.services.changes import save, tell
@@ -102,8 +103,8 @@ class ShowServer(Read):
 
     def act(self, tx: Tx, context: Context) -> Acted:
         server = get_owned(tx, self._server_id, context.wallet, context.now)
-        running, readiness = operations.find_running(tx, server.id), boots.find(tx, server.id)
-        view = views.server_view(server, context.standing, running, readiness)
+        readiness = boots.find(tx, server.id)
+        view = _view_of(tx, server, context.standing, readiness)
         ready = None if readiness is None else views.ready_view(readiness, with_log=True)
         password = self._vault.take(tx, server.id, secrets.ROOT_PASSWORD) if context.binds_request else None
         return Acted(
@@ -269,5 +270,9 @@ def _check_live(server: Server) -> None:
 
 def _view(tx: Tx, server_id: ServerId, now_standing: Standing) -> api.ServerView:
     server = servers.get_server(tx, server_id)
-    running, readiness = operations.find_running(tx, server_id), boots.find(tx, server_id)
-    return views.server_view(server, now_standing, running, readiness)
+    return _view_of(tx, server, now_standing, boots.find(tx, server_id))
+
+
+def _view_of(tx: Tx, server: Server, at: Standing, readiness: Readiness | None) -> api.ServerView:
+    running = operations.find_running(tx, server.id)
+    return views.server_view(server, at, running, readiness, traffic.view(tx, server, at.at))

@@ -14,6 +14,7 @@ from spawn_ledger.tx import Row, Tx
 from spawn_schemas.ids import Address, ServerId
 from spawn_schemas.money import Usdc
 
+from spawn.domain import traffic
 from spawn.domain.operations import Resized
 from spawn.services.billing import Billing, Funded
 from spawn.store import operations
@@ -24,6 +25,7 @@ from spawn.store.servers import owed_from
 SELECT_STANDING: Final = """
 SELECT wallet.balance AS wallet_balance, wallet.held AS wallet_held, reserve.balance AS reserve,
   server.daily_usdc, server.remainder, server.charged_until, server.capped_s, server.month_s, server.owed,
+  server.traffic_owed_usdc,
   server.auto_renew, server.due_at,
   server.id, server.wallet, server.name, server.type, server.image, server.location, server.provider,
   server.provider_ref, server.status, server.ipv4, server.ipv6, server.created_at
@@ -50,6 +52,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 
     `live`: the rows of its servers that have not ended, oldest first, as a list shows them.
     `fundings`, with `unsettled_usdc` available, are the books from which the burn up to `at` was worked out.
+    `debts_usdc` is what its servers owe for traffic and cannot pay even of that.
     `pressing`: the burn must be settled before the wallet spends, because something is due, or lives from the wallet.
     """
 
@@ -61,6 +64,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     live: tuple[Row, ...]
     fundings: tuple[runway.Funding, ...]
     unsettled_usdc: Usdc
+    debts_usdc: dict[ServerId, Usdc]
     pressing: bool
 
     def less(self, spent: Usdc) -> "Standing":
@@ -125,20 +129,25 @@ def refuse_to_starve(
         for funding, charge in zip(standing.fundings, settled.charges, strict=True)
     )
     available = settled.available_left
+    debt = 0 if server_id is None else standing.debts_usdc.get(server_id, 0)
+    of_amount = min(debt, max(0, amount))
+    of_wallet = min(debt - of_amount, max(0, available - amount)) if renews else 0
 
     def moved(funding: runway.Funding) -> runway.Funding:
         if funding.server_id != server_id:
             return funding
         return replace(
             funding,
-            reserve_usdc=Usdc(funding.reserve_usdc + amount),
+            reserve_usdc=Usdc(funding.reserve_usdc + amount - of_amount),
             meter=replace(funding.meter, daily_usdc=daily_usdc or funding.meter.daily_usdc),
             auto_renew=funding.auto_renew if renews is None else renews,
         )
 
     billing.refuse_to_starve(
         Funded(fundings=fundings, available_usdc=available),
-        Funded(fundings=tuple(map(moved, fundings)), available_usdc=Usdc(max(0, available - amount))),
+        Funded(
+            fundings=tuple(map(moved, fundings)), available_usdc=Usdc(max(0, available - amount) - of_wallet)
+        ),
         standing.at,
     )
 
@@ -167,7 +176,7 @@ def _standing(wallet: Address, rows: list[Row], now: int, added: Usdc = _NOTHING
     available = Usdc(balance - held + added)
     live = () if not rows or rows[0]["id"] is None else tuple(rows)
     metered = [row for row in live if row["due_at"] is not None]
-    fundings = tuple(map(_funding, metered))
+    fundings, available, debts = _less_debts(tuple(map(_funding, metered)), metered, available)
     pressing = any(_presses(row, now) for row in metered)
     if not pressing:
         reserves = {f.server_id: _left_usdc(f, now) for f in fundings}
@@ -190,14 +199,43 @@ def _standing(wallet: Address, rows: list[Row], now: int, added: Usdc = _NOTHING
         live=live,
         fundings=fundings,
         unsettled_usdc=available,
+        debts_usdc=debts,
         pressing=pressing,
     )
+
+
+def _less_debts(
+    fundings: tuple[runway.Funding, ...], rows: list[Row], available: Usdc
+) -> tuple[tuple[runway.Funding, ...], Usdc, dict[ServerId, Usdc]]:
+    """What is left when the servers have paid for their traffic, first of all, and what they then owe still."""
+    debtors = [
+        traffic.Debtor(
+            server_id=funding.server_id,
+            owed_usdc=Usdc(row["traffic_owed_usdc"]),
+            reserve_usdc=funding.reserve_usdc,
+            auto_renew=funding.auto_renew,
+        )
+        for funding, row in zip(fundings, rows, strict=True)
+        if row["traffic_owed_usdc"] > 0
+    ]
+    if not debtors:
+        return fundings, available, {}
+    paid = traffic.paid(debtors, available)
+    left = available - sum(each.from_wallet for each in paid.values())
+    owed = {each.server_id: Usdc(each.owed_usdc - paid[each.server_id].total_usdc) for each in debtors}
+    return tuple(_less(funding, paid.get(funding.server_id)) for funding in fundings), Usdc(left), owed
+
+
+def _less(funding: runway.Funding, paid: traffic.Paid | None) -> runway.Funding:
+    if paid is None:
+        return funding
+    return replace(funding, reserve_usdc=Usdc(funding.reserve_usdc - paid.from_reserve))
 
 
 def _presses(row: Row, now: int) -> bool:
     """What a wallet spends changes when a server ends whose own reserve does not last until it is looked at next."""
     due_at: int = row["due_at"]
-    if due_at <= now:
+    if due_at <= now or row["traffic_owed_usdc"] > 0:
         return True
     burn = (due_at - row["charged_until"]) * row["daily_usdc"]
     return bool(row["auto_renew"]) and bool(burn >= row["reserve"] * DAY)

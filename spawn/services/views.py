@@ -53,7 +53,11 @@ def server_summary(server: Server) -> api.ServerSummary:
 
 
 def server_view(
-    server: Server, standing: Standing, running: Operation | None, readiness: Readiness | None
+    server: Server,
+    standing: Standing,
+    running: Operation | None,
+    readiness: Readiness | None,
+    traffic: api.TrafficView | None,
 ) -> api.ServerView:
     """A server in full, its deposit accrued to now.
 
@@ -81,6 +85,7 @@ def server_view(
         daily_burn=format_usdc(server.daily_usdc),
         deposit_remaining=format_usdc(standing.reserves_usdc.get(server.id, Usdc(0))),
         deposit_expires_at=None if ends_at is None else moment(ends_at),
+        traffic=traffic,
         reason=None if server.reason is None else server.reason.value,
         action=None if running is None else running.id,
         root_password=None,

@@ -67,7 +67,7 @@ SELECT id, charged_until, owed / 86400, owed % 86400, cost_owed / 86400, cost_ow
     AND (server.cost_until = server.charged_until
       OR server.cost_until IS NULL AND server.cost_daily_usdc IS NULL)
     AND server.epoch > 0 AND server.warned_s IS NULL AND server.exhausted_at IS NULL
-    AND server.owed IS NULL
+    AND server.owed IS NULL AND server.traffic_owed_usdc = 0
     AND (server.reprice_at IS NULL OR server.reprice_at > :tomorrow)
 ) AS candidate
 WHERE reserve - owed / 86400 > dearest_usdc * :horizon_s / 86400

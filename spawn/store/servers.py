@@ -25,14 +25,15 @@ INSERT INTO server (
   cores, memory_gb, disk_gb, status, reason, ipv4, ipv6, auto_renew, created_at, ended_at, missing_since,
   missing_month_s, daily_usdc, remainder, charged_until, charged_usdc, minimum_usdc, due_at, capped_s, month_s,
   metered_from, priced_at, reprice_at, reprice_usdc, cost_daily_usdc, cost_capped_s, cost_step_s, cost_remainder,
-  cost_until, cost_usdc, epoch, warned_s, last_warned_at, exhausted_at, owed
+  cost_until, cost_usdc, epoch, warned_s, last_warned_at, exhausted_at, owed,
+  included_bytes, tb_usdc, cost_tb_usdc, traffic_owed_usdc
 ) VALUES (
   :id, :wallet, :name, :type, :image, :location, :network, :ssh_keys, :provider, :provider_type, :provider_ref,
   :architecture, :cores, :memory_gb, :disk_gb, :status, :reason, :ipv4, :ipv6, :auto_renew, :created_at, :ended_at,
   :missing_since, :missing_month_s, :daily_usdc, :remainder, :charged_until, :charged_usdc, :minimum_usdc, :due_at,
   :capped_s, :month_s, :metered_from, :priced_at, :reprice_at, :reprice_usdc, :cost_daily_usdc, :cost_capped_s,
   :cost_step_s, :cost_remainder, :cost_until, :cost_usdc, :epoch, :warned_s, :last_warned_at, :exhausted_at,
-  :owed
+  :owed, :included_bytes, :tb_usdc, :cost_tb_usdc, :traffic_owed_usdc
 )
 """
 UPDATE_SERVER: Final = """
@@ -47,7 +48,8 @@ UPDATE server SET
   cost_daily_usdc = :cost_daily_usdc, cost_capped_s = :cost_capped_s, cost_step_s = :cost_step_s,
   cost_remainder = :cost_remainder, cost_until = :cost_until, cost_usdc = :cost_usdc, epoch = :epoch,
   warned_s = :warned_s, last_warned_at = :last_warned_at, exhausted_at = :exhausted_at,
-  owed = :owed
+  owed = :owed, included_bytes = :included_bytes, tb_usdc = :tb_usdc, cost_tb_usdc = :cost_tb_usdc,
+  traffic_owed_usdc = :traffic_owed_usdc
 WHERE id = :id AND charged_until IS NOT DISTINCT FROM :expected_charged_until
 """
 # Only before there is a machine: nothing that has one ever moves.

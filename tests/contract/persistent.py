@@ -22,7 +22,6 @@ from spawn_providers.base import (
     RefusedCode,
     Spec,
     Unavailable,
-    Usage,
     Verb,
 )
 from spawn_providers.catalog import Catalog
@@ -113,11 +112,13 @@ class Persistent:
         states = iter(await self._insist(lambda: self.inner.poll(known)))
         return [_DONE if handle == _FOUND else next(states) for handle in handles]
 
-    async def usage(self, ref: str, since: int) -> Usage | None:
-        return await self._insist(lambda: self.inner.usage(ref, since))
+    async def _insist(
+        self, call: Callable[[], Awaitable[T]], look: Callable[[], Awaitable[T | None]] | None = None
+    ) -> T:
+        """Make a call until it says something; a refusal counts if it is repeated.
 
-    async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Make a call that can be repeated until it says something; a refusal counts if it is repeated."""
+        What may not be made twice comes with a `look` after what may have happened, and is made again if that is None.
+        """
         refusals = 0
         for _ in range(TRIES):
             try:
@@ -130,27 +131,16 @@ class Persistent:
             except Unavailable as no:
                 await self._pass_time(no.retry_after_s)
             except OutcomeUnknown:
-                await self._pass_time(_STEP_S)
+                await self._pass_time(_STEP_S if look is None else _LAG_S)
+                if look is not None and (found := await look()) is not None:
+                    return found
         raise GaveUp("a call never got an answer")
 
     async def _act_once(self, ref: str, verb: Verb, change: Change) -> Op:
-        """Like `_insist`, but what may have happened is looked for before it is asked for again."""
-        refusals = 0
-        for _ in range(TRIES):
-            try:
-                return await self.inner.act(ref, verb, change)
-            except Refused as refusal:
-                refusals += 1
-                if refusal.code not in _PASSING or refusals >= REFUSALS:
-                    raise
-                await self._pass_time(_STEP_S)
-            except Unavailable as no:
-                await self._pass_time(no.retry_after_s)
-            except OutcomeUnknown:
-                await self._pass_time(_LAG_S)
-                if await self._has_effect(ref, verb, change):
-                    return Op(handle=_FOUND, ref=ref)
-        raise GaveUp(f"{verb.value} never got an answer")
+        async def look() -> Op | None:
+            return Op(handle=_FOUND, ref=ref) if await self._has_effect(ref, verb, change) else None
+
+        return await self._insist(lambda: self.inner.act(ref, verb, change), look)
 
     async def _has_effect(self, ref: str, verb: Verb, change: Change) -> bool:
         machine = await self.get(ref)

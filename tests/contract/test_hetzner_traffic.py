@@ -186,7 +186,7 @@ async def test_polls_stop_long_before_destroys(hetzner: HetznerSubject) -> None:
     op = await hetzner.provider.act(machine.ref, Verb.REBOOT, Change())
     with hetzner.emulator.lock:
         hetzner.emulator.bucket.drain(left=30)
-    await hetzner.provider.usage(machine.ref, 0)  # the answer says how little is left
+    [_ async for _ in hetzner.provider.list_owned()]  # the answer says how little is left
     await hetzner.pass_time(5)
     before = len(hetzner.emulator.log)
     [state] = await hetzner.provider.poll([op.handle])
@@ -206,8 +206,8 @@ async def test_polls_stop_long_before_destroys(hetzner: HetznerSubject) -> None:
 async def test_a_destroy_does_not_wait_for_threads_that_slow_reads_have(hetzner: HetznerSubject) -> None:
     machine = await running_machine(hetzner)
     slow = Slow(seconds=1.5)
-    hetzner.emulator.faults.plan(READ, *([slow] * 40))
-    reading = [asyncio.create_task(hetzner.provider.usage(machine.ref, 0)) for _ in range(40)]
+    hetzner.emulator.faults.plan("GET /servers", *([slow] * 40))
+    reading = [asyncio.create_task(hetzner.provider.find(hetzner.new_key())) for _ in range(40)]
     await asyncio.sleep(0)
     await hetzner.provider.delete(machine.ref)
     assert not any(task.done() for task in reading)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from spawn_ledger.tx import Params, Row, Tx
-from spawn_providers.base import Change, Instance, Op, OpState, Provider, Spec, Usage, Verb
+from spawn_providers.base import Change, Instance, Op, OpState, Provider, Spec, Verb
 from spawn_providers.catalog import Catalog
 from spawn_schemas.ids import ServerId
 
@@ -136,9 +136,6 @@ class CrashingProvider:
 
     async def poll(self, handles: Sequence[str]) -> list[OpState]:
         return await self._points.around("provider.poll", lambda: self._inner.poll(handles))
-
-    async def usage(self, ref: str, since: int) -> Usage | None:
-        return await self._points.around("provider.usage", lambda: self._inner.usage(ref, since))
 
 
 def crashing(parts: Parts, points: Points) -> Parts:

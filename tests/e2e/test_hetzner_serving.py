@@ -6,10 +6,11 @@ Hetzner is read from the emulator's log, call by call.
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import httpx
@@ -94,7 +95,9 @@ class Watched(Shopper):
 
 
 @contextmanager
-def on_hetzner(folder: Path) -> Iterator[tuple[RunningService, Emulator]]:
+def on_hetzner(
+    folder: Path, settings: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[tuple[RunningService, Emulator]]:
     """A service whose machines are at Hetzner, whose time runs `SPEED` times as fast."""
     began_ms, began = time.time_ns() // 10**6, time.monotonic()
     emulator = Emulator(lambda: began_ms + int((time.monotonic() - began) * 1_000 * SPEED))
@@ -105,6 +108,7 @@ def on_hetzner(folder: Path) -> Iterator[tuple[RunningService, Emulator]]:
             "SPAWN_HETZNER_ENDPOINT": endpoint,
             "SPAWN_HETZNER_TOKEN": TOKEN,
             "SPAWN_WEBHOOK_NETWORKS": "127.0.0.0/8",
+            **settings,
         }
         migrate(ours["SPAWN_DATABASE_URL"])
         with serving(folder, ours, "serve") as listen:

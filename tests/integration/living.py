@@ -13,7 +13,7 @@ from typing import Final
 from msgspec.structs import replace
 from spawn_ledger.accrual import DAY
 from spawn_ledger.transfers import InsufficientFunds
-from spawn_providers.base import Instance, InstanceStatus, Verb
+from spawn_providers.base import Instance, InstanceStatus, Traffic, Verb
 from spawn_providers.catalog import DEFAULT_CATALOG
 from spawn_schemas import api
 from spawn_schemas.errors import SpawnError
@@ -24,7 +24,7 @@ from spawn.domain.charges import Price
 from spawn.domain.operations import Act, Create, Operation, OperationStatus, Phase
 from spawn.domain.servers import Command, Server
 from spawn.domain.warnings import Policy
-from spawn.services import endings, funds, standing
+from spawn.services import endings, funds, standing, traffic
 from spawn.services.acting import Transactions
 from spawn.services.billing import Billing
 from spawn.services.boots import Boots
@@ -226,6 +226,27 @@ class Town:
 
     def server(self, server_id: ServerId) -> Server:
         return servers.get_server(self.tx, server_id)
+
+    def sends(self, server: Server, outgoing_bytes: int) -> None:
+        """A look at the machine shows how much it has sent in its life."""
+        machine = Instance(
+            ref=server.provider_ref or "",
+            key=server.id,
+            owner=server.wallet,
+            hostname=server.name,
+            created_at=server.created_at,
+            status=InstanceStatus.RUNNING,
+            provider_type=server.provider_type,
+            image=server.image,
+            location=server.location,
+            ipv4=None,
+            ipv6=None,
+            cores=server.cores,
+            memory_gb=server.memory_gb,
+            disk_gb=server.disk_gb,
+            traffic=Traffic(ingoing_bytes=0, outgoing_bytes=outgoing_bytes, included_bytes=0),
+        )
+        traffic.seen(self.tx, self.billing, server.id, machine, self.now)
 
     def metered(self) -> list[Server]:
         """Every server that costs money, in a fixed order."""

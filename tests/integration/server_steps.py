@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from spawn_providers.base import Capabilities, Change, Instance, Op, OpState, Provider, Spec, Usage, Verb
+from spawn_providers.base import Capabilities, Change, Instance, Op, OpState, Provider, Spec, Verb
 from spawn_providers.catalog import Catalog
 from spawn_schemas.ids import ServerId
 
@@ -106,10 +106,6 @@ class Recorder:
     async def poll(self, handles: Sequence[str]) -> list[OpState]:
         self.calls += 1
         return await self.inner.poll(handles)
-
-    async def usage(self, ref: str, since: int) -> Usage | None:
-        self.calls += 1
-        return await self.inner.usage(ref, since)
 
 
 def recording() -> tuple[list[Recorder], Callable[[Provider], Provider]]:

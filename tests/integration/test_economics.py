@@ -66,7 +66,8 @@ def test_assumptions_are_those_that_were_given() -> None:
     assert report["settlement"] == {"alone": "0.005829", "batched": "0.004006", "batch": 10}
     small = report["servers"][0]
     assert small["wholesale"] == {
-        "currency": "EUR", "daily_micro": 109_667, "monthly_micro": 3_290_000, "step_s": 3600
+        "currency": "EUR", "daily_micro": 109_667, "monthly_micro": 3_290_000, "step_s": 3600,
+        "tb_micro": 1_000_000,
     }  # fmt: skip
     assert small["margin"] == {"cost": "0.131601", "amount": "0.018399", "percent": "12.2"}
 

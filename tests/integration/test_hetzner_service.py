@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from spawn_providers.base import Provider
+from spawn_providers.catalog import TB
 
 from spawn.parts import open_parts
 from spawn.store.database import StoreError
@@ -14,6 +15,7 @@ from tests.contract.hetzner_subject import HetznerSubject, emulated
 from tests.emulators.hetzner.app import READ_ONLY_TOKEN, TOKEN
 from tests.emulators.hetzner.faults import LostAnswer, Refuse
 from tests.harness import VirtualClock, World, open_world, settings_in
+from tests.integration.sending import moved
 from tests.integration.server_steps import action, drive, order, show
 from tests.wallets import Wallet
 
@@ -66,6 +68,36 @@ async def test_a_life_at_hetzner(tmp_path: Path) -> None:
         await world.check_books()
 
 
+async def test_traffic_is_counted_with_the_inventory_and_priced_as_hetzner_lists_it(tmp_path: Path) -> None:
+    async with service(tmp_path) as (hetzner, world):
+        wallet = await world.customer("40.00")
+        ordered = (await order(world, wallet)).json()
+        await drive(world)
+        [machine] = hetzner.emulator.world.servers.values()
+        with hetzner.emulator.lock:
+            machine.ingoing_traffic, machine.outgoing_traffic = None, None
+        world.clock.advance(600)
+        await world.service.workers.reconciler.run()
+        with hetzner.emulator.lock:
+            machine.ingoing_traffic, machine.outgoing_traffic = 7 * TB, 22 * TB
+        calls = len(hetzner.emulator.log)
+        world.clock.advance(600)
+        await world.service.workers.reconciler.run()
+        asked = {entry.path for entry in list(hetzner.emulator.log)[calls:]}
+        assert asked <= {"/servers", "/ssh_keys"}
+        shown = (await show(world, wallet, ordered["server"]["id"]))["traffic"]
+        assert shown == {
+            "ingoing_bytes": 7 * TB,
+            "outgoing_bytes": 22 * TB,
+            "included_bytes": 20 * TB,
+            "overage_usdc_per_tb": "1.20",
+            "charged": "2.40",
+        }
+        # Hetzner's own price is 1.00 EUR.
+        assert await moved(world, "cost:provider", "owed:provider") == 2 * 1_080_000
+        await world.check_books()
+
+
 async def test_a_server_without_keys_has_a_password_although_the_answer_was_lost(tmp_path: Path) -> None:
     async with service(tmp_path) as (hetzner, world):
         wallet = await world.customer("20.00")
@@ -76,7 +108,7 @@ async def test_a_server_without_keys_has_a_password_although_the_answer_was_lost
         assert (await action(world, ordered["action"]["id"]))["status"] == "success"
         assert len(hetzner.emulator.world.servers) == 1
         assert len(hetzner.emulator.calls("POST /servers/{id}/actions/reset_password")) == 1
-        kept = "SELECT kind FROM secret WHERE owner = :owner"
+        kept = "SELECT kind FROM secret WHERE owner = :owner AND kind LIKE '%password'"
         assert [r["kind"] for r in await world.rows(kept, owner=ordered["server"]["id"])] == ["root_password"]
         await world.check_books()
 

@@ -20,6 +20,7 @@ from spawn_ledger.accounts import (
     OWED_PROVIDER,
     REV_COMPUTE,
     REV_OPFEE,
+    REV_TRAFFIC,
     SUSPENSE,
     AccountId,
 )
@@ -48,6 +49,7 @@ MOVES: Final[dict[Code, tuple[AccountId, AccountId]]] = {
     Code.COST: (COST_PROVIDER, OWED_PROVIDER),
     Code.OVERRUN: (EXP_OVERRUN, OWED_PROVIDER),
     Code.GOODWILL: (EXP_GOODWILL, WALLET),
+    Code.TRAFFIC: (RESERVE, REV_TRAFFIC),
 }
 """From where to where each kind of transfer goes."""
 AMOUNTS: Final = {Code.TOPUP: 9_000_001, Code.DEPOSIT: 5_000_000, Code.SUSPENSE: 300_003}

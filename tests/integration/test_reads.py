@@ -27,7 +27,7 @@ SUMMARY = {
 }  # fmt: skip
 VIEW = SUMMARY | {
     "cores", "memory_gb", "disk_gb", "network", "ssh_keys", "auto_renew", "daily_burn", "deposit_remaining",
-    "deposit_expires_at", "reason", "action", "root_password",
+    "deposit_expires_at", "traffic", "reason", "action", "root_password", "ssh_host_keys", "known_hosts", "ready",
 }  # fmt: skip
 ERROR = {"code", "message", "status", "retryable", "retry_after", "details", "next", "request_id"}
 

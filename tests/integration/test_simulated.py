@@ -295,23 +295,28 @@ async def test_strays_are_not_ours_and_orphans_are(cloud: Cloud) -> None:
     assert [m async for m in provider.list_owned()] == []
 
 
-async def test_usage_grows_while_it_runs_and_rests_while_it_is_off(cloud: Cloud) -> None:
+async def test_traffic_grows_while_it_runs_rests_while_it_is_off_and_begins_anew_each_month(
+    cloud: Cloud,
+) -> None:
     provider = cloud.open()
     ref = await running(cloud, provider)
-    hour_ago_s = cloud.clock.ms // 1000
+    before = (await the(provider, ref)).traffic
     cloud.clock.advance(3600)
-    hour = await provider.usage(ref, hour_ago_s)
-    whole = await provider.usage(ref, 0)
+    hour = (await the(provider, ref)).traffic
+    assert before is not None
     assert hour is not None
-    assert whole is not None
-    assert whole.ingoing_bytes > hour.ingoing_bytes > 0
-    assert whole.outgoing_bytes > hour.outgoing_bytes > 0
-    assert await provider.usage(ref, cloud.clock.ms // 1000) != hour
+    assert hour.ingoing_bytes > before.ingoing_bytes
+    assert hour.outgoing_bytes > before.outgoing_bytes
+    assert hour.included_bytes == 20 * 2**40
     await provider.act(ref, Verb.POWEROFF, Change())
     cloud.clock.advance(LONG_S)
-    resting = await provider.usage(ref, 0)
+    resting = (await the(provider, ref)).traffic
     cloud.clock.advance(3600)
-    assert await provider.usage(ref, 0) == resting
+    assert (await the(provider, ref)).traffic == resting
+    cloud.clock.advance(31 * 86_400)
+    anew = (await the(provider, ref)).traffic
+    assert anew is not None
+    assert (anew.ingoing_bytes, anew.outgoing_bytes) == (0, 0)
 
 
 async def test_the_catalog_is_the_default_one(cloud: Cloud) -> None:

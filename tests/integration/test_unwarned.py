@@ -13,6 +13,7 @@ from typing import Final
 
 import pytest
 from spawn_ledger.verify import verify
+from spawn_providers.catalog import TB
 from spawn_schemas.ids import Address, ServerId
 
 from spawn.domain.servers import Reason, Server
@@ -38,6 +39,7 @@ class Life:
         self.wallet = wallet
         self.random = random
         self.looks: list[int] = []
+        self.sent: dict[ServerId, int] = {}
         self.back_s = 0
         """By how much the clock was set back in all."""
 
@@ -98,12 +100,20 @@ class Life:
             lambda server: [self.town.read(self.wallet) for _ in range(self.random.randrange(60))],
             lambda server: [self.town.read(self.wallet) for _ in range(self.random.randrange(60))],
             lambda server: self.random.random() < 0.3 and self.town.destroy(server),
+            self._send,
+            self._send,
             lambda server: self._rent(),
             lambda server: self._bury(),
         ]
         living = self.town.metered()
         if living:
             self.random.choice(acts)(self.random.choice(living))
+
+    def _send(self, server: Server) -> None:
+        """Much of what is included in a month, or some of what is not, up to 0.60 USDC worth of it."""
+        sent = self.sent.get(server.id, 0) + self.random.choice((20 * TB, self.random.randrange(TB // 2)))
+        self.sent[server.id] = sent
+        self.town.sends(server, sent)
 
     def _resize(self, server: Server) -> None:
         if self.town.resize(server, self.random.choice(TYPES)):
@@ -133,8 +143,9 @@ def check(life: Life, server: Server, events: list[Told]) -> str | None:
     restored = latest(events, "deposit.restored")
     assert exhausted is not None
     assert restored is None or restored <= exhausted <= ended_at
-    # It lives on until somebody has looked, has warned, and the owner has had the time of the warning.
-    seen_at = next(at for at in life.looks if at > server.exhausted_at)
+    # It lives on until somebody has looked, has warned, and the owner has had the time of the warning; where money came
+    # that was too little, it may be a call of its owner's that comes first after it has ended again.
+    seen_at = next((at for at in life.looks if at > server.exhausted_at), ended_at)
     latest_end = max(seen_at, server.exhausted_at + 1 + life.town.policy.grace_s, seen_at + LAST_S)
     looked_at = next((at for at in life.looks if at >= latest_end), ended_at)
     assert ended_at <= looked_at + life.back_s, "it lived on for nothing"
@@ -170,5 +181,11 @@ def live_all(town: Town, grace_s: int) -> None:
         assert all(event.at >= START_S for events in by_server.values() for event in events)
     assert ended > LIVES // 3
     assert alive > LIVES // 20
+    paid = town.tx.one("SELECT COUNT(*) AS n FROM transfer WHERE credit = 'rev:traffic'")
+    lost = town.tx.one("SELECT COUNT(*) AS n FROM transfer WHERE debit = 'exp:overrun' AND code = 'traffic'")
+    assert paid is not None
+    assert lost is not None
+    assert paid["n"] > LIVES // 3
+    assert lost["n"] > LIVES // 20
     assert epochs > 1, "money came in and warnings began anew"
     assert verify(town.tx, chain_balance_usdc=None) == []

@@ -24,7 +24,6 @@ from spawn_providers.base import (
     RefusedCode,
     Spec,
     Unavailable,
-    Usage,
     Verb,
 )
 from spawn_providers.catalog import DEFAULT_CATALOG, Catalog
@@ -33,6 +32,7 @@ from spawn_providers.simulated_faults import Breakdown, Flaw
 from spawn_providers.simulated_world import World as Machinery
 from spawn_schemas.ids import Address, ServerId
 
+from tests.sim.senders import Senders
 from tests.sim.weather import OF_PROCESS, Fate
 
 if TYPE_CHECKING:
@@ -148,6 +148,7 @@ class SimCloud:
         self.unlisted: dict[str, int] = {}
         """Until when (true seconds) lists leave out a machine that is there."""
         self.slow_until_s = 0
+        self.senders = Senders(world.seed, world.count)
         self.orders: list[Order] = []
         self.inventories: list[Inventory] = []
 
@@ -224,14 +225,21 @@ class SimCloud:
         return await self._call("create", key, deed)
 
     async def find(self, key: ServerId) -> Instance | None:
-        return await self._call("find", key, lambda _: self._machinery.find(key))
+        return await self._call("find", key, lambda _: self._shown(self._machinery.find(key)))
 
     async def get(self, ref: str) -> Instance | None:
-        return await self._call("get", ref, lambda _: self._machinery.get(ref))
+        return await self._call("get", ref, lambda _: self._shown(self._machinery.get(ref)))
+
+    def _shown(self, instance: Instance | None) -> Instance | None:
+        if instance is None:
+            return None
+        return self.senders.seen(instance, self._world.true_s(), is_honest=self._world.calm)
 
     async def list_owned(self) -> AsyncIterator[Instance]:
         def deed(_: Flaw | None) -> Inventory:
-            there = tuple(one for one in self._machinery.owned() if not self._is_left_out(one.ref))
+            at_s = self._world.true_s()
+            owned = (one for one in self._machinery.owned() if not self._is_left_out(one.ref))
+            there = tuple(self.senders.seen(one, at_s, is_honest=self._world.calm) for one in owned)
             return Inventory(at_ms=self._world.true_ms(), instances=there)
 
         inventory = await self._call("list_owned", "", deed)
@@ -282,9 +290,6 @@ class SimCloud:
 
     async def poll(self, handles: Sequence[str]) -> list[OpState]:
         return await self._call("poll", " ".join(handles), lambda _: self._machinery.poll(handles))
-
-    async def usage(self, ref: str, since: int) -> Usage | None:
-        return await self._call("usage", ref, lambda _: self._machinery.usage(ref, since))
 
     async def _call(self, method: str, subject: str, deed: Deed[T]) -> T:
         """There, done or not, and back."""

@@ -42,6 +42,7 @@ WATCHED: Final[Mapping[str, tuple[str, ...]]] = {
     "secret": ("owner", "kind"),
     "boot": ("server_id",),
     "stray": ("provider", "ref"),
+    "traffic": ("server_id",),
     "price_change": ("id",),
     "lease": ("name",),
 }

@@ -36,6 +36,7 @@ _ACCOUNTS: Final = {
     "owed:provider": "Liabilities:Provider",
     "rev:opfee": "Income:Fees",
     "rev:compute": "Income:Compute",
+    "rev:traffic": "Income:Traffic",
     "cost:provider": "Expenses:Provider",
     "cost:gas": "Expenses:Gas",
     "exp:overrun": "Expenses:Overrun",
@@ -166,7 +167,9 @@ _DAMAGES: Final[tuple[tuple[str, str], ...]] = (
     ("barred", "UPDATE account SET barred = 'suspended' WHERE id LIKE 'srv:%'"),
     ("operator is derived", "INSERT INTO account (id, balance, held) VALUES ('rev:opfee', 0, 0)"),
     ("burn set", "INSERT INTO burn_due VALUES ('srv_x', 0, 0, 0, 0, 0)"),
-    ("customer has a row", "DELETE FROM account WHERE id LIKE 'wallet:%' AND balance = 0 AND held = 0"),
+    # Not one that was barred before it ever paid: nothing in the books would miss it.
+    ("customer has a row", "DELETE FROM account WHERE id LIKE 'wallet:%' AND balance = 0 AND held = 0 "
+     "AND id IN (SELECT debit FROM transfer UNION SELECT credit FROM transfer)"),
     ("reserve has a server", "UPDATE account SET id = id || 'x' WHERE id LIKE 'srv:%' AND balance > 0"),
     ("books balance", "DELETE FROM transfer WHERE code = 'burn'"),
     ("cached balance", "UPDATE transfer SET amount = amount + 1 WHERE code = 'topup'"),

@@ -199,7 +199,7 @@ async def servers(world: "World") -> None:
         and (row["ended_at"] is None if wanted is None else row["status"] == wanted)
     ]
     _compare(world, "servers", [line.id for line in seen], [row["id"] for row in rows])
-    earned, cost = _moved(world, "rev:compute"), _moved(world, "owed:provider")
+    earned, cost = _moved(world, "rev:compute") + _moved(world, "rev:traffic"), _moved(world, "owed:provider")
     for line, row in zip(seen, rows, strict=True):
         revenue, owed = earned[row["id"]], cost[row["id"]]
         silent = row["cost_daily_usdc"] is None and owed == 0

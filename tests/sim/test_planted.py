@@ -15,6 +15,8 @@ CHOICE: Final = (
     "double burn",
     "the burn's remainder is dropped",
     "lost refund",
+    "what a server sent is charged twice",
+    "a counter that began anew counts as a fall below zero",
     "a fee is refunded twice over",
     "a transfer does not reach the account",
     "a hold is never released after a refusal",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from spawn_providers.base import Refused, Unavailable
-from spawn_providers.catalog import Currency
+from spawn_providers.catalog import TB, Currency
 from spawn_providers.hetzner import wire
 from spawn_providers.hetzner.budget import Budget, Priority, Quota, quota_from
 from spawn_providers.hetzner.offers import SIZES, Stock, micro, sold
@@ -20,11 +20,13 @@ SOLD = {
 }
 
 
-def price(location: str, hourly: str = "0.0088", monthly: str = "5.49") -> wire.Price:
-    return wire.Price(
+def price(location: str, hourly: str = "0.0088", monthly: str = "5.49") -> wire.MachinePrice:
+    return wire.MachinePrice(
         location=location,
         price_hourly=wire.Amount(net=hourly),
         price_monthly=wire.Amount(net=monthly),
+        included_traffic=(20 if location in EUROPE else 1) * 2**40,
+        price_per_tb_traffic=wire.Amount(net="7.4000" if location in ASIA else "1.0000"),
     )
 
 
@@ -114,6 +116,22 @@ def test_the_next_best_type_takes_the_place_of_one_that_is_gone() -> None:
     assert offer.provider_type == "cpx22"
     assert offer.wholesale is not None
     assert offer.daily_usdc == offer.wholesale.daily_micro
+
+
+def test_traffic_is_priced_by_location_as_it_is_listed() -> None:
+    catalog = sold(stock(), NOW)
+    found = {}
+    for place in ("nbg1", "ash", "sin"):
+        offer = catalog.find("small", place)
+        assert offer is not None
+        assert offer.wholesale is not None
+        found[place] = (offer.included_bytes // TB, offer.wholesale.tb_micro, offer.tb_usdc)
+    # The specification names a price for Europe; elsewhere it is Hetzner's own, which the floor raises.
+    assert found == {
+        "nbg1": (20, 1_000_000, 1_200_000),
+        "ash": (1, 1_000_000, 1_000_000),
+        "sin": (1, 7_400_000, 7_400_000),
+    }
 
 
 def test_wholesale_is_the_machine_and_its_address() -> None:

@@ -16,6 +16,7 @@ from spawn_providers.base import (
     Refused,
     RefusedCode,
     Spec,
+    Traffic,
     Unavailable,
 )
 from spawn_providers.conformance_steps import OWNER, PUBLIC_KEY
@@ -184,6 +185,7 @@ def server(**changed: Any) -> wire.Server:
         "primary_disk_size": 40,
         "ingoing_traffic": None,
         "outgoing_traffic": None,
+        "included_traffic": None,
     }
     return msgspec.convert(described | changed, wire.Server)
 
@@ -205,6 +207,16 @@ def test_a_server_is_an_instance() -> None:
         memory_gb=4,
         disk_gb=40,
     )
+
+
+def test_its_traffic_is_known_once_it_was_counted() -> None:
+    counted = {"ingoing_traffic": 5, "outgoing_traffic": 7, "included_traffic": 9}
+    assert wire.instance_of(server(**counted)).traffic == Traffic(
+        ingoing_bytes=5, outgoing_bytes=7, included_bytes=9
+    )
+    assert wire.instance_of(server(**counted | {"outgoing_traffic": None})).traffic is None
+    nothing_free = wire.instance_of(server(**counted | {"included_traffic": None})).traffic
+    assert nothing_free == Traffic(ingoing_bytes=5, outgoing_bytes=7, included_bytes=0)
 
 
 def test_what_a_server_lacks_is_none() -> None:

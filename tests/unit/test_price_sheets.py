@@ -123,6 +123,36 @@ def test_the_simulated_catalog_is_sold_as_it_is_without_a_margin() -> None:
     assert retail(DEFAULT_CATALOG, eur_usdc=EUR, margin_percent=0, floor_percent=105) == DEFAULT_CATALOG
 
 
+@pytest.mark.parametrize(
+    ("margin", "floor", "price"),
+    [
+        (0, 105, 1_200_000),  # as it is listed
+        (0, 125, 1_350_000),  # 1.08 USDC and a quarter
+        (20, 105, 1_350_000),  # 1.08 USDC are four fifths of it
+        (70, 105, 3_600_000),
+        (1, 105, 1_134_000),  # 1.091 would be below the floor
+    ],
+)
+def test_traffic_has_the_same_margin_and_floor_as_a_day(margin: int, floor: int, price: int) -> None:
+    sold = retail(DEFAULT_CATALOG, eur_usdc=EUR, margin_percent=margin, floor_percent=floor)
+    europe, america = sold.find("small", "nbg1"), sold.find("small", "ash")
+    assert europe is not None
+    assert america is not None
+    assert (europe.tb_usdc, america.tb_usdc) == (price, None)
+
+
+def test_a_new_price_of_traffic_is_for_new_orders_and_is_not_announced() -> None:
+    shop = Shop(DEFAULT_CATALOG)
+    dearer = tuple(
+        replace(o, wholesale=replace(o.wholesale, tb_micro=2_000_000)) if o.wholesale else o
+        for o in DEFAULT_CATALOG.offers
+    )
+    reading = shop.read(replace(DEFAULT_CATALOG, offers=dearer))
+    offer = reading.sheet.catalog.find("small", "nbg1")
+    assert offer is not None
+    assert (offer.tb_usdc, reading.moves) == (2_700_000, ())
+
+
 # --- reading again ----------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ millionths, rounded up.
 
 from collections.abc import Mapping, Sequence
 from decimal import ROUND_CEILING, Decimal
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 from spawn_schemas.money import Usdc
@@ -23,6 +23,8 @@ SIZES: Final[Mapping[str, tuple[str, ...]]] = {
     "arm-small": ("cax11",),
 }
 """The types that a size may be, the one we would rather sell first: which of them there is, the location decides."""
+
+P = TypeVar("P", bound=Price)
 
 _MICRO: Final = 1_000_000
 _HOUR_S: Final = 3_600
@@ -110,15 +112,16 @@ def _is_sold(type_: ServerType, location: str, now: int) -> bool:
     return listed.deprecation is None or now < unix(listed.deprecation.unavailable_after)
 
 
-def _price(prices: Sequence[Price], location: str) -> Price | None:
+def _price(prices: Sequence[P], location: str) -> P | None:
     return next((price for price in prices if price.location == location), None)
 
 
 def _offer(size: str, type_: ServerType, location: str, currency: Currency, pricing: Pricing) -> Offer:
-    wholesale = _wholesale(type_, location, currency, pricing)
+    wholesale, price = _wholesale(type_, location, currency, pricing), _price(type_.prices, location)
     usual = next((o for o in DEFAULT_CATALOG.offers if (o.type, o.provider_type) == (size, type_.name)), None)
     daily = int(usual.daily_usdc) if usual is not None else wholesale.daily_micro
     deposit = int(usual.deposit_usdc) if usual is not None else _MONTH_DAYS * daily
+    tb = usual.tb_usdc if usual is not None and usual.tb_usdc is not None else wholesale.tb_micro
     return Offer(
         type=size,
         location=location,
@@ -131,12 +134,14 @@ def _offer(size: str, type_: ServerType, location: str, currency: Currency, pric
         deposit_usdc=Usdc(deposit),
         monthly_usdc=Usdc(_MONTH_DAYS * daily),
         wholesale=wholesale,
+        included_bytes=0 if price is None else price.included_traffic,
+        tb_usdc=None if tb is None else Usdc(tb),
     )
 
 
 def _wholesale(type_: ServerType, location: str, currency: Currency, pricing: Pricing) -> Wholesale:
-    """The machine and its IPv4 address, by the started hour, up to what a month costs at most."""
-    hourly, monthly = 0, 0
+    """The machine and its IPv4 address, by the started hour, up to what a month costs at most; and its traffic."""
+    hourly, monthly, machine = 0, 0, _price(type_.prices, location)
     addresses = [ip.prices for ip in pricing.primary_ips if ip.type == "ipv4"]
     for prices in (type_.prices, *addresses):
         price = _price(prices, location)
@@ -144,7 +149,11 @@ def _wholesale(type_: ServerType, location: str, currency: Currency, pricing: Pr
             hourly += micro(price.price_hourly.net)
             monthly += micro(price.price_monthly.net)
     return Wholesale(
-        currency=currency, daily_micro=_DAY_HOURS * hourly, monthly_micro=monthly, step_s=_HOUR_S
+        currency=currency,
+        daily_micro=_DAY_HOURS * hourly,
+        monthly_micro=monthly,
+        step_s=_HOUR_S,
+        tb_micro=None if machine is None else micro(machine.price_per_tb_traffic.net),
     )
 
 

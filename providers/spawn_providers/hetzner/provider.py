@@ -27,7 +27,6 @@ from spawn_providers.base import (
     Refused,
     RefusedCode,
     Spec,
-    Usage,
     Verb,
 )
 from spawn_providers.catalog import Catalog
@@ -196,13 +195,6 @@ class HetznerProvider:
             if op is not None and state.status is not OpStatus.RUNNING:
                 self._states.ended(op.server, op.actions)
         return states
-
-    async def usage(self, ref: str, since: int) -> Usage | None:
-        """Hetzner counts a billing period, whenever `since` was: less than before means that a new one began."""
-        server = await self._states.look(_number(ref), Priority.POLL)
-        if server is None:
-            raise Refused(RefusedCode.NOT_FOUND, f"there is no server {ref}")
-        return Usage(ingoing_bytes=server.ingoing_traffic or 0, outgoing_bytes=server.outgoing_traffic or 0)
 
     async def _arguments(
         self, ref: str, verb: Verb, change: Change

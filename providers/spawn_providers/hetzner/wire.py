@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from spawn_providers.base import Instance, InstanceStatus, Op, OpState, OpStatus, RefusedCode
+from spawn_providers.base import Instance, InstanceStatus, Op, OpState, OpStatus, RefusedCode, Traffic
 from spawn_providers.hetzner.errors import op_error
 from spawn_providers.hetzner.names import owner_of
 
@@ -34,6 +34,13 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
     price_monthly: Amount
 
 
+class MachinePrice(Price, frozen=True, kw_only=True):
+    """`price_per_tb_traffic` is for what a machine sends beyond the `included_traffic` bytes of a month."""
+
+    included_traffic: int
+    price_per_tb_traffic: Amount
+
+
 class Deprecation(msgspec.Struct, frozen=True, kw_only=True):
     unavailable_after: str
 
@@ -49,7 +56,7 @@ class ServerType(msgspec.Struct, frozen=True, kw_only=True):
     memory: float
     disk: float
     architecture: str
-    prices: tuple[Price, ...] = ()
+    prices: tuple[MachinePrice, ...] = ()
     locations: tuple[TypeLocation, ...] = ()
 
 
@@ -110,6 +117,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     primary_disk_size: int
     ingoing_traffic: int | None
     outgoing_traffic: int | None
+    included_traffic: int | None
 
 
 class ActionError(msgspec.Struct, frozen=True, kw_only=True):
@@ -272,6 +280,18 @@ def instance_of(server: Server) -> Instance:
         cores=server.server_type.cores,
         memory_gb=int(server.server_type.memory),
         disk_gb=server.primary_disk_size,
+        traffic=_traffic(server),
+    )
+
+
+def _traffic(server: Server) -> Traffic | None:
+    """Any of the three may be null; a machine that was not counted yet is no machine that sent nothing."""
+    if server.ingoing_traffic is None or server.outgoing_traffic is None:
+        return None
+    return Traffic(
+        ingoing_bytes=server.ingoing_traffic,
+        outgoing_bytes=server.outgoing_traffic,
+        included_bytes=server.included_traffic or 0,
     )
 
 

@@ -123,9 +123,9 @@ class Access(Part):
                 self._require_cause(row, _who(row["debit"]))
             case "deposit_refund", "srv", "wallet":
                 self._require_same(row, _who(row["credit"]), self._owners.of(_who(row["debit"])))
-            case "burn", "wallet", "rev:compute":
+            case ("burn", "wallet", "rev:compute") | ("traffic", "wallet", "rev:traffic"):
                 self._require_same(row, _who(row["debit"]), self._owners.of(row["reference"]))
-            case (("burn" | "minimum"), "srv", "rev:compute"):
+            case (("burn" | "minimum"), "srv", "rev:compute") | ("traffic", "srv", "rev:traffic"):
                 self._require_same(row, _who(row["debit"]), row["reference"])
             case ("fee_refund", "rev:opfee", "wallet") | ("burn_refund", "rev:compute", "wallet"):
                 self._require_same(row, _who(row["credit"]), self._owners.of(row["reference"]))
@@ -135,6 +135,8 @@ class Access(Part):
                 | ("cost", "cost:provider", "owed:provider")
                 | ("cost", "owed:provider", "cost:provider")
                 | ("overrun", "exp:overrun", "owed:provider")
+                | ("traffic", "cost:provider" | "exp:overrun", "owed:provider")
+                | ("traffic", "exp:overrun", "cost:provider")
                 | ("gas", "cost:gas", "ext:gas")
             ):
                 pass

@@ -71,6 +71,13 @@ WAYS: Final[dict[str, tuple[Way, ...]]] = {
         Way("owed:provider", "cost:provider", "cost-refund|"),
     ),
     "overrun": (Way("exp:overrun", "owed:provider", "overrun|"),),
+    "traffic": (
+        Way("srv:", "rev:traffic", "traffic|"),
+        Way("wallet:", "rev:traffic", "traffic|"),
+        Way("cost:provider", "owed:provider", "traffic|"),
+        Way("exp:overrun", "owed:provider", "traffic|"),
+        Way("exp:overrun", "cost:provider", "traffic|"),
+    ),
     "gas": (Way("cost:gas", "ext:gas", "gas|"),),
 }
 """Why money moves, and so whence and whither."""
@@ -170,7 +177,8 @@ class Books(Part):
         else:
             self._wrong(f"{name} is a {transfer['code']} from {debit} to {credit}, and none goes there")
         server = debit[4:] if debit.startswith("srv:") else credit[4:] if credit.startswith("srv:") else None
-        server = transfer["reference"] if server is None and transfer["code"].startswith("burn") else server
+        is_metered = transfer["code"] in {"burn", "burn_refund", "traffic"}
+        server = transfer["reference"] if server is None and is_metered else server
         for account in (debit, credit):
             if (
                 server is not None
@@ -178,8 +186,8 @@ class Books(Part):
                 and account[7:] != self._owners.get(server)
             ):
                 self._wrong(f"{name} is between {server} and {account}, which does not own it")
-        if transfer["code"] == "burn" and debit.startswith("srv:") and debit[4:] != transfer["reference"]:
-            self._wrong(f"{name} takes from {debit} what {transfer['reference']} burnt")
+        if is_metered and debit.startswith("srv:") and debit[4:] != transfer["reference"]:
+            self._wrong(f"{name} takes from {debit} what {transfer['reference']} burnt or sent")
 
     def _check_stretch(self, transfer: Row) -> None:
         """A stretch of time is charged once, in order, and within one UTC month; two may pay for the same one."""

@@ -9,6 +9,7 @@ from tests.sim.oracle.part import Part
 ORACLE: Final = (
     "books",
     "bills",
+    "overage",
     "runways",
     "payments",
     "answers",
