@@ -131,7 +131,18 @@ async def _order(provider: Provider, work: Work, now: int) -> Outcome:
         repeated = work.operation.phase is Phase.SENT and error.code is RefusedCode.CONFLICT
         if repeated and now < work.operation.deadline_at:
             return TryLater(after_s=LOOK_AGAIN_S, unknown=True, message=error.message)
+        if error.code is RefusedCode.CONFLICT and await _is_that_already(provider, work):
+            return Accepted(ref=_ref(work.server))
         return Failed(code=code_of(error), message=error.message)
+
+
+async def _is_that_already(provider: Provider, work: Work) -> bool:
+    """Whether the machine is of the type that it is to become: the order is from books that lost its end."""
+    step = work.operation.current
+    if not (isinstance(step, Act) and step.verb is Verb.RESIZE):
+        return False
+    instance = await _instance(provider, work.server)
+    return instance is not None and instance.provider_type == step.change.provider_type
 
 
 async def _call(provider: Provider, work: Work, now: int) -> Outcome:

@@ -58,6 +58,31 @@ async def test_a_rebuild_that_was_sent_after_the_backup_wipes_no_disk_again(tmp_
         assert ended["status"] == "success"
 
 
+async def test_a_resize_that_ended_after_the_backup_ends_at_the_price_of_its_order(tmp_path: Path) -> None:
+    """docs/sim-findings.md, 25."""
+    clock = VirtualClock()
+    async with open_world(tmp_path, clock=clock) as world:
+        owner = await world.customer("20.00")
+        server = await world.rent(owner)
+        path = f"/v1/servers/{server['id']}/resize"
+        answer = await world.sign(owner, "POST", path, {"type": "medium"})
+        assert answer.status_code == 200, answer.text
+        backup(world, tmp_path / "copy.db")
+        await world.run_for(300)
+        ended = await world.server(server["id"])
+        assert ended.type == "medium"
+    lose(tmp_path)
+    report = await restore(tmp_path, tmp_path / "copy.db", clock)
+    assert report.resized == [server["id"]]
+    async with open_world(tmp_path, clock=clock) as world:
+        await world.run_for(400)
+        again = await world.server(server["id"])
+        assert (again.type, again.daily_usdc) == ("medium", ended.daily_usdc)
+        (order,) = await world.rows("SELECT status FROM operation WHERE command = 'resize_server'")
+        assert order["status"] == "success"
+        await world.check_books()
+
+
 async def test_a_receiver_that_was_failing_at_the_backup_is_not_given_up_for_the_time_that_was_lost(
     tmp_path: Path,
 ) -> None:

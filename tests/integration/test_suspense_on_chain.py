@@ -26,7 +26,8 @@ from tests.wallets import Wallet, encode
 DEPOSIT = ("POST", "/v1/balance/deposit", {"amount": "5.00"})
 FIVE = 5_000_000
 SOMEBODY = Address("0x" + "50" * 20)
-CONFIRMATIONS = 3
+CONFIRMATIONS = 4
+"""One more than there are blocks at the first look, and one that `Chain.succeeded` may have to mine."""
 
 
 @pytest.fixture
