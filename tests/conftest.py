@@ -10,6 +10,11 @@ import pytest
 from tests import databases
 from tests.engines import REQUIRE_VARIABLE, demanded, postgres, skips_refused
 
+# These assert outside of a test module; pytest has to be told to explain what failed there, before they are imported.
+pytest.register_assert_rewrite(
+    "tests.interop.story", "tests.interop.anvil_service", "tests.interop.stock_payments"
+)
+
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 

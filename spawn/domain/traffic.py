@@ -2,8 +2,8 @@
 
 Invariant: whatever the readings, each byte is counted once at most, and all charges together are
 floor(Σ price of a TB · bytes beyond the included / TB): what does not fill a micro-USDC is carried, never rounded away.
-A counter that has fallen is believed when it was seen so twice, a while apart: then a new period has begun, and all
-that it shows is new. Seen once, a list may have been late.
+A counter that has fallen is believed when it was seen so twice, a while apart: seen once, a list may have been late. If
+both have fallen to half or less a new period has begun, and all that they show is new; otherwise they were corrected.
 """
 
 from collections.abc import Sequence
@@ -85,8 +85,9 @@ def read(before: Counted, reading: Traffic, pin: Pin, now: int) -> Priced:
         since = now if before.fallen_at is None else min(before.fallen_at, now)
         if now - since < APART_S:
             return Priced(counted=replace(counted, fallen_at=since), charge_usdc=Usdc(0), cost_usdc=Usdc(0))
-    ingoing = reading.ingoing_bytes - (0 if has_fallen else before.last_ingoing)
-    outgoing = reading.outgoing_bytes - (0 if has_fallen else before.last_outgoing)
+    began_anew = has_fallen and _is_of_a_new_period(before, reading)
+    ingoing = max(0, reading.ingoing_bytes - (0 if began_anew else before.last_ingoing))
+    outgoing = max(0, reading.outgoing_bytes - (0 if began_anew else before.last_outgoing))
     included_bytes = max(counted.included_bytes, reading.included_bytes)
     billed_bytes = max(counted.billed_bytes, counted.outgoing_bytes + outgoing - included_bytes)
     fresh = billed_bytes - counted.billed_bytes
@@ -106,6 +107,13 @@ def read(before: Counted, reading: Traffic, pin: Pin, now: int) -> Priced:
         cost_remainder=cost_remainder,
     )
     return Priced(counted=moved, charge_usdc=Usdc(charge_usdc), cost_usdc=Usdc(cost_usdc))
+
+
+def _is_of_a_new_period(before: Counted, reading: Traffic) -> bool:
+    return (
+        2 * reading.ingoing_bytes <= before.last_ingoing
+        and 2 * reading.outgoing_bytes <= before.last_outgoing
+    )
 
 
 class Debtor(msgspec.Struct, frozen=True, kw_only=True):

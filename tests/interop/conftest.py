@@ -7,11 +7,6 @@ import pytest
 from tests import databases
 from tests.interop.service import RunningService, spawn_dev
 
-# These assert outside of a test module; pytest has to be told to explain what failed there.
-pytest.register_assert_rewrite(
-    "tests.interop.story", "tests.interop.anvil_service", "tests.interop.stock_payments"
-)
-
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:

@@ -67,6 +67,17 @@ def test_a_counter_that_fell_is_believed_when_it_was_seen_twice() -> None:
     )
 
 
+def test_a_counter_that_was_corrected_begins_nothing_anew() -> None:
+    """Neither the one that costs nothing, nor the one that does; what comes after is counted from there."""
+    before = traffic.read(traffic.begun(PIN, NOW), counters(19 * TB, GB), PIN, NOW).counted
+    for corrected in (counters(19 * TB, GB - 1), counters(18 * TB, GB), counters(18 * TB, 0)):
+        late = traffic.read(before, corrected, PIN, NOW + 1)
+        there = traffic.read(late.counted, corrected, PIN, NOW + 1 + APART_S)
+        assert (there.charge_usdc, there.counted.outgoing_bytes) == (0, 19 * TB)
+        more = counters(corrected.outgoing_bytes + TB, corrected.ingoing_bytes)
+        assert traffic.read(there.counted, more, PIN, NOW + 1_000).charge_usdc == 1_200_000
+
+
 def test_a_month_begins_with_all_that_is_included() -> None:
     full = look(traffic.begun(PIN, NOW), 3 * TB).counted
     later = next_month(NOW)
@@ -136,10 +147,12 @@ def test_money_is_the_price_of_what_was_sent_beyond_the_included(
             # The counter begins anew: what was sent since the last reading is lost, and no look comes in between.
             counter = 0
         counter += size
-        fell = counter < counted.last_outgoing
-        grown = counter if fell else counter - counted.last_outgoing
+        last = counted.last_outgoing
+        fell = counter < last
+        # What is left of more than half is a correction, and nothing was sent.
+        grown = (counter if 2 * counter <= last else 0) if fell else counter - last
         record(counter, now)
-        if fell and grown:
+        if fell:
             now += APART_S
             record(counter, now)
         month = month_start(now)

@@ -99,7 +99,7 @@ class Overage(Part):
         return self._tabs.setdefault(server_id, Tab())
 
     def _read(self, server: Row, old: Row | None, row: Row) -> None:
-        """What a look at the machine added: what its counter grew by, or all of it where it began anew."""
+        """What a look at the machine added: what its counter grew by, or all of it where both began anew."""
         name, tab = row["server_id"], self._tab(row["server_id"])
         was = (0, 0) if old is None else (old["last_ingoing"], old["last_outgoing"])
         now = (row["last_ingoing"], row["last_outgoing"])
@@ -114,7 +114,8 @@ class Overage(Part):
             self._wrong(f"{name} is said to have moved {now}, and no look has shown that")
         delta = 0
         if now != was and not is_frozen:
-            delta = now[1] - was[1] if now[0] >= was[0] and now[1] >= was[1] else now[1]
+            anew = now[0] + now[1] < was[0] + was[1] and 2 * now[0] <= was[0] and 2 * now[1] <= was[1]
+            delta = now[1] if anew else max(0, now[1] - was[1])
         tab.counted += delta
         sent = self.world.cloud.senders.sent.get(server["provider_ref"], 0)
         if tab.counted > sent:
