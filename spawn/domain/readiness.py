@@ -49,7 +49,12 @@ def began_anew(was: Readiness, since: int) -> Readiness:
     """A rebuilt machine: the same host key, and nothing told yet."""
     if was.next_hash is None:
         raise ValueError(f"no rebuild of {was.server_id} is ordered")
-    return Readiness(server_id=was.server_id, host_key=was.host_key, token_hash=was.next_hash, since=since)
+    return anew(replace(was, token_hash=was.next_hash), since)
+
+
+def anew(was: Readiness, since: int) -> Readiness:
+    """Nothing is told yet of what runs since then, under the same token."""
+    return Readiness(server_id=was.server_id, host_key=was.host_key, token_hash=was.token_hash, since=since)
 
 
 def told_ssh(was: Readiness, now: int) -> Readiness:

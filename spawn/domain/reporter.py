@@ -53,7 +53,7 @@ def told(fact):
         data = json.dumps(fact).encode()
         request.urlopen(request.Request(URL, data, {"Content-Type": "application/json"}), timeout=20).close()
     except error.HTTPError as e:
-        return e.code in (400, 403, 404, 409, 410, 413, 422)
+        return e.code in (400, 410, 413, 422)
     except Exception:
         return False
     return True

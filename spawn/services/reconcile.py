@@ -124,16 +124,24 @@ class Reconciler:
             row["ref"]: row["first_seen_at"]
             for row in await self._db.read(SELECT_STRAYS, {"provider": provider.name})
         }
+        seen: set[ServerId] = set()
         for instance in inventory:
             server = None if instance.key is None else mine.get(instance.key)
             if server is None:
                 await self._stray(provider, instance, strays.pop(instance.ref, None), report)
-            else:
+            elif server.provider_ref in {None, instance.ref}:
+                seen.add(server.id)
                 await self._refresh(server, instance, began, report)
+            else:
+                log.error(
+                    "machine %s has the label of %s, which is machine %s: labels were copied. It is left alone.",
+                    instance.ref,
+                    server.id,
+                    server.provider_ref,
+                )
         for ref in strays:
             # Gone, or a rental that our list was too old for: whatever it becomes, it is seen for the first time.
             await self._forget_stray(provider, ref)
-        seen = {instance.key for instance in inventory}
         for server in mine.values():
             if server.id not in seen and server.provider_ref is not None:
                 await self._missing(provider, server, report)

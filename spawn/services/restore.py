@@ -26,6 +26,7 @@ from spawn_schemas.ids import Address, ServerId
 from spawn_schemas.money import Usdc
 
 from spawn.domain.pins import Pin, pin_of
+from spawn.domain.readiness import anew
 from spawn.domain.servers import Command, Server, Status
 from spawn.evm.node import NodeUnavailable
 from spawn.payments.arrivals import Arrivals
@@ -38,7 +39,7 @@ from spawn.services.price_list import PriceList
 from spawn.services.reconcile import SELECT_STRAYS
 from spawn.services.treasury import Treasury
 from spawn.settings import Settings
-from spawn.store import operations, servers, webhooks
+from spawn.store import boots, operations, servers, webhooks
 from spawn.store.arrivals import MOVE_WATCH, SELECT_WATCH
 from spawn.store.database import Database
 
@@ -289,6 +290,10 @@ def _rebuilt(tx: Tx, server_id: ServerId, image: str, now: int) -> None:
     server = servers.get_server(tx, server_id)
     rebuilt = replace(server, image=image)
     servers.update_server(tx, server, rebuilt)
+    readiness = boots.find(tx, server_id)
+    if readiness is not None:
+        # What was told is of the system before; the one that there is reports under a token that was lost.
+        boots.save(tx, readiness, anew(readiness, now))
     tell(tx, EventType.SERVER_REBUILT, rebuilt, now)
 
 

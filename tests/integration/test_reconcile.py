@@ -1,9 +1,11 @@
 """What lost answers, restores and lost machines leave behind is mended without being told what to look for."""
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from spawn_providers.base import Change, Verb
+from msgspec.structs import replace
+from spawn_providers.base import Change, Instance, InstanceStatus, Provider, Verb
 from spawn_providers.simulated_faults import LostAnswer, Outage
 from spawn_schemas.ids import ServerId
 
@@ -11,6 +13,7 @@ from tests.harness import World, open_world
 from tests.integration.server_steps import (
     DAY,
     SMALL,
+    Recorder,
     accepted_at,
     burnt,
     compute_usdc,
@@ -73,6 +76,45 @@ async def test_a_machine_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
         assert machine is not None
         assert machine.status == "running"
         assert await world.rows("SELECT ref FROM stray") == []
+
+
+class Copying(Recorder):
+    """Whose inventory has each machine a second time: somebody copied its labels."""
+
+    async def list_owned(self) -> AsyncIterator[Instance]:
+        async for instance in self.inner.list_owned():
+            yield instance
+            self.copy = replace(instance, ref="copy", ipv4="198.18.9.9", status=InstanceStatus.OFF)
+        if self.copy is not None:
+            yield self.copy
+
+    copy: Instance | None = None
+
+
+async def test_a_machine_that_only_says_that_it_is_a_server_is_left_alone_and_not_shown(
+    tmp_path: Path,
+) -> None:
+    """The server is the machine that was made for it, also when that one is gone."""
+    clouds: list[Copying] = []
+
+    def around(inner: Provider) -> Provider:
+        clouds.append(Copying(inner))
+        return clouds[0]
+
+    async with open_world(tmp_path, around=around) as world:
+        wallet = await world.customer("20.00")
+        server_id = await rent(world, wallet)
+        before = await world.server(server_id)
+        clouds[0].changes.clear()
+        await look(world)
+        after = await world.server(server_id)
+        assert (after.ipv4, after.status) == (before.ipv4, "running")
+        assert before.provider_ref is not None
+        await world.cloud.vanish(before.provider_ref)
+        for _ in range(2):
+            await look(world, GRACE_S)
+        assert (await world.server(server_id)).status == "destroyed"
+        assert clouds[0].changes == []
 
 
 async def test_a_machine_that_outlived_its_server_is_an_orphan(tmp_path: Path) -> None:

@@ -13,12 +13,17 @@ from tests.integration.test_deliveries import happen, hook, send, shown
 
 pytestmark = pytest.mark.embedded
 
+REPORTED = (
+    "UPDATE boot SET ssh_at = since, cloud_init = 'done', log = 'of the system before', reported_at = since"
+)
+
 
 async def test_a_server_that_was_rebuilt_since_the_backup_shows_the_image_that_it_has(tmp_path: Path) -> None:
     clock = VirtualClock()
     async with open_world(tmp_path, clock=clock) as world:
         owner = await world.customer("20.00")
         server = await world.rent(owner)
+        await world.parts.db.write(lambda tx: tx.execute(REPORTED, {}))
         backup(world, tmp_path / "copy.db")
         path = f"/v1/servers/{server['id']}/rebuild"
         answer = await world.sign(owner, "POST", path, {"image": "debian-12"})
@@ -28,6 +33,9 @@ async def test_a_server_that_was_rebuilt_since_the_backup_shows_the_image_that_i
     await restore(tmp_path, tmp_path / "copy.db", clock)
     async with open_world(tmp_path, clock=clock) as world:
         assert (await world.server(server["id"])).image == "debian-12"
+        shown = await world.sign(owner, "GET", f"/v1/servers/{server['id']}")
+        ready = {"ssh": None, "cloud_init": "pending", "reported_at": None, "log": None}
+        assert shown.json()["server"]["ready"] == ready
 
 
 async def test_a_rebuild_that_was_sent_after_the_backup_wipes_no_disk_again(tmp_path: Path) -> None:
