@@ -10,7 +10,7 @@ from hcloud.server_types import ServerType
 from spawn_providers.hetzner.names import ID_LABEL
 
 from tests.emulators.hetzner.app import TOKEN, Emulator
-from tests.emulators.hetzner.faults import ActionFails, Gateway
+from tests.emulators.hetzner.faults import ActionFails, Gateway, LostAnswer, Slow
 from tests.emulators.hetzner.serving import serving
 from tests.live import hetzner
 
@@ -72,6 +72,18 @@ def test_what_breaks_midway_is_told_and_destroyed(
     assert _run(endpoint) == 1
     assert "it broke" in capsys.readouterr().out
     assert not emulator.world.servers
+
+
+@pytest.mark.parametrize("fault", [LostAnswer(), Slow(seconds=0.3, late=True)], ids=["lost", "late"])
+def test_what_was_made_without_an_answer_is_destroyed(
+    emulator: Emulator, endpoint: str, fault: LostAnswer | Slow, capsys: pytest.CaptureFixture[str]
+) -> None:
+    emulator.faults.plan("POST /ssh_keys", fault)
+    emulator.faults.plan("POST /servers", LostAnswer(), fault)
+    _run(endpoint)
+    assert "nothing of this run is left" in capsys.readouterr().out
+    assert not emulator.world.servers
+    assert not emulator.world.ssh_keys
 
 
 def test_a_machine_that_cannot_be_destroyed_at_once_is_destroyed_later(

@@ -3,14 +3,16 @@
     SPAWN_HETZNER_TOKEN=... python -m tests.live.hetzner --cap 0.10
 
 It rents the cheapest machine that we sell, resizes, rebuilds and destroys it, and asks some questions that are refused.
-That costs three started hours at most (it says how much before it begins) and takes some minutes. It ends with a list
+That costs four started hours at most (it says how much before it begins) and takes some minutes. It ends with a list
 of what differed: exit status 0 for nothing, 1 for something, 2 where it did not begin.
-Invariant: whatever happens, what it made is destroyed before it ends; if it cannot be, the last words say what is left.
+Invariant: what it made is destroyed before it ends, also where it is interrupted once; if it cannot be, the last words
+say what is left.
 """
 
 import argparse
 import asyncio
 import os
+import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -46,6 +48,10 @@ TOKEN: Final = "SPAWN_HETZNER_TOKEN"
 OWNER: Final = Address("0x" + "11" * 20)
 PATIENCE_S: Final = 900
 """The longest that any one thing may take at Hetzner."""
+LIFE_S: Final = 2_700
+"""The longest that a life may take, so that it costs no more started hours than are told beforehand."""
+LOOKS: Final = 5
+"""How often in a row nothing must be left before that is believed."""
 SHUTDOWN_S: Final = 120
 MICRO: Final = 1_000_000
 
@@ -119,6 +125,8 @@ def main(
     """The exit status. `monotonic` is Hetzner's time, as seconds of a clock that never runs backwards."""
     arguments = _parser().parse_args(argv)
     token = environ.get(TOKEN, "")
+    # Told to end, it ends as by Ctrl-C: not before it has destroyed what it made.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if not token:
             raise Refusal(f"set {TOKEN} to a token of an empty project, with read and write access")
@@ -127,7 +135,7 @@ def main(
         print(f"Nothing was ordered: {refusal}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Broken off.", file=sys.stderr)
+        print("Broken off. If it was not destroyed before this, look into the project.", file=sys.stderr)
         return 130
 
 
@@ -167,14 +175,17 @@ async def _run(token: str, arguments: argparse.Namespace, monotonic: Callable[[]
 async def _compare(bench: Bench, cap: float) -> None:
     small, large, image = await _lists(bench, cap)
     try:
-        await _questions(bench)
-        ref = await _order(bench, small, image)
-        await _running(bench, ref, large)
-        await _resize(bench, ref, large)
-        await _rebuild(bench, ref, image)
-        await _delete(bench, ref)
+        async with asyncio.timeout(LIFE_S):
+            await _questions(bench)
+            ref = await _order(bench, small, image)
+            await _running(bench, ref, large)
+            await _resize(bench, ref, large)
+            await _rebuild(bench, ref, image)
+            await _delete(bench, ref)
     except (Broken, ProviderError) as error:
         bench.notes.check("a machine lives from its order to its end", False, error)
+    except TimeoutError:
+        bench.notes.check(f"that takes less than {LIFE_S} s", False, "that it did not")
     finally:
         await _clean_up(bench)
 
@@ -206,10 +217,10 @@ async def _lists(bench: Bench, cap: float) -> tuple[Offer, Offer, str]:
     everywhere = {o.type for o in catalog.offers if o.location == "nbg1"}
     bench.notes.check("nbg1 has every size", everywhere == set(SIZES), everywhere)
     small, large = _pair(catalog)
-    cost = sum(o.wholesale.daily_micro for o in (small, large, large) if o.wholesale) / 24 / MICRO
+    cost = sum(o.wholesale.daily_micro for o in (small, large, large, small) if o.wholesale) / 24 / MICRO
     print(f"              this run may cost {cost:.4f}, of at most {cap:.4f}")
     if cost > cap:
-        raise Refusal(f"three started hours may cost {cost:.4f}, which is more than --cap {cap}")
+        raise Refusal(f"four started hours may cost {cost:.4f}, which is more than --cap {cap}")
     return small, large, catalog.images[0].name
 
 
@@ -236,21 +247,18 @@ async def _questions(bench: Bench) -> None:
     pages = (await bench.ask("/images", per_page=100))["meta"]["pagination"]["per_page"]
     bench.notes.check("100 entries per page are taken for 50", pages == 50, pages)
     public = Ed25519PrivateKey.generate().public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-    body = {"name": f"{bench.key}-probe".replace("_", "-"), "public_key": public.decode()}
+    body = {"name": f"{_name(bench)}-key", "public_key": public.decode()}
     made = await bench.calls.change("POST", "/ssh_keys", dict[str, Any], Priority.CREATE, body)
-    try:
-        ours, theirs = fingerprint_of(public.decode()), made["ssh_key"]["fingerprint"]
-        bench.notes.check("a key's fingerprint is its MD5, in pairs of digits", ours == theirs, theirs)
-        await bench.is_refused(
-            "uniqueness_error", "POST", "/ssh_keys", name="spawn-another-name", public_key=public.decode()
-        )
-    finally:
-        await bench.refusal("DELETE", f"/ssh_keys/{made['ssh_key']['id']}")
+    ours, theirs = fingerprint_of(public.decode()), made["ssh_key"]["fingerprint"]
+    bench.notes.check("a key's fingerprint is its MD5, in pairs of digits", ours == theirs, theirs)
+    await bench.is_refused(
+        "uniqueness_error", "POST", "/ssh_keys", name=f"{_name(bench)}-again", public_key=public.decode()
+    )
     await bench.is_refused(
         "invalid_input",
         "POST",
         "/servers",
-        name=bench.key.replace("_", "-"),
+        name=_name(bench),
         labels={"spawn-id": bench.key},
         image="debian-12",
         server_type="cx23",
@@ -355,19 +363,37 @@ async def _unlocked(bench: Bench, ref: str) -> None:
 
 
 async def _clean_up(bench: Bench) -> None:
-    """Destroy what is left of this run, also where something broke."""
+    """Destroy what is left of this run, also where something broke: an order may still be on its way, and lists lag."""
+    quiet = 0
     for _ in range(int(PATIENCE_S / max(bench.pause_s, 1))):
-        left = await _tried(bench.ask("/servers", label_selector=f"spawn-id={bench.key}"))
-        if left is not None and not left["servers"]:
+        left = await _left(bench)
+        quiet = quiet + 1 if left == [] else 0
+        if quiet == LOOKS:
             print("\nnothing of this run is left in the project")
             return
-        for server in [] if left is None else left["servers"]:
-            await _tried(bench.provider.delete(str(server["id"])))
-        await asyncio.sleep(bench.pause_s)
-    print(
-        f"\nNOT DESTROYED: look for servers with the label spawn-id={bench.key}, they cost money",
-        file=sys.stderr,
-    )
+        for path in left or []:
+            await _tried(bench.calls.change("DELETE", path, dict[str, Any], Priority.DESTROY))
+        await asyncio.sleep(2 * bench.pause_s)
+    print(f"\nNOT DESTROYED: {_leftovers(bench)}, they cost money", file=sys.stderr)
+
+
+def _leftovers(bench: Bench) -> str:
+    return f"look for servers with the label spawn-id={bench.key}, and for SSH keys named {_name(bench)}"
+
+
+async def _left(bench: Bench) -> list[str] | None:
+    """The paths of what this run made and is still there; None where nobody can say."""
+    servers = await _tried(bench.ask("/servers", label_selector=f"spawn-id={bench.key}"))
+    keys = await _tried(bench.ask("/ssh_keys", per_page=50))
+    if servers is None or keys is None:
+        return None
+    mine = [key for key in keys["ssh_keys"] if key["name"].startswith(_name(bench))]
+    return [f"/servers/{s['id']}" for s in servers["servers"]] + [f"/ssh_keys/{k['id']}" for k in mine]
+
+
+def _name(bench: Bench) -> str:
+    """What everything that this run names begins with."""
+    return bench.key.replace("_", "-")
 
 
 async def _tried(call: Awaitable[Any]) -> Any:
