@@ -21,7 +21,7 @@ WORLDS: Final = st.integers(0, 99)
 NUMBERS: Final = st.integers(0, 999)
 """Of a move: what its own random choices are."""
 FAMILIES: Final = {
-    "customers": frozenset({"owner", "webhook", "feed"}),
+    "customers": frozenset({"owner", "webhook", "feed", "machine"}),
     "strangers": frozenset({"attack"}),
     "operator": frozenset({"operator"}),
     "weather": frozenset({"cloud", "chain", "receiver", "crash", "jobs", "clock", "process"}),
