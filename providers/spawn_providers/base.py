@@ -24,6 +24,7 @@ class Verb(StrEnum):
     REBOOT = "reboot"
     RESIZE = "resize"
     REBUILD = "rebuild"
+    RESET_PASSWORD = "reset_password"  # noqa: S105 - the name of a verb, not a password
 
 
 class InstanceStatus(StrEnum):
@@ -68,7 +69,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
 class Change(msgspec.Struct, frozen=True, kw_only=True):
     """The arguments of `act`; only those of the verb are read.
 
-    A rebuilt machine has the `user_data` of before unless it gets other.
+    A rebuilt machine has the `user_data` of before unless it gets other, and these `public_keys` alone.
     """
 
     provider_type: str | None = None
@@ -123,7 +124,8 @@ class OpStatus(StrEnum):
 class Op(msgspec.Struct, frozen=True, kw_only=True):
     """The provider's promise to do something. `handle` survives our restart; poll with it.
 
-    `root_password` is set only in the answer to a create or rebuild without keys, and only once.
+    `root_password` is set only in the answer to a create or rebuild without keys, and to a reset of it. The last one
+    told is the one that counts. None there means that it was lost, and `Verb.RESET_PASSWORD` gives another.
     """
 
     handle: str
@@ -204,6 +206,8 @@ class Provider(Protocol):
 
     async def act(self, ref: str, verb: Verb, change: Change) -> Op:
         """Start doing `verb`. Starting what runs and stopping what is off succeed: both can be repeated.
+
+        So can resetting the password of a machine that runs, which replaces it by a new one each time.
 
         `Refused(conflict)` when the machine's state does not allow it or another op runs on it, `not_found`
         when it is gone, `invalid` for a verb that the capabilities lack.

@@ -166,7 +166,8 @@ async def deleted_machine(subject: Subject) -> str:
 
 async def act_and_succeed(subject: Subject, ref: str, verb: Verb, change: Change | None = None) -> Op:
     op = await subject.provider.act(ref, verb, change or Change())
-    require(op.root_password is None or verb is Verb.REBUILD, f"{verb.value} gave a password")
+    tells = verb in {Verb.REBUILD, Verb.RESET_PASSWORD}
+    require(op.root_password is None or tells, f"{verb.value} gave a password")
     await succeed(subject, op)
     return op
 

@@ -124,6 +124,9 @@ def action(verb: Verb, present: Moment, change: Change, location: str, dice: ran
             return _resize(present, change, location, dice)
         case Verb.REBUILD:
             return _rebuild(present, change, dice)
+        case Verb.RESET_PASSWORD:
+            _require(present, InstanceStatus.RUNNING)
+            return Course()
         case _:
             assert_never(verb)
 

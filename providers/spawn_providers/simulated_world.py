@@ -162,7 +162,8 @@ class World:
             dice = self._dice(ref)
             course = rules.action(verb, _moment(row), change, row["location"], dice)
             handle = self._begin(ref, verb.value, course, flaw, now_ms)
-            secret = _password(change.public_keys, dice) if verb is Verb.REBUILD else None
+            keyless = verb is Verb.REBUILD and not change.public_keys
+            secret = rules.password(dice) if keyless or verb is Verb.RESET_PASSWORD else None
             return Op(handle=handle, ref=ref, root_password=secret)
 
     def delete(self, ref: str, flaw: Flaw | None) -> Op:

@@ -189,6 +189,11 @@ def rebuild_plan(image: str, public_keys: tuple[str, ...]) -> Plan:
     return Plan(steps=(Act(verb=Verb.REBUILD, change=change, until=InstanceStatus.RUNNING),), image=image)
 
 
+def with_reset_password(plan: Plan) -> Plan:
+    """The plan, and that its machine gets a root password which its owner can be told: the first was lost."""
+    return replace(plan, steps=(*plan.steps, Act(verb=Verb.RESET_PASSWORD, until=InstanceStatus.RUNNING)))
+
+
 def resize_plan(
     server: Server, offer: Offer, pin: Pin, *, upgrade_disk: bool, reserve_delta_usdc: Usdc
 ) -> Plan:

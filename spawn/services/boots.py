@@ -4,6 +4,7 @@ Invariant: the order of a machine, made again after a crash, plants the same hos
 sealed until the server ends. A report changes a server that lives, and no other, and is told its owner once.
 """
 
+from collections.abc import Sequence
 from hashlib import sha256
 from typing import Final
 
@@ -30,8 +31,11 @@ from spawn.store.secrets import Vault
 
 PATH: Final = "/v1/boots/"
 _TOKEN_BYTES: Final = 32
-_KEPT_BYTES: Final = 512
-"""Room that stays free for who may log in: a provider may add that at a rebuild."""
+_KEPT_BYTES: Final = 1024
+"""Room that stays free at an order for who may log in: a provider may have to add that at a rebuild."""
+LOGIN_BYTES: Final = 576
+"""What it adds beside the keys themselves: that they alone count, or a password."""
+_QUOTES: Final = len('"", ')
 
 
 class Boots:
@@ -64,6 +68,29 @@ class Boots:
             "plain line ends, and for about three quarters of that of any other text.",
             details={"bytes": own, "bytes_left": left},
             next="Make it shorter, or let it fetch the rest.",
+        )
+
+    def refuse_rebuild(self, tx: Tx, server: Server, public_keys: Sequence[str]) -> None:
+        """Raise `conflict` where its machine could not be told who may log in, `public_keys`, beside all the rest.
+
+        The room was measured at the order, for what was planted then: keys that are fewer by now must be told.
+        """
+        readiness = boots.find(tx, server.id)
+        if self._room_bytes == 0 or readiness is None:
+            return
+        given = self._vault.find(tx, server.id, secrets.USER_DATA)
+        url = self._callback("0" * 2 * _TOKEN_BYTES)
+        bytes_ = size(given, host_key=readiness.host_key is not None, callback_url=url)
+        if len(public_keys) < len(server.ssh_keys):
+            bytes_ += LOGIN_BYTES + sum(len(key) + _QUOTES for key in public_keys)
+        if bytes_ <= self._room_bytes:
+            return
+        raise SpawnError(
+            Code.CONFLICT,
+            f"The user_data of this server, with what a rebuild plants beside it, is {bytes_} bytes long: its provider "
+            f"takes {self._room_bytes}.",
+            details={"bytes": bytes_, "bytes_max": self._room_bytes},
+            next="Order a new server with shorter user_data, and destroy this one.",
         )
 
     def plant(self, tx: Tx, server: Server, wanted: api.CreateServer) -> None:

@@ -29,6 +29,7 @@ from spawn.domain.operations import (
     destroy_plan,
     new_operation,
     ordered_instead,
+    with_reset_password,
 )
 from spawn.domain.servers import Command, Reason, Server, Status, status_of
 from spawn.services import boots, funds, meters, traffic
@@ -36,6 +37,7 @@ from spawn.services.billing import Billing
 from spawn.services.changes import save, tell, tell_ended
 from spawn.services.provider_calls import (
     Accepted,
+    Again,
     Failed,
     Force,
     Outcome,
@@ -84,6 +86,9 @@ class Outcomes:
             case Force():
                 plan = replace(was.plan, steps=_with_poweroff(was))
                 after = replace(was, plan=plan, phase=Phase.QUEUED, handle=None, next_at=now)
+            case Again(after_s=after_s):
+                self._vault.erase_one(tx, server.id, secrets.ROOT_PASSWORD)
+                after = replace(was, phase=Phase.QUEUED, handle=None, next_at=now + after_s)
             case TryLater():
                 after = self._try_later(tx, was, server, outcome, now)
             case Failed():
@@ -115,15 +120,18 @@ class Outcomes:
                 assert_never(unreachable)
         if yes.root_password is not None:
             self._vault.put(tx, server.id, secrets.ROOT_PASSWORD, yes.root_password, now)
+        # From now on it is the provider's time that passes, however long the way here was; but a password is not
+        # reset for ever.
+        resets = _is(operation, Verb.RESET_PASSWORD)
         return replace(
             operation,
+            plan=with_reset_password(operation.plan) if yes.lost_password else operation.plan,
             phase=Phase.ACCEPTED,
             handle=yes.handle,
             accepted_at=now,
             answered=True,
             next_at=now + POLL_S,
-            # From now on it is the provider's time that passes, however long the way here was.
-            deadline_at=deadline_at(operation.command, now),
+            deadline_at=operation.deadline_at if resets else deadline_at(operation.command, now),
             attempts=0,
         )
 
@@ -131,7 +139,11 @@ class Outcomes:
         self, tx: Tx, operation: Operation, server: Server, instance: Instance | None, now: int
     ) -> Operation:
         server = _show(tx, server, instance, now)
-        if operation.plan.resized is not None and _is_resize(operation):
+        if operation.plan.image is not None and _is(operation, Verb.REBUILD):
+            rebuilt = replace(server, image=operation.plan.image)
+            save(tx, server, rebuilt, now)
+            server = rebuilt
+        if operation.plan.resized is not None and _is(operation, Verb.RESIZE):
             server = self._apply_resize(tx, operation, server, instance, now)
         funds.post_holds(tx, operation.id, TransferCode.FEE, now)
         if operation.step + 1 < len(operation.plan.steps):
@@ -148,8 +160,6 @@ class Outcomes:
     def _finish(self, tx: Tx, operation: Operation, server: Server, now: int) -> Operation:
         plan = operation.plan
         done = server
-        if plan.image is not None and operation.error_code is None:
-            done = replace(done, image=plan.image)
         if plan.final is not None:
             done = meters.overrun(tx, done, now)
             done = replace(done, status=plan.final, ended_at=now, ipv4=None, ipv6=None)
@@ -237,6 +247,9 @@ class Outcomes:
                 operation, phase=Phase.SENT, handle=None, next_at=now + wait_s, error_message=no.message
             )
         message = no.message
+        if _is(operation, Verb.RESET_PASSWORD):
+            self._vault.erase_one(tx, server.id, secrets.ROOT_PASSWORD)
+            message = f"It is rebuilt, but its root password was lost: rebuild it again. {message}"
         if operation.command is Command.CREATE and no.code is Code.OUT_OF_CAPACITY:
             elsewhere = ordered_instead(operation, server, now)
             if elsewhere is not None:
@@ -290,9 +303,9 @@ _STATUS_WHILE = {
 }
 
 
-def _is_resize(operation: Operation) -> bool:
+def _is(operation: Operation, verb: Verb) -> bool:
     step = operation.current
-    return isinstance(step, Act) and step.verb is Verb.RESIZE
+    return isinstance(step, Act) and step.verb is verb
 
 
 def _with_poweroff(operation: Operation) -> tuple[Create | Act | Delete, ...]:

@@ -24,7 +24,7 @@ from spawn_providers.base import (
 )
 from spawn_schemas.errors import Code
 
-from spawn.domain.operations import Act, Create, Delete, Operation, Phase
+from spawn.domain.operations import Act, Create, Delete, Operation, Phase, Step
 from spawn.domain.servers import Server
 
 CALL_TIMEOUT_S: Final = 30
@@ -35,12 +35,13 @@ LOOK_AGAIN_S: Final = 5
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     """The provider promised. `handle` is None when we found the effect instead of the answer.
 
-    `last_seen` is the machine that is being destroyed.
+    `last_seen` is the machine that is being destroyed. `lost_password`: nobody can log into it until it gets another.
     """
 
     ref: str | None
     handle: str | None = None
     root_password: str | None = None
+    lost_password: bool = False
     last_seen: Instance | None = None
 
 
@@ -72,11 +73,17 @@ class TryLater(msgspec.Struct, frozen=True, kw_only=True):
     message: str
 
 
+class Again(msgspec.Struct, frozen=True, kw_only=True):
+    """What the provider promised it did not keep, and asking once more does no harm."""
+
+    after_s: int
+
+
 class Force(msgspec.Struct, frozen=True, kw_only=True):
     """The guest ignored the shutdown: cut the power instead."""
 
 
-Outcome = Accepted | Waiting | StepDone | Failed | TryLater | Force
+Outcome = Accepted | Waiting | StepDone | Failed | TryLater | Again | Force
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,7 +136,7 @@ async def _order(provider: Provider, work: Work, now: int) -> Outcome:
         return await _call(provider, work, now)
     except Refused as error:
         repeated = work.operation.phase is Phase.SENT and error.code is RefusedCode.CONFLICT
-        if repeated and now < work.operation.deadline_at:
+        if (repeated or _is_reset(work.operation)) and now < work.operation.deadline_at:
             return TryLater(after_s=LOOK_AGAIN_S, unknown=True, message=error.message)
         if error.code is RefusedCode.CONFLICT and await _is_that_already(provider, work):
             return Accepted(ref=_ref(work.server))
@@ -153,7 +160,9 @@ async def _call(provider: Provider, work: Work, now: int) -> Outcome:
             return _accepted(await provider.create(server.id, order))
         case Act(verb=verb, change=change):
             told = msgspec.structs.replace(change, user_data=work.user_data)
-            return _accepted(await provider.act(_ref(server), verb, told))
+            accepted = _accepted(await provider.act(_ref(server), verb, told))
+            lost = accepted.root_password is None and _needs_password(provider, work.operation.current)
+            return msgspec.structs.replace(accepted, lost_password=lost)
         case Delete() as step:
             instance = await _instance(provider, server)
             if instance is not None:
@@ -186,7 +195,7 @@ async def _look(provider: Provider, work: Work, now: int) -> Outcome | None:
             if instance is None:
                 return Failed(code=Code.NOT_FOUND, message="The provider has no such machine any more.")
             if _took_effect(step, instance, work.server):
-                return Accepted(ref=instance.ref)
+                return Accepted(ref=instance.ref, lost_password=_needs_password(provider, step))
             if step.verb is Verb.REBUILD and step.change.image == work.server.image:
                 return _NEVER_TWICE
             return None
@@ -194,6 +203,17 @@ async def _look(provider: Provider, work: Work, now: int) -> Outcome | None:
             return _gone(step, now) if instance is None else None
         case unreachable:
             assert_never(unreachable)
+
+
+def _needs_password(provider: Provider, step: Step) -> bool:
+    """Whether nobody could log into the machine of this step without one, and the provider can set it."""
+    can = Verb.RESET_PASSWORD in provider.capabilities.verbs
+    return can and isinstance(step, Act) and step.verb is Verb.REBUILD and not step.change.public_keys
+
+
+def _is_reset(operation: Operation) -> bool:
+    step = operation.current
+    return isinstance(step, Act) and step.verb is Verb.RESET_PASSWORD
 
 
 async def _adopt(provider: Provider, work: Work, spec: Spec, ref: str, now: int) -> Outcome:
@@ -239,6 +259,8 @@ def _took_effect(step: Act, instance: Instance, server: Server) -> bool:
             return instance.status in {InstanceStatus.STARTING, InstanceStatus.RUNNING}
         case Verb.REBOOT:
             return instance.status in {InstanceStatus.STOPPING, InstanceStatus.STARTING}
+        case Verb.RESET_PASSWORD:
+            return False  # whatever it shows, the password itself is lost
         case unreachable:
             assert_never(unreachable)
 
@@ -249,6 +271,8 @@ async def _follow(provider: Provider, work: Work, now: int) -> Outcome:
     state = None if operation.handle is None else (await provider.poll((operation.handle,)))[0]
     instance = await _instance(provider, work.server)
     if state is not None and state.status is OpStatus.ERROR and state.error_code != Code.NOT_FOUND.value:
+        if _is_reset(operation) and now < operation.deadline_at:
+            return Again(after_s=LOOK_AGAIN_S)  # the guest does not listen yet
         return Failed(
             code=Code.PROVIDER_FAILED,
             message=f"The provider gave up: {state.error_message or state.error_code}.",

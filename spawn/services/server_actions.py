@@ -147,7 +147,7 @@ class Resize(UseCase):
 
 
 class Rebuild(UseCase):
-    """`POST /v1/servers/{id}/rebuild`: a new system, the wallet's keys applied again."""
+    """`POST /v1/servers/{id}/rebuild`: a new system, with the server's keys that are left, or a root password."""
 
     def __init__(self, server_id: ServerId, wanted: api.RebuildServer, shop: Shop) -> None:
         try:
@@ -160,15 +160,22 @@ class Rebuild(UseCase):
 
     def check(self, tx: Tx, wallet: Address, purse: Purse, now: int) -> None:
         """Raises not_found, forbidden or conflict."""
-        check_allowed(get_idle(tx, self._server_id, wallet, now), Command.REBUILD)
+        self._allowed(tx, wallet, now)
+
+    def _allowed(self, tx: Tx, wallet: Address, now: int) -> tuple[Server, tuple[str, ...]]:
+        """The server, and those of its keys that its owner has not deleted since it was ordered."""
+        server = get_idle(tx, self._server_id, wallet, now)
+        check_allowed(server, Command.REBUILD)
+        found = (ssh_keys.find_key(tx, SshKeyId(key_id)) for key_id in server.ssh_keys)
+        keys = tuple(key.public_key for key in found if key is not None)
+        self._shop.boots.refuse_rebuild(tx, server, keys)
+        return server, keys
 
     def act(self, tx: Tx, context: Context) -> Acted:
         if self.refusal is not None:
             raise self.refusal
-        server = get_idle(tx, self._server_id, context.wallet, context.now)
-        check_allowed(server, Command.REBUILD)
-        keys = [ssh_keys.find_key(tx, SshKeyId(key_id)) for key_id in server.ssh_keys]
-        plan = plans.rebuild_plan(self._wanted.image, tuple(k.public_key for k in keys if k is not None))
+        server, keys = self._allowed(tx, context.wallet, context.now)
+        plan = plans.rebuild_plan(self._wanted.image, keys)
         operation = new_operation(
             new_action_id(self._shop.entropy), server, Command.REBUILD, plan, context.now
         )

@@ -81,7 +81,14 @@ async def test_a_lost_root_password_is_reset(hetzner: HetznerSubject) -> None:
     assert op.root_password == server.root_password
     assert len(hetzner.emulator.calls("POST /servers/{id}/actions/reset_password")) == 1
     again = await ordered_in_the_end(hetzner, keys=())
-    assert (again.ref, again.root_password) == (op.ref, None)
+    assert (again.ref, again.root_password) == (op.ref, op.root_password)
+
+
+async def test_who_was_told_and_could_not_write_it_down_is_told_again(hetzner: HetznerSubject) -> None:
+    first, again = [await ordered_in_the_end(hetzner, keys=()) for _ in range(2)]
+    [server] = hetzner.emulator.world.servers.values()
+    assert again.root_password == first.root_password == server.root_password
+    assert hetzner.emulator.calls("POST /servers/{id}/actions/reset_password") == []
 
 
 async def test_a_password_that_died_with_the_process_is_reset(hetzner: HetznerSubject) -> None:

@@ -123,10 +123,11 @@ async def test_a_rebuild_tells_cloud_init_who_may_log_in(hetzner: HetznerSubject
     assert passwords[:2] == [None, None]
     same, *told = (call.body["user_data"] for call in hetzner.emulator.calls(REBUILD))
     assert same == SCRIPT
-    scripts, configs = zip(*(parts_of(text) for text in told), strict=True)
+    scripts, configs = zip(*((first, rest) for first, *rest in map(parts_of, told)), strict=True)
     assert set(scripts) == {SCRIPT}
-    other, none = (json.loads(text.removeprefix("#cloud-config\n")) for text in configs)
-    assert other["users"][1] == {"name": "root", "ssh_authorized_keys": [OTHER_KEY]}
+    other, gone, none = (json.loads(t.removeprefix("#cloud-config\n")) for texts in configs for t in texts)
+    assert (other["allow_public_ssh_keys"], other["ssh_authorized_keys"]) == (False, [OTHER_KEY])
+    assert (gone["allow_public_ssh_keys"], gone["ssh_authorized_keys"]) == (False, [])
     root = {"name": "root", "password": passwords[2], "type": "text"}
     assert none["chpasswd"] == {"expire": True, "users": [root]}
 

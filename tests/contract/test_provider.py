@@ -148,13 +148,13 @@ class EverNew(SimulatedProvider):
         (Duplicating, ProviderConformance.test_create_twice_makes_one_machine),
         (Duplicating, ProviderConformance.test_create_at_once_makes_one_machine),
         (Disordered, ProviderConformance.test_poll_keeps_the_order_and_knows_what_it_does_not_know),
-        (Talkative, ProviderConformance.test_root_password_only_without_keys_and_once),
+        (Talkative, ProviderConformance.test_root_password_only_without_keys),
         (Lazy, ProviderConformance.test_stop_and_start),
         (Lazy, ProviderConformance.test_rebuild),
         (Modest, ProviderConformance.test_reboot),
         (Modest, ProviderConformance.test_ipv6_only_as_the_capabilities_say),
         (Modest, ProviderConformance.test_user_data_as_the_capabilities_say),
-        (Modest, ProviderConformance.test_root_password_only_without_keys_and_once),
+        (Modest, ProviderConformance.test_root_password_only_without_keys),
     ],
 )
 async def test_the_suite_catches_a_provider_that_breaks_its_word(

@@ -104,6 +104,13 @@ class Client:
         assert answer.status_code == 200, answer.text
         return parse_usdc(answer.json()["balance"])
 
+    def server(self, server_id: str) -> dict[str, Any]:
+        """The server as its owner is shown it, for the fee of a read."""
+        answer = self.house.request("GET", f"/v1/servers/{server_id}", auth=self._auth())
+        assert answer.status_code == 200, answer.text
+        server: dict[str, Any] = answer.json()["server"]
+        return server
+
     def action(self, action_id: str) -> dict[str, Any]:
         answer = self.house.request("GET", f"/v1/actions/{action_id}")
         assert answer.status_code == 200, answer.text

@@ -2,7 +2,8 @@
 
 The points are counted in a life without a death; then each is died at by a real process, while the first call that
 changes something at Hetzner takes effect and is never answered. The emulator outlives all of it. Afterwards there is
-one machine for one server, or none for none, and every micro-dollar is where it should be.
+one machine for one server, or none for none, and every micro-dollar is where it should be. Who has no SSH key is told
+the root password that the machine has.
 """
 
 import shutil
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 import pytest
 from spawn_ledger.accrual import DAY
 from spawn_schemas.money import Usdc
@@ -135,6 +137,17 @@ class Trial:
         kept = after.paid_usdc - after.fees_usdc - after.burn_usdc
         assert after.available_usdc + after.reserves_usdc == kept
 
+    def check_password(self, answer: httpx.Response) -> None:
+        """Told in the answer, or kept until its owner asks."""
+        if self.case.scenario.name not in {"create", "rebuild"}:
+            return
+        [machine] = self.emulator.world.servers.values()
+        told = (
+            answer.json()["root_password"] or self.client.server(machine.labels["spawn-id"])["root_password"]
+        )
+        assert told is not None
+        assert told == machine.root_password
+
     def _check_machines(self, after: Facts) -> None:
         """One machine for a server that lives, and no address without a machine."""
         with self.emulator.lock:
@@ -220,10 +233,12 @@ def test_a_call_whose_answer_is_lost_is_done_once_whenever_the_service_dies(
     victims: Nursery, tmp_path: Path, case: Case, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with trial(victims, tmp_path / "0", case) as whole:
-        assert whole.client.insist().is_success
+        answer = whole.client.insist()
+        assert answer.is_success, answer.text
         whole.settle()
         points = whole.house.passed()
         whole.check()
+        whole.check_password(answer)
     killed: list[str] = []
     for point in range(1, len(points) + 1):
         with trial(victims, tmp_path / str(point), case, point) as one:
@@ -232,6 +247,7 @@ def test_a_call_whose_answer_is_lost_is_done_once_whenever_the_service_dies(
             one.settle()
             one.reconcile()
             one.check()
+            one.check_password(answer)
             killed += one.house.killed
     assert len(killed) == len(points)
     assert any("write" in name for name in killed)

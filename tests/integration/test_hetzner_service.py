@@ -3,21 +3,26 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from spawn_providers.base import Provider
 from spawn_providers.catalog import TB
 
+from spawn.domain.operations import Operation
 from spawn.parts import open_parts
+from spawn.services.outcomes import Outcomes
 from spawn.store.database import StoreError
 from tests import databases
 from tests.contract.hetzner_subject import HetznerSubject, emulated
 from tests.emulators.hetzner.app import READ_ONLY_TOKEN, TOKEN
-from tests.emulators.hetzner.faults import LostAnswer, Refuse
+from tests.emulators.hetzner.faults import ActionFails, LostAnswer, Refuse
 from tests.harness import VirtualClock, World, open_world, settings_in
 from tests.integration.sending import moved
 from tests.integration.server_steps import action, drive, order, show
 from tests.wallets import Wallet
+
+RESET = "POST /servers/{id}/actions/reset_password"
 
 
 @asynccontextmanager
@@ -107,9 +112,80 @@ async def test_a_server_without_keys_has_a_password_although_the_answer_was_lost
         await drive(world)
         assert (await action(world, ordered["action"]["id"]))["status"] == "success"
         assert len(hetzner.emulator.world.servers) == 1
-        assert len(hetzner.emulator.calls("POST /servers/{id}/actions/reset_password")) == 1
+        assert len(hetzner.emulator.calls(RESET)) == 1
         kept = "SELECT kind FROM secret WHERE owner = :owner AND kind LIKE '%password'"
         assert [r["kind"] for r in await world.rows(kept, owner=ordered["server"]["id"])] == ["root_password"]
+        await world.check_books()
+
+
+async def test_a_server_without_keys_has_a_password_although_its_record_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, failures = Outcomes.record, ["the database is out of reach"]
+
+    def failing(outcomes: Outcomes, *told: Any) -> Operation | None:
+        if failures:
+            raise ConnectionError(failures.pop())
+        return record(outcomes, *told)
+
+    monkeypatch.setattr(Outcomes, "record", failing)
+    async with service(tmp_path) as (hetzner, world):
+        wallet = await world.customer("20.00")
+        server_id = (await order(world, wallet)).json()["server"]["id"]
+        await drive(world)
+        [machine] = hetzner.emulator.world.servers.values()
+        assert (await show(world, wallet, server_id))["root_password"] == machine.root_password is not None
+        assert failures == []
+        await world.check_books()
+
+
+async def rebuilt(
+    hetzner: HetznerSubject, world: World, wallet: Wallet, *faults: ActionFails | LostAnswer
+) -> tuple[str, str]:
+    """A server without keys whose rebuild's answer is lost, when all has ended: its id and its action's."""
+    server_id = (await order(world, wallet)).json()["server"]["id"]
+    await drive(world)
+    hetzner.emulator.faults.plan("POST /servers/{id}/actions/rebuild", LostAnswer())
+    hetzner.emulator.faults.plan(RESET, *faults)
+    answer = await world.sign(wallet, "POST", f"/v1/servers/{server_id}/rebuild", {"image": "debian-12"})
+    assert (answer.status_code, answer.json()["root_password"]) == (200, None)
+    await drive(world, limit_s=3_600)
+    return server_id, answer.json()["action"]["id"]
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [(), (ActionFails(), ActionFails()), (LostAnswer(),)],
+    ids=["at once", "the guest did not listen yet", "lost again"],
+)
+async def test_a_rebuilt_server_without_keys_has_a_password_although_the_answer_was_lost(
+    tmp_path: Path, faults: tuple[ActionFails | LostAnswer, ...]
+) -> None:
+    async with service(tmp_path) as (hetzner, world):
+        wallet = await world.customer("20.00")
+        server_id, rebuild = await rebuilt(hetzner, world, wallet, *faults)
+        assert (await action(world, rebuild))["status"] == "success"
+        [machine] = hetzner.emulator.world.servers.values()
+        shown = await show(world, wallet, server_id)
+        assert (shown["image"], shown["root_password"]) == ("debian-12", machine.root_password)
+        assert len(hetzner.emulator.calls("POST /servers/{id}/actions/rebuild")) == 1
+        assert len(hetzner.emulator.calls(RESET)) == 1 + len(faults)
+        await world.check_books()
+
+
+async def test_a_rebuilt_server_whose_password_cannot_be_reset_says_so_and_costs_no_fee(
+    tmp_path: Path,
+) -> None:
+    async with service(tmp_path) as (hetzner, world):
+        wallet = await world.customer("20.00")
+        server_id, rebuild = await rebuilt(hetzner, world, wallet, *[ActionFails()] * 1_000)
+        ended = await action(world, rebuild)
+        assert (ended["status"], ended["error"]["code"]) == ("error", "provider_failed")
+        assert "rebuild it again" in ended["error"]["message"]
+        shown = await show(world, wallet, server_id)
+        assert (shown["image"], shown["status"], shown["root_password"]) == ("debian-12", "running", None)
+        kinds = [row["code"] for row in await world.rows("SELECT code FROM transfer WHERE code LIKE '%fee%'")]
+        assert "fee_refund" in kinds, kinds
         await world.check_books()
 
 

@@ -29,6 +29,7 @@ from tests.integration.server_steps import (
     machines,
     order,
     rent,
+    show,
 )
 from tests.wallets import Wallet
 
@@ -92,6 +93,21 @@ async def test_a_verb_over_a_bad_line_is_done(tmp_path: Path, verb: str, fault: 
         assert (server.status.value, machine.status.value) == (after, after)
         if verb == "rebuild":
             assert (server.image, machine.image) == ("debian-12", "debian-12")
+
+
+@pytest.mark.parametrize("fault", PASSING, ids=fault_name)
+async def test_a_rebuild_over_a_bad_line_ends_with_a_password(tmp_path: Path, fault: Fault) -> None:
+    async with open_world(tmp_path, first_answer_s=0.05) as world:
+        wallet = await world.customer("20.00")
+        server_id = await rent(world, wallet)
+        first = (await show(world, wallet, server_id))["root_password"]
+        world.cloud_faults.plan("act", fault)
+        answer = await world.sign(wallet, "POST", f"/v1/servers/{server_id}/rebuild", {"image": "debian-12"})
+        assert answer.status_code == 200, answer.text
+        await drive(world)
+        told = answer.json()["root_password"] or (await show(world, wallet, server_id))["root_password"]
+        assert told not in {None, first}
+        await world.check_books()
 
 
 @pytest.mark.parametrize("fault", [Breakdown(), DeafGuest()], ids=fault_name)

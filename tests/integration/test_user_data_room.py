@@ -9,8 +9,11 @@ from spawn_providers import cloud_init
 from spawn_providers.base import Capabilities, Provider
 from spawn_providers.hetzner import rebuilding
 
-from tests.harness import ORDER, open_world
+from spawn.domain.host_keys import SEED_BYTES, host_key
+from spawn.services.boots import LOGIN_BYTES
+from tests.harness import BASE_URL, ORDER, VirtualClock, World, open_world
 from tests.integration.server_steps import Recorder, drive, order, recording, rent, show
+from tests.wallets import Wallet
 
 ROOM = 32 * 1024
 
@@ -37,13 +40,72 @@ async def test_what_does_not_fit_is_refused_before_it_is_paid_and_says_what_woul
         server_id = await rent(world, wallet, user_data=script(left), **more)
         told = recorders[0].specs[0].user_data
         assert told is not None
-        assert ROOM - 1024 < len(told.encode()) <= ROOM
-        # A rebuild may have to say a password as well.
-        again = cloud_init.joined(told, rebuilding.with_password("x" * 24))
+        assert ROOM - 1024 - 512 < len(told.encode()) <= ROOM
+        # A rebuild may have to say that no key is left, and a password as well.
+        again = cloud_init.joined(told, rebuilding.only_keys(()), rebuilding.with_password("x" * 24))
         assert again is not None
-        assert len(again.encode()) <= ROOM
+        assert len(again.encode()) <= min(ROOM, len(told.encode()) + LOGIN_BYTES)
         rebuilt = await world.sign(wallet, "POST", f"/v1/servers/{server_id}/rebuild", {"image": "debian-12"})
         assert rebuilt.status_code == 200, rebuilt.text
+
+
+async def register(world: World, wallet: Wallet, number: int) -> str:
+    body = {"name": f"key-{number}", "public_key": host_key(bytes([number]) * SEED_BYTES).public}
+    answer = await world.sign(wallet, "POST", "/v1/ssh-keys", body)
+    assert answer.status_code == 201, answer.text
+    key: str = answer.json()["ssh_key"]["id"]
+    return key
+
+
+async def full(world: World, wallet: Wallet, **more: Any) -> str:
+    """A server that runs, with as much user data as there is room for."""
+    error = (await order(world, wallet, user_data=script(ROOM), **more)).json()["error"]
+    return await rent(world, wallet, user_data=script(error["details"]["bytes_left"]), **more)
+
+
+async def refused_rebuild(world: World, wallet: Wallet, server_id: str) -> None:
+    """What is said of a rebuild for which there is no room. It costs nothing."""
+    before = await world.available(wallet.address)
+    answer = await world.sign(wallet, "POST", f"/v1/servers/{server_id}/rebuild", {"image": "debian-12"})
+    assert answer.status_code == 409, answer.text
+    error = answer.json()["error"]
+    assert await world.available(wallet.address) == before
+    assert error["details"]["bytes"] > error["details"]["bytes_max"] == ROOM
+    assert "Order a new server" in error["next"]
+
+
+async def test_a_longer_address_of_ours_is_noticed_before_a_rebuild_is_paid(tmp_path: Path) -> None:
+    clock = VirtualClock()
+    async with open_world(tmp_path, clock=clock) as world:
+        wallet = await world.customer("20.00")
+        server_id = await full(world, wallet)
+    for length, fits in ((100, True), (2_000, False)):
+        url = BASE_URL + "/" + "x" * length
+        async with open_world(tmp_path, clock=clock, public_url=url) as world:
+            if not fits:
+                await refused_rebuild(world, wallet, server_id)
+                continue
+            path = f"/v1/servers/{server_id}/rebuild"
+            done = await world.sign(wallet, "POST", path, {"image": "debian-12"})
+            assert done.status_code == 200, done.text
+            await drive(world)
+
+
+async def test_the_keys_that_are_left_take_room_at_a_rebuild(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        wallet = await world.customer("40.00")
+        keys = [await register(world, wallet, number) for number in range(8)]
+        server_id = await full(world, wallet, ssh_keys=keys)
+        path = f"/v1/servers/{server_id}/rebuild"
+        done = await world.sign(wallet, "POST", path, {"image": "debian-12"})
+        assert done.status_code == 200, done.text
+        await drive(world)
+        assert (await world.sign(wallet, "DELETE", f"/v1/ssh-keys/{keys[0]}")).status_code == 200
+        await refused_rebuild(world, wallet, server_id)
+        for key in keys[1:5]:
+            assert (await world.sign(wallet, "DELETE", f"/v1/ssh-keys/{key}")).status_code == 200
+        fewer = await world.sign(wallet, "POST", path, {"image": "debian-12"})
+        assert fewer.status_code == 200, fewer.text
 
 
 async def test_a_key_of_ours_takes_room(tmp_path: Path) -> None:

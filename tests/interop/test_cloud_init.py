@@ -126,9 +126,9 @@ def test_a_handler_of_the_buyer_handles(tmp_path: Path) -> None:
 
 def test_a_rebuild_adds_who_may_log_in(tmp_path: Path) -> None:
     told = merged(CONFIG, BOOT)
-    keyed = read(cloud_init.joined(told, rebuilding.with_keys(["ssh-ed25519 BBBB"])), tmp_path / "keys")
-    root = {"name": "root", "ssh_authorized_keys": ["ssh-ed25519 BBBB"]}
-    assert keyed["config"] == {**SETTINGS, **OURS, "users": [*SETTINGS["users"], "default", root]}
+    keyed = read(cloud_init.joined(told, rebuilding.only_keys(["ssh-ed25519 BBBB"])), tmp_path / "keys")
+    only = {"allow_public_ssh_keys": False, "ssh_authorized_keys": ["ssh-ed25519 BBBB"]}
+    assert keyed["config"] == {**SETTINGS, **OURS, **only}
     alone = read(cloud_init.joined(merged(None, BOOT), rebuilding.with_password("x")), tmp_path / "password")
     password = {"name": "root", "password": "x", "type": "text"}
     assert alone["config"] == {

@@ -1,7 +1,11 @@
 """A real Debian, with its own cloud-init, takes what we tell a machine: the host key, the buyer's data, the reports."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
+
+from spawn_providers import cloud_init
+from spawn_providers.hetzner import rebuilding
 
 from spawn.domain.boot import Boot, merged
 from spawn.domain.host_keys import host_key, known_hosts
@@ -91,3 +95,20 @@ def test_a_restart_in_the_middle_of_it_loses_no_report(tmp_path: Path) -> None:
         assert (facts["ssh"], facts["cloud_init"]) == (True, "done"), facts["log"]
         assert "a dwarf said é\n" in facts["log"]
         run(machine, "ls /root/before")
+
+
+def test_a_key_that_was_deleted_before_a_rebuild_opens_it_no_more(tmp_path: Path) -> None:
+    """The metadata names it all the same, as Hetzner's does."""
+    (tmp_path / "kept").mkdir()
+    deleted, kept = login_key(tmp_path), login_key(tmp_path / "kept")
+    left = rebuilding.only_keys([kept.with_suffix(".pub").read_text().strip()])
+    rebuilt = cloud_init.joined(told("#!/bin/sh\n"), left)
+    assert rebuilt is not None
+    reports = Reports()
+    with listening(reports) as port, started(tmp_path, rebuilt, deleted, port=port) as machine:
+        reports.wait(lambda: len(reports.got) == 2)
+        assert reports.facts["cloud_init"] == "done", reports.facts["log"]
+        assert run(replace(machine, key=kept), "whoami") == "root\n"
+        refused = machine.ssh(KNOWN, ADDRESS, "true")
+        assert refused.returncode == 255
+        assert "Permission denied" in refused.stderr

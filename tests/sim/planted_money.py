@@ -177,7 +177,7 @@ IN_MONEY: Final = (
     Bug(
         name="a counter that began anew counts as a fall below zero",
         file="spawn/domain/traffic.py",
-        before="    outgoing = reading.outgoing_bytes - (0 if has_fallen else before.last_outgoing)",
+        before="    outgoing = max(0, reading.outgoing_bytes - (0 if began_anew else before.last_outgoing))",
         after="    outgoing = reading.outgoing_bytes - before.last_outgoing",
         promises=OF_MONEY,
     ),

@@ -37,6 +37,7 @@ _FINISHING: Final = Priority.DESTROY
 """What an order has begun is looked up at once: it would be made again, and again, with the last calls there are."""
 _ROOM: Final = frozenset({RefusedCode.OUT_OF_CAPACITY, RefusedCode.QUOTA})
 _TOLD_MAX: Final = 10_000
+"""How many root passwords are kept in memory, for a caller who was told and could not write it down."""
 
 
 class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +74,7 @@ class Orders:
         self._surroundings = surroundings
         self._now_s = now_s
         self._creating: WeakValueDictionary[ServerId, asyncio.Lock] = WeakValueDictionary()
-        self._told: dict[ServerId, None] = {}
+        self._told: dict[ServerId, str] = {}
 
     async def create(self, key: ServerId, spec: Spec) -> Op:
         """Order the machine, or give the op of the one that is there. Raises `ProviderError`."""
@@ -157,17 +158,20 @@ class Orders:
     def _first_told(self, key: ServerId, spec: Spec, made: Created) -> Op:
         password = None if spec.public_keys else made.root_password
         if password is not None:
-            self._remember_told(key)
+            self._remember_told(key, password)
         begun = _beginning((made.action, *made.next_actions))
         self._poller.started(begun)
         return promised(str(made.server.id), *begun, root_password=password)
 
     async def _adopted(self, key: ServerId, spec: Spec, server: Server) -> Op:
-        """The op of a machine whose answer somebody got, or nobody: then its root password must be a new one."""
+        """The op of a machine that is there. A root password that this process does not know must be a new one.
+
+        Who asks again has none that counts: whoever was told has written it down, or died.
+        """
         ref = str(server.id)
         begun = _beginning(await self._poller.of_machine(ref, _FINISHING))
         if spec.public_keys or key in self._told:
-            return promised(ref, *begun)
+            return promised(ref, *begun, root_password=None if spec.public_keys else self._told[key])
         if status_of(server.status) is not InstanceStatus.RUNNING:
             raise OutcomeUnknown(
                 "The machine is there; its root password was lost and is reset once it runs."
@@ -178,12 +182,13 @@ class Orders:
             )
         except (Refused, Unavailable) as error:
             raise OutcomeUnknown(f"The lost root password is not reset yet: {error}") from error
-        self._remember_told(key)
+        if reset.root_password is not None:
+            self._remember_told(key, reset.root_password)
         self._poller.started((reset.action,))
         return promised(ref, *begun, reset.action, root_password=reset.root_password)
 
-    def _remember_told(self, key: ServerId) -> None:
-        self._told[key] = None
+    def _remember_told(self, key: ServerId, password: str) -> None:
+        self._told[key] = password
         if len(self._told) > _TOLD_MAX:
             del self._told[next(iter(self._told))]
 

@@ -61,6 +61,7 @@ _PATHS: Final[Mapping[Verb, str]] = {
     Verb.REBOOT: "reboot",
     Verb.RESIZE: "change_type",
     Verb.REBUILD: "rebuild",
+    Verb.RESET_PASSWORD: "reset_password",
 }
 _COMMANDS: Final[Mapping[Verb, str]] = {
     Verb.START: "start_server",
@@ -157,12 +158,14 @@ class HetznerProvider:
             except Denied as refusal:
                 return await self._already(ref, verb, refusal)
             except OutcomeUnknown:
+                if verb is Verb.RESET_PASSWORD:  # what was lost is the password itself
+                    raise
                 action = await self._under_way(ref, _COMMANDS[verb])
-                if action is None or (verb is Verb.REBUILD and not change.public_keys and password is None):
+                if action is None:
                     raise
                 started = Started(action=action)
         self._poller.started((started.action,))
-        if verb is Verb.REBUILD and not change.public_keys:
+        if verb is Verb.RESET_PASSWORD or (verb is Verb.REBUILD and not change.public_keys):
             password = password or started.root_password
         return promised(ref, started.action, root_password=password)
 
@@ -215,8 +218,8 @@ class HetznerProvider:
         body: dict[str, object] = {"image": stock.image_id(change.image, server.server_type.architecture)}
         has = used_keys(server.labels)
         parts, password = [], None
-        if change.public_keys and not key_names(change.public_keys) <= has:
-            parts.append(rebuilding.with_keys(change.public_keys))
+        if key_names(change.public_keys) != has:
+            parts.append(rebuilding.only_keys(change.public_keys))
         if has and not change.public_keys:
             password = self._draw_password()
             parts.append(rebuilding.with_password(password))

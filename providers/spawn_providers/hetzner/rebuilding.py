@@ -1,7 +1,8 @@
 """What a rebuilt machine is told besides: who may log in, where Hetzner itself would not arrange it.
 
-Invariant: pure. A rebuilt machine has the SSH keys it was created with, and Hetzner draws a password only for one
-without any. So new keys, and a password where there are keys, are told to cloud-init.
+Invariant: pure. Hetzner gives a rebuilt machine the SSH keys it was created with, by its metadata, also those that were
+deleted since; and it draws a password only for one without any. So cloud-init is told which keys count, before sshd
+starts, and a password where none is left.
 """
 
 from collections.abc import Sequence
@@ -9,9 +10,9 @@ from collections.abc import Sequence
 from spawn_providers import cloud_init
 
 
-def with_keys(public_keys: Sequence[str]) -> cloud_init.Part:
-    root = {"name": "root", "ssh_authorized_keys": list(public_keys)}
-    return cloud_init.config({"users": ["default", root]})
+def only_keys(public_keys: Sequence[str]) -> cloud_init.Part:
+    """These keys in place of those of the metadata, and where those would be."""
+    return cloud_init.config({"allow_public_ssh_keys": False, "ssh_authorized_keys": list(public_keys)})
 
 
 def with_password(password: str) -> cloud_init.Part:

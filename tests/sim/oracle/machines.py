@@ -37,6 +37,7 @@ COMMANDS: Final = {
     Verb.REBOOT: ("reboot_server",),
     Verb.RESIZE: ("resize_server",),
     Verb.REBUILD: ("rebuild_server",),
+    Verb.RESET_PASSWORD: ("rebuild_server",),
 }
 """For which orders of an owner a verb may reach a machine: a resize stops it before, and puts it back after."""
 
