@@ -91,7 +91,7 @@ async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Se
     await require_same_chain(parts.db, parts.rail)
     await parts.db.write(lambda tx: vault.prove(tx, parts.clock.now_s()))
     name, provider = next(iter(parts.providers.items()))
-    prices = await PriceList.read(await provider.catalog(), settings, parts.db)
+    prices = await PriceList.open(provider, settings, parts.db)
     billing = Billing(parts.entropy, settings.warning_policy)
     room_bytes = provider.capabilities.user_data_bytes
     boots = Boots(vault, parts.entropy, url=settings.public_url, room_bytes=room_bytes)

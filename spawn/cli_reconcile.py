@@ -83,6 +83,7 @@ def _told(report: "rebuilding.Report") -> str:
                 f"rebuilt   {one.server} ({one.type} {one.name!r} of {one.wallet}), ordered {moment(one.since)}, frozen"
                 for one in report.rebuilt
             ),
+            *(f"note      {note}" for note in report.notes),
             f"{len(report.rebuilt)} servers of {len(wallets)} wallets are back; {report.known} were there already.",
             *(
                 ("Next: `spawn admin credit` for each wallet, and then `spawn admin unfreeze --all`.",)

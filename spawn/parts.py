@@ -22,7 +22,7 @@ from spawn.outbound.resolver import SystemResolver
 from spawn.rails import Rail, needs_file, open_rail
 from spawn.setting_forms import listed
 from spawn.settings import Settings
-from spawn.store import leases, operations, reservations
+from spawn.store import leases, operations, price_sheets, reservations
 from spawn.store.database import Database, StoreError
 from spawn.store.migrate import require_current
 from spawn.store.places import Options, place_of
@@ -74,7 +74,8 @@ async def open_parts(
         opened.push_async_callback(db.close)
         entropy = entropy or SystemEntropy()
         rail = open_rail(settings, db, wall or clock, entropy, opened)
-        cloud = await open_provider(settings, clock, opened)
+        sheets = await db.read(price_sheets.SELECT_SHEET, {"provider": settings.providers})
+        cloud = await open_provider(settings, clock, opened, is_sold=bool(sheets))
         resolver = SystemResolver()
         opened.callback(resolver.close)
         return Parts(
@@ -97,8 +98,13 @@ def open_exchange(settings: Settings, clock: Clock) -> Exchange | None:
     return Exchange(settings.eur_source, near_usdc=settings.eur_price_usdc, now_s=clock.now_s)
 
 
-async def open_provider(settings: Settings, clock: Clock, opened: AsyncExitStack) -> Provider:
-    """The provider that the settings name. What only that one needs is imported only for it."""
+async def open_provider(
+    settings: Settings, clock: Clock, opened: AsyncExitStack, *, is_sold: bool = False
+) -> Provider:
+    """The provider that the settings name; `is_sold`, what it sells is known, and it may be out of reach.
+
+    What only that one needs is imported only for it.
+    """
     if settings.providers == "hetzner":
         from spawn_providers.hetzner.orders import Surroundings  # noqa: PLC0415 - brings an HTTP client of its own
         from spawn_providers.hetzner.provider import HetznerProvider  # noqa: PLC0415 - likewise
@@ -115,7 +121,7 @@ async def open_provider(settings: Settings, clock: Clock, opened: AsyncExitStack
             ),
         )
         opened.push_async_callback(hetzner.aclose)
-        await _require_offers(hetzner)
+        await _require_offers(hetzner, is_sold=is_sold)
         return hetzner
     cloud = SimulatedProvider(
         Path(settings.simulated_path),
@@ -129,14 +135,25 @@ async def open_provider(settings: Settings, clock: Clock, opened: AsyncExitStack
     return cloud
 
 
-async def _require_offers(hetzner: Provider) -> None:
-    """A token that is not accepted is found out at the start, and not by the first customer."""
+async def _require_offers(hetzner: Provider, *, is_sold: bool) -> None:
+    """A token that is not accepted is found out at the first start, and not by the first customer.
+
+    Later ones go on without Hetzner: whoever rents may look, pay in and be warned meanwhile, and time is metered.
+    """
+    from spawn_providers.hetzner.errors import TokenRefused  # noqa: PLC0415 - only for whom it is about
+
     try:
         catalog = await hetzner.catalog()
     except ProviderError as error:
-        raise StoreError(
-            f"Hetzner cannot be used: {error} Check SPAWN_HETZNER_TOKEN and SPAWN_HETZNER_ENDPOINT, and start again."
-        ) from error
+        why = str(error).rstrip(".")
+        if isinstance(error, TokenRefused):
+            said = f"Hetzner refuses SPAWN_HETZNER_TOKEN: {why}. Set one that may read and write, and start again."
+        else:
+            said = f"Hetzner's lists cannot be read: {why}. Start again when they can be."
+        if not is_sold:
+            raise StoreError(said) from error
+        log.warning("%s What was last read is sold until then.", said)
+        return
     if not catalog.offers:
         raise StoreError(
             "Hetzner sells nothing in SPAWN_HETZNER_LOCATION: name its locations, such as nbg1,hel1."

@@ -95,7 +95,8 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
 
     `owner` and `hostname` are those of the `Spec` it was ordered with, kept with the machine: what is left of a rental
     if our books lose it. `created_at` is when it was ordered, in unix seconds. `traffic` comes with every look, so that
-    metering costs no call. None where the provider does not say.
+    metering costs no call. `type` is what it is sold as, also where it is not sold any more. None where the provider
+    does not say.
     """
 
     ref: str
@@ -113,6 +114,7 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     memory_gb: int
     disk_gb: int
     traffic: Traffic | None = None
+    type: str | None = None
 
 
 class OpStatus(StrEnum):
@@ -126,11 +128,13 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
 
     `root_password` is set only in the answer to a create or rebuild without keys, and to a reset of it. The last one
     told is the one that counts. None there means that it was lost, and `Verb.RESET_PASSWORD` gives another.
+    `last_seen` is the machine that a delete destroys, where the provider knows it without another call.
     """
 
     handle: str
     ref: str
     root_password: str | None = None
+    last_seen: Instance | None = None
 
 
 class OpState(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,8 +196,8 @@ class Provider(Protocol):
         """Order a machine. A second call with the same key returns the first machine's op, and no machine."""
         ...
 
-    async def find(self, key: ServerId) -> Instance | None:
-        """The machine made for `key`, or None when there surely is none."""
+    async def find(self, key: ServerId, *, to_destroy: bool = False) -> Instance | None:
+        """The machine made for `key`, or None when there surely is none. `to_destroy`, it is as urgent as `delete`."""
         ...
 
     async def get(self, ref: str) -> Instance | None:
@@ -215,7 +219,7 @@ class Provider(Protocol):
         ...
 
     async def delete(self, ref: str) -> Op:
-        """Destroy the machine. Deleting what is gone, or is being deleted, succeeds.
+        """Destroy the machine. Deleting what is gone, or is being deleted, succeeds. It waits for no other call.
 
         `Refused(conflict)` while another op runs on it: try again when that has ended.
         """

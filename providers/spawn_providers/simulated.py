@@ -99,7 +99,7 @@ class SimulatedProvider:
     async def create(self, key: ServerId, spec: Spec) -> Op:
         return await self._call("create", key, lambda world, flaw: world.create(key, spec, flaw))
 
-    async def find(self, key: ServerId) -> Instance | None:
+    async def find(self, key: ServerId, *, to_destroy: bool = False) -> Instance | None:
         return await self._call("find", key, lambda world, _: world.find(key))
 
     async def get(self, ref: str) -> Instance | None:

@@ -175,8 +175,8 @@ class World:
             if under_way is not None and under_way["kind"] == "delete":
                 return Op(handle=under_way["handle"], ref=ref)
             self._require_unlocked(ref, now_ms)
-            course = rules.deletion(_moment(row), self._dice(ref))
-            return Op(handle=self._begin(ref, "delete", course, flaw, now_ms), ref=ref)
+            course, seen = rules.deletion(_moment(row), self._dice(ref)), self._present(row, now_ms)
+            return Op(handle=self._begin(ref, "delete", course, flaw, now_ms), ref=ref, last_seen=seen)
 
     def poll(self, handles: Sequence[str]) -> list[OpState]:
         now_ms = self._now_ms()
@@ -374,6 +374,7 @@ def _instance(row: sqlite3.Row, traffic: Traffic) -> Instance:
         memory_gb=offer.memory_gb,
         disk_gb=row["disk_gb"],
         traffic=traffic,
+        type=offer.type,
     )
 
 

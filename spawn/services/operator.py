@@ -142,7 +142,7 @@ class Operator:
         if not found or servers.server_from(found[0]).status not in FINAL | {Status.DESTROYING}:
             return
         try:
-            machine = await provider.find(work.server.id)
+            machine = await provider.find(work.server.id, to_destroy=True)
             if machine is not None:
                 await provider.delete(machine.ref)
         except ProviderError as error:

@@ -10,6 +10,7 @@ from typing import Self
 
 from msgspec.structs import replace
 from spawn_ledger.tx import Tx
+from spawn_providers.base import Provider
 from spawn_providers.catalog import Catalog, Offer
 from spawn_schemas.money import Usdc
 
@@ -39,6 +40,16 @@ class PriceList:
         prices = cls(listed, settings)
         await prices.refresh(db)
         return prices
+
+    @classmethod
+    async def open(cls, provider: Provider, settings: Settings, db: Database) -> Self:
+        """The price list of this moment; the provider is asked only where no sheet of it is kept.
+
+        Raises ProviderError.
+        """
+        kept = await db.read(price_sheets.SELECT_SHEET, {"provider": settings.providers})
+        listed = price_sheets.kept_from(kept[0]).sheet.catalog if kept else await provider.catalog()
+        return await cls.read(listed, settings, db)
 
     @property
     def base(self) -> Catalog:

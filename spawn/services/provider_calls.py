@@ -35,7 +35,8 @@ LOOK_AGAIN_S: Final = 5
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     """The provider promised. `handle` is None when we found the effect instead of the answer.
 
-    `last_seen` is the machine that is being destroyed. `lost_password`: nobody can log into it until it gets another.
+    `last_seen` is the machine that is being destroyed, where the provider knew it without being asked. `lost_password`:
+    nobody can log into it until it gets another.
     """
 
     ref: str | None
@@ -164,17 +165,21 @@ async def _call(provider: Provider, work: Work, now: int) -> Outcome:
             lost = accepted.root_password is None and _needs_password(provider, work.operation.current)
             return msgspec.structs.replace(accepted, lost_password=lost)
         case Delete() as step:
-            instance = await _instance(provider, server)
-            if instance is not None:
-                accepted = _accepted(await provider.delete(instance.ref))
-                return msgspec.structs.replace(accepted, last_seen=instance)
-            return _gone(step, now)
+            return await _destroy(provider, server, step, now)
         case unreachable:
             assert_never(unreachable)
 
 
+async def _destroy(provider: Provider, server: Server, step: Delete, now: int) -> Outcome:
+    """Order it without looking at the machine before: a look may wait for others, and a destroy must not."""
+    if server.provider_ref is not None:
+        return _accepted(await provider.delete(server.provider_ref))
+    found = await provider.find(server.id, to_destroy=True)
+    return _gone(step, now) if found is None else _accepted(await provider.delete(found.ref))
+
+
 def _accepted(op: Op) -> Accepted:
-    return Accepted(ref=op.ref, handle=op.handle, root_password=op.root_password)
+    return Accepted(ref=op.ref, handle=op.handle, root_password=op.root_password, last_seen=op.last_seen)
 
 
 def _gone(step: Delete, now: int) -> Outcome:
@@ -186,12 +191,15 @@ def _gone(step: Delete, now: int) -> Outcome:
 
 
 async def _look(provider: Provider, work: Work, now: int) -> Outcome | None:
-    """What became of a call that may have been made; None when surely nothing did."""
+    """What became of a call that may have been made; None when nothing did, or when to make it again is as good."""
+    step = work.operation.current
+    if isinstance(step, Delete):
+        return None
     instance = await _instance(provider, work.server)
-    match work.operation.current:
+    match step:
         case Create(spec=spec):
             return None if instance is None else await _adopt(provider, work, spec, instance.ref, now)
-        case Act() as step:
+        case Act():
             if instance is None:
                 return Failed(code=Code.NOT_FOUND, message="The provider has no such machine any more.")
             if _took_effect(step, instance, work.server):
@@ -199,8 +207,6 @@ async def _look(provider: Provider, work: Work, now: int) -> Outcome | None:
             if step.verb is Verb.REBUILD and step.change.image == work.server.image:
                 return _NEVER_TWICE
             return None
-        case Delete() as step:
-            return _gone(step, now) if instance is None else None
         case unreachable:
             assert_never(unreachable)
 

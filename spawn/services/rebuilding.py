@@ -30,10 +30,14 @@ class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """Whose servers are back; `known` were there already. Each of `undecided` is a sentence that says what to do."""
+    """Whose servers are back; `known` were there already. Each of `undecided` is a sentence that says what to do.
+
+    `notes` are for whoever starts their meters.
+    """
 
     rebuilt: list[Rebuilt] = msgspec.field(default_factory=list)
     known: int = 0
+    notes: list[str] = msgspec.field(default_factory=list)
     undecided: list[str] = msgspec.field(default_factory=list)
 
 
@@ -74,6 +78,8 @@ class Rebuilding:
         if isinstance(found, str):
             report.undecided.append(f"{found}, and repeat this.")
             return
+        if found.note is not None:
+            report.notes.append(f"{found.note} Who does not want that leaves it frozen.")
         is_first = not report.rebuilt
         report.rebuilt.append(await self._db.write(lambda tx: _rebuilt(tx, found, now, is_first=is_first)))
 

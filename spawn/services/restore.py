@@ -204,6 +204,8 @@ class Restore:
         if isinstance(found, str):
             report.undecided.append(f"{found}, and repeat the restore.")
             return
+        if found.note is not None:
+            report.notes.append(found.note)
         report.adopted.append(await self._db.write(lambda tx: self._adopted(tx, found, now)))
 
     def _adopted(self, tx: Tx, found: Found, now: int) -> Adopted:

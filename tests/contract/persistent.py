@@ -73,9 +73,9 @@ class Persistent:
             await self._until_gone(op.ref)
         raise GaveUp(f"{key} was never created")
 
-    async def find(self, key: ServerId) -> Instance | None:
+    async def find(self, key: ServerId, *, to_destroy: bool = False) -> Instance | None:
         for _ in range(3):
-            found = await self._insist(lambda: self.inner.find(key))
+            found = await self._insist(lambda: self.inner.find(key, to_destroy=to_destroy))
             if found is not None:
                 return found
             await self._pass_time(_LAG_S)

@@ -200,8 +200,14 @@ async def test_polls_stop_long_before_destroys(hetzner: HetznerSubject) -> None:
             await call
     with pytest.raises(Unavailable):
         [_ async for _ in hetzner.provider.list_owned()]
+    assert machine.key is not None
+    with pytest.raises(Unavailable):
+        await hetzner.provider.find(machine.key)
     assert len(hetzner.emulator.log) == before
-    assert (await hetzner.provider.delete(machine.ref)).ref == machine.ref
+    assert await hetzner.provider.find(machine.key, to_destroy=True) == machine
+    op = await hetzner.provider.delete(machine.ref)
+    assert (op.ref, op.last_seen) == (machine.ref, machine)
+    assert len(hetzner.emulator.log) <= before + 3
 
 
 async def test_a_destroy_does_not_wait_for_threads_that_slow_reads_have(hetzner: HetznerSubject) -> None:

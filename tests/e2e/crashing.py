@@ -116,8 +116,10 @@ class CrashingProvider:
     async def create(self, key: ServerId, spec: Spec) -> Op:
         return await self._points.around("provider.create", lambda: self._inner.create(key, spec))
 
-    async def find(self, key: ServerId) -> Instance | None:
-        return await self._points.around("provider.find", lambda: self._inner.find(key))
+    async def find(self, key: ServerId, *, to_destroy: bool = False) -> Instance | None:
+        return await self._points.around(
+            "provider.find", lambda: self._inner.find(key, to_destroy=to_destroy)
+        )
 
     async def get(self, ref: str) -> Instance | None:
         return await self._points.around("provider.get", lambda: self._inner.get(ref))

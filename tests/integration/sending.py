@@ -6,7 +6,7 @@ from fractions import Fraction
 from math import floor
 
 from msgspec.structs import replace
-from spawn_providers.base import Instance, Provider, Traffic
+from spawn_providers.base import Instance, Op, Provider, Traffic
 from spawn_providers.catalog import TB
 from spawn_schemas.ids import ServerId
 
@@ -37,11 +37,15 @@ class Sending(Recorder):
         nothing = Traffic(ingoing_bytes=0, outgoing_bytes=0, included_bytes=INCLUDED)
         return replace(instance, traffic=self.counters.get(instance.key or "", nothing))
 
-    async def find(self, key: ServerId) -> Instance | None:
-        return self._told(await super().find(key))
+    async def find(self, key: ServerId, *, to_destroy: bool = False) -> Instance | None:
+        return self._told(await super().find(key, to_destroy=to_destroy))
 
     async def get(self, ref: str) -> Instance | None:
         return self._told(await super().get(ref))
+
+    async def delete(self, ref: str) -> Op:
+        op = await super().delete(ref)
+        return replace(op, last_seen=self._told(op.last_seen))
 
     async def list_owned(self) -> AsyncIterator[Instance]:
         async for instance in super().list_owned():

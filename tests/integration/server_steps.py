@@ -78,9 +78,9 @@ class Recorder:
         self.specs.append(spec)
         return await self.inner.create(key, spec)
 
-    async def find(self, key: ServerId) -> Instance | None:
+    async def find(self, key: ServerId, *, to_destroy: bool = False) -> Instance | None:
         self.calls += 1
-        return await self.inner.find(key)
+        return await self.inner.find(key, to_destroy=to_destroy)
 
     async def get(self, ref: str) -> Instance | None:
         self.calls += 1

@@ -1,41 +1,51 @@
 """The service on the emulated Hetzner: a server's life through the API, and what the start says of a bad token."""
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from spawn_providers.base import Provider
+from msgspec.structs import replace
+from spawn_providers.base import Provider, Unavailable
 from spawn_providers.catalog import TB
 
+from spawn.app import build
 from spawn.domain.operations import Operation
 from spawn.parts import open_parts
+from spawn.services.admin import RefreshPrices
 from spawn.services.outcomes import Outcomes
+from spawn.services.price_list import PriceList
 from spawn.store.database import StoreError
 from tests import databases
 from tests.contract.hetzner_subject import HetznerSubject, emulated
 from tests.emulators.hetzner.app import READ_ONLY_TOKEN, TOKEN
-from tests.emulators.hetzner.faults import ActionFails, LostAnswer, Refuse
+from tests.emulators.hetzner.faults import ActionFails, LostAnswer, Refuse, Slow
 from tests.harness import VirtualClock, World, open_world, settings_in
 from tests.integration.sending import moved
 from tests.integration.server_steps import action, drive, order, show
 from tests.wallets import Wallet
 
 RESET = "POST /servers/{id}/actions/reset_password"
+DESTROY = "DELETE /servers/{id}"
 
 
 @asynccontextmanager
-async def service(folder: Path) -> AsyncIterator[tuple[HetznerSubject, World]]:
-    clock = VirtualClock()
+async def service(
+    folder: Path, *, first_answer_s: float = 0.05
+) -> AsyncIterator[tuple[HetznerSubject, World]]:
+    async with (
+        emulated(clock=VirtualClock()) as hetzner,
+        opened(folder, hetzner, hetzner.provider, first_answer_s=first_answer_s) as world,
+    ):
+        yield hetzner, world
 
-    async with emulated(clock=clock) as hetzner:
 
-        def instead(_: Provider) -> Provider:
-            return hetzner.provider
-
-        async with open_world(folder, clock=clock, around=instead, first_answer_s=0.05) as world:
-            yield hetzner, world
+def opened(
+    folder: Path, hetzner: HetznerSubject, provider: Provider, *, first_answer_s: float
+) -> AbstractAsyncContextManager[World]:
+    return open_world(folder, clock=hetzner.clock, around=lambda _: provider, first_answer_s=first_answer_s)
 
 
 async def ask(world: World, wallet: Wallet, method: str, path: str, body: dict[str, str]) -> None:
@@ -211,6 +221,57 @@ async def test_where_there_is_no_room_the_next_place_is_ordered(tmp_path: Path) 
         await world.check_books()
 
 
+async def test_after_a_restart_a_destroy_takes_the_last_calls(tmp_path: Path) -> None:
+    async with emulated(clock=VirtualClock()) as hetzner:
+        async with opened(tmp_path, hetzner, hetzner.provider, first_answer_s=0.05) as world:
+            wallet = await world.customer("20.00")
+            ordered = (await order(world, wallet)).json()
+            await drive(world)
+        provider = await hetzner.reopen()
+        await provider.catalog()
+        async with opened(tmp_path, hetzner, provider, first_answer_s=5.0) as world:
+            hetzner.emulator.bucket.drain(left=20)
+            assert await provider.find(hetzner.new_key()) is None  # its answer says how little is left
+            with pytest.raises(Unavailable):
+                await provider.find(hetzner.new_key())
+            asked = len(hetzner.emulator.log)
+            gone = await world.sign(wallet, "DELETE", f"/v1/servers/{ordered['server']['id']}")
+            assert gone.status_code == 200
+            assert hetzner.emulator.log[asked].operation == DESTROY
+            await drive(world)
+            assert hetzner.emulator.world.servers == {}
+            await world.check_books()
+
+
+async def test_a_destroy_does_not_wait_behind_slow_polls(tmp_path: Path) -> None:
+    async with service(tmp_path, first_answer_s=10.0) as (hetzner, world):
+        wallet = await world.customer("60.00")
+        *others, doomed = [(await order(world, wallet, name=f"s-{n}")).json() for n in range(6)]
+        await drive(world)
+        for other in others:
+            reboot = await world.sign(wallet, "POST", f"/v1/servers/{other['server']['id']}/reboot")
+            assert reboot.status_code == 200, reboot.text
+        for operation in ("GET /actions", "GET /servers/{id}", "GET /servers"):
+            hetzner.emulator.faults.plan(operation, *([Slow(seconds=2.0)] * 4))
+        world.clock.advance(5)
+        log = hetzner.emulator.log
+        before = len(log)
+        await world.service.jobs["operations"].tick(world.clock.now_s())
+        while len(log) == before:  # noqa: ASYNC110 - the emulator is in another thread, which tells nobody
+            await asyncio.sleep(0)
+        gone = await world.sign(wallet, "DELETE", f"/v1/servers/{doomed['server']['id']}")
+        assert gone.status_code == 200
+        [destroy] = hetzner.emulator.calls(DESTROY)
+        # Nothing was asked of this machine first, and what the others asked has no answer yet.
+        machine = (await world.server(doomed["server"]["id"])).provider_ref
+        assert next(e.operation for e in list(log)[before:] if e.path == f"/servers/{machine}") == DESTROY
+        asked = list(log)[before : list(log).index(destroy)]
+        assert asked
+        assert all(entry.status is None for entry in asked)
+        await drive(world)
+        await world.check_books()
+
+
 @pytest.mark.parametrize(
     ("token", "location", "said"),
     [
@@ -239,5 +300,37 @@ async def test_what_the_start_says(tmp_path: Path, token: str, location: str, sa
         try:
             assert list(parts.providers) == ["hetzner"]
             assert {o.location for o in (await parts.providers["hetzner"].catalog()).offers} == {"nbg1"}
+        finally:
+            await parts.close()
+
+
+@pytest.mark.parametrize("token", [TOKEN, "wrong"], ids=["an outage", "a token that is refused"])
+async def test_a_restart_without_hetzner_sells_what_was_last_read(tmp_path: Path, token: str) -> None:
+    async with emulated() as hetzner:
+        settings = settings_in(
+            tmp_path, providers="hetzner", hetzner_token=TOKEN, hetzner_endpoint=hetzner.endpoint
+        )
+        databases.make(settings.database_url)
+        out_of_reach = replace(settings, hetzner_token=token)
+        if token == TOKEN:
+            out_of_reach = replace(settings, hetzner_endpoint="http://127.0.0.1:9/v1")
+            with pytest.raises(
+                StoreError, match="lists cannot be read: Hetzner cannot be reached"
+            ) as refused:
+                await open_parts(out_of_reach)
+            assert "TOKEN" not in str(refused.value)
+        parts = await open_parts(settings)
+        try:
+            service = await build(settings, parts, ticking=False)
+            await service.workers.clerk.carry_out(RefreshPrices())
+            before = await PriceList.open(parts.providers["hetzner"], settings, parts.db)
+        finally:
+            await parts.close()
+        parts = await open_parts(out_of_reach)
+        try:
+            await build(out_of_reach, parts, ticking=False)
+            after = await PriceList.open(parts.providers["hetzner"], out_of_reach, parts.db)
+            assert after.catalog == before.catalog
+            assert after.catalog.offers
         finally:
             await parts.close()

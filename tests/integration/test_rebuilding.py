@@ -3,15 +3,18 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from spawn_providers.base import Provider
+from spawn_providers.hetzner.orders import Surroundings
 from spawn_schemas.ids import ServerId
 from spawn_schemas.money import parse_usdc
 
 from spawn.services.admin import Credit, Unfreeze
+from spawn.services.price_list import PriceList
 from spawn.services.rebuilding import Rebuilding, Report
 from tests.contract.hetzner_subject import emulated
 from tests.harness import VirtualClock, World, open_world
@@ -283,3 +286,43 @@ async def test_a_stray_that_these_books_would_know_is_destroyed_beside_one_that_
         await world.cloud.plant_orphan(ServerId("srv_younger"))
         await pass_hours(world, 1)
         assert await machines(world) == {old: "running"}
+
+
+async def test_what_hetzner_or_we_sell_no_more_is_its_wallets_again_at_the_nearest_price(
+    tmp_path: Path,
+) -> None:
+    clock = VirtualClock()
+    async with emulated(clock=clock) as hetzner:
+        here = partial(open_world, tmp_path, clock=clock, first_answer_s=0.05)
+        async with here(around=lambda _: hetzner.provider) as world:
+            wallet = await world.customer("40.00")
+            changed, unknown = [await rent(world, wallet, name=name) for name in ("changed", "unknown")]
+            far = await rent(world, wallet, name="far", location="hel1")
+        lose(tmp_path)
+        clock.advance(60)
+        with hetzner.emulator.lock:
+            for machine in hetzner.emulator.world.servers.values():
+                became = {changed: "cpx31", unknown: "cpx51"}.get(machine.labels["spawn-id"])
+                if became is not None:
+                    machine.server_type = hetzner.emulator.world.server_type(became)
+        provider = hetzner.open(Surroundings(locations=("nbg1",)))
+        async with here(around=lambda _: provider) as world:
+            report = await rebuild(world)
+            assert report.undecided == []
+            prices = await PriceList.read(await provider.catalog(), world.settings, world.parts.db)
+            asked = {offer.type: offer.daily_usdc for offer in prices.catalog.offers}
+            like = {changed: "medium", far: "small", unknown: "large"}
+            types = {changed: "medium", far: "small", unknown: "cpx51"}
+            assert {one.server: one.type for one in report.rebuilt} == types
+            assert {note.split()[0] for note in report.notes} == like.keys()
+            for server_id, size in like.items():
+                server = await world.server(server_id)
+                assert (server.wallet, server.frozen) == (wallet.address, True)
+                assert server.daily_usdc == asked[size]
+                (note,) = [note for note in report.notes if note.startswith(server_id)]
+                assert f"is a {server.provider_type} in {server.location}, which is not sold" in note
+            await give(world, wallet, 9_000_000)
+            await world.service.workers.clerk.carry_out(Unfreeze(server=None))
+            await pass_hours(world, 2)
+            assert (await world.server(unknown)).charged_usdc > 0
+            await world.check_books()

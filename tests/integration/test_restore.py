@@ -306,12 +306,20 @@ async def test_a_machine_that_does_not_say_whose_it_is_is_not_decided(
     assert "does not say whose it is: put its owner's label back, or delete it there" in report.undecided[0]
 
 
-async def test_a_machine_without_a_price_is_not_decided(
-    tmp_path: Path, life: Life, clock: VirtualClock
+@pytest.mark.parametrize(("size", "type"), [("small", "small"), (None, "cx999")])
+async def test_a_machine_that_is_not_sold_any_more_costs_what_is_nearest_to_it(
+    tmp_path: Path, life: Life, clock: VirtualClock, size: str | None, type: str
 ) -> None:
-    report = await undecided(tmp_path, clock, around_cloud=relabelled(provider_type="cx999"))
-    assert [sentence for sentence in report.undecided if "is a cx999 in nbg1, which has no price" in sentence]
-    assert [note.split()[0] for note in report.notes] == [life.kept, life.resized]
+    changed = relabelled(provider_type="cx999", type=size)
+    report = await restore(tmp_path, tmp_path / "copy.db", clock, around_cloud=changed)
+    assert report.undecided == []
+    assert {adopted.type for adopted in report.adopted} == {type}
+    told = [note for note in report.notes if "is a cx999 in nbg1, which is not sold: it costs" in note]
+    assert len(told) == len(report.adopted) == 2
+    assert {note.split()[0] for note in report.notes} - {one.server for one in report.adopted} == {
+        life.kept,
+        life.resized,
+    }
 
 
 @pytest.mark.usefixtures("life")

@@ -36,8 +36,7 @@ from spawn_providers.catalog import Catalog, Offer
 from spawn_providers.hetzner.budget import Priority
 from spawn_providers.hetzner.calls import Calls, Method
 from spawn_providers.hetzner.errors import Denied
-from spawn_providers.hetzner.names import fingerprint_of
-from spawn_providers.hetzner.offers import SIZES
+from spawn_providers.hetzner.names import SIZES, fingerprint_of
 from spawn_providers.hetzner.provider import HetznerProvider
 from spawn_schemas.ids import Address, ServerId
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from msgspec.structs import replace
 from spawn_providers.base import (
     Change,
     Instance,
@@ -224,7 +225,7 @@ class SimCloud:
 
         return await self._call("create", key, deed)
 
-    async def find(self, key: ServerId) -> Instance | None:
+    async def find(self, key: ServerId, *, to_destroy: bool = False) -> Instance | None:
         return await self._call("find", key, lambda _: self._shown(self._machinery.find(key)))
 
     async def get(self, ref: str) -> Instance | None:
@@ -284,7 +285,7 @@ class SimCloud:
             op = self._machinery.delete(ref, flaw)
             self._observe(ref)
             self._accept(ref, None, sent_ms, flaw)
-            return op
+            return replace(op, last_seen=self._shown(op.last_seen))
 
         return await self._call("delete", ref, deed)
 

@@ -101,7 +101,7 @@ async def _once(world: "World", copy: Path) -> Report:
 
 
 def _put_in_order(world: "World", report: Report) -> None:
-    """What does not say whose it is, or has no price, is nobody's here: a person deletes it."""
+    """What does not say whose it is, is nobody's here: a person deletes it."""
     for sentence in report.undecided:
         if sentence.startswith("machine "):
             ref = sentence.split()[1]

@@ -9,7 +9,8 @@ from spawn_providers.base import Refused, Unavailable
 from spawn_providers.catalog import TB, Currency
 from spawn_providers.hetzner import wire
 from spawn_providers.hetzner.budget import Budget, Priority, Quota, quota_from
-from spawn_providers.hetzner.offers import SIZES, Stock, micro, sold
+from spawn_providers.hetzner.names import SIZES
+from spawn_providers.hetzner.offers import Stock, micro, sold
 
 NOW = 1_790_000_000
 EUROPE, AMERICA, ASIA = ("nbg1", "fsn1", "hel1"), ("ash", "hil"), ("sin",)

@@ -206,6 +206,7 @@ def test_a_server_is_an_instance() -> None:
         cores=2,
         memory_gb=4,
         disk_gb=40,
+        type="small",
     )
 
 

@@ -23,7 +23,7 @@ import urllib3
 
 from spawn_providers.base import Unavailable
 from spawn_providers.hetzner.budget import Budget, Priority, Quota, quota_from
-from spawn_providers.hetzner.errors import RATE_LIMITED, Problem, error_of, redacted
+from spawn_providers.hetzner.errors import RATE_LIMITED, TOKEN_CODES, Problem, error_of, redacted
 from spawn_providers.hetzner.lanes import THREADS, Lanes
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ class Calls:
             wait_s = self._budget.wait_s(priority, self._now())
             log.warning("Hetzner's rate limit is reached; the next such call is in %d s", math.ceil(wait_s))
             return Unavailable("Hetzner's rate limit is reached.", retry_after_s=max(1, math.ceil(wait_s)))
-        if problem.code in {"unauthorized", "forbidden", "token_readonly"}:
+        if problem.code in TOKEN_CODES:
             log.error("Hetzner refuses our token: set a read-write token of the project (%s)", problem.code)
         return error_of(problem, changes=method != "GET")
 

@@ -37,12 +37,12 @@ _REFUSED: Final[Mapping[str, RefusedCode]] = {
 _NOT_TAKEN: Final[Mapping[str, int]] = {
     RATE_LIMITED: 1,
     "maintenance": 60,
-    "unauthorized": 60,
-    "forbidden": 60,
-    "token_readonly": 60,
     "deprecated_api_endpoint": 300,
 }
 """Errors that are no answer to the order, and leave everything as it was; with the seconds after which to try again."""
+TOKEN_CODES: Final = frozenset({"unauthorized", "forbidden", "token_readonly"})
+"""Errors that only another token ends; nothing was changed either."""
+_TOKEN_S: Final = 60
 _REDACTED_MIN: Final = 4
 """So many of the token's first characters, and it is taken for the token."""
 
@@ -53,6 +53,10 @@ class Denied(Refused):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(_REFUSED[reason], message)
         self.reason = reason
+
+
+class TokenRefused(Unavailable):
+    """No outage: it stays so until somebody sets another token."""
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +92,9 @@ def error_of(problem: Problem, *, changes: bool) -> ProviderError:
     if isinstance(code, str) and code in _NOT_TAKEN:
         said = f"Hetzner does not take the call ({code}): {problem.message}"
         return Unavailable(said, retry_after_s=_NOT_TAKEN[code])
+    if code in TOKEN_CODES:
+        said = f"Hetzner does not take the call ({code}): {problem.message}"
+        return TokenRefused(said, retry_after_s=_TOKEN_S)
     if not problem.sent:
         return Unavailable(f"Hetzner cannot be reached: {problem.message}")
     if changes:

@@ -1,4 +1,4 @@
-"""What our machines and keys are called at Hetzner, and what their labels say.
+"""What our sizes, machines and keys are called at Hetzner, and what a machine's labels say.
 
 Invariant: pure, and a machine's name is a function of our id alone, so that whoever lost an answer knows which name to
 look for; what a label cannot hold is refused before anything is asked for.
@@ -15,6 +15,13 @@ from spawn_schemas.ids import Address, ServerId, parse_address
 
 from spawn_providers.base import Refused, RefusedCode, Spec
 
+SIZES: Final[Mapping[str, tuple[str, ...]]] = {
+    "small": ("cx23", "cpx21", "cpx22"),
+    "medium": ("cx33", "cpx31", "cpx32"),
+    "large": ("cx43", "cpx41", "cpx42"),
+    "arm-small": ("cax11",),
+}
+"""The types that a size may be, the one we would rather sell first: which of them there is, the location decides."""
 ID_LABEL: Final = "spawn-id"
 WALLET_LABEL: Final = "spawn-wallet"
 HOSTNAME_LABEL: Final = "spawn-hostname"
@@ -30,6 +37,11 @@ _NAME_PREFIX: Final = "sp-"
 # What is left of RFC 1123's 63 characters behind our prefix; lower case, because host names know no other.
 _KEY: Final = re.compile(r"srv_([a-z0-9]{1,60})")
 _LABEL_VALUE: Final = re.compile(r"|[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+
+
+def size_of(provider_type: str) -> str | None:
+    """What a machine is sold as, or was; None for a type that no size of ours may be."""
+    return next((size for size, names in SIZES.items() if provider_type in names), None)
 
 
 def server_name(key: ServerId) -> str:

@@ -4,7 +4,7 @@ Invariant: pure. A size is offered in a location only as a type that Hetzner lis
 millionths, rounded up.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from decimal import ROUND_CEILING, Decimal
 from typing import Final, TypeVar
 
@@ -14,15 +14,8 @@ from spawn_schemas.money import Usdc
 from spawn_providers import catalog
 from spawn_providers.base import Refused, RefusedCode, Unavailable
 from spawn_providers.catalog import DEFAULT_CATALOG, Catalog, Currency, Offer, Wholesale
+from spawn_providers.hetzner.names import SIZES
 from spawn_providers.hetzner.wire import Image, Location, Price, Pricing, ServerType, unix
-
-SIZES: Final[Mapping[str, tuple[str, ...]]] = {
-    "small": ("cx23", "cpx21", "cpx22"),
-    "medium": ("cx33", "cpx31", "cpx32"),
-    "large": ("cx43", "cpx41", "cpx42"),
-    "arm-small": ("cax11",),
-}
-"""The types that a size may be, the one we would rather sell first: which of them there is, the location decides."""
 
 P = TypeVar("P", bound=Price)
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
+from msgspec.structs import replace
 from spawn_schemas.ids import ServerId
 
 from spawn_providers import cloud_init
@@ -131,8 +132,9 @@ class HetznerProvider:
     async def create(self, key: ServerId, spec: Spec) -> Op:
         return await self._orders.create(key, spec)
 
-    async def find(self, key: ServerId) -> Instance | None:
-        found = await self._states.find(key, server_name(key), Priority.CREATE)
+    async def find(self, key: ServerId, *, to_destroy: bool = False) -> Instance | None:
+        priority = Priority.DESTROY if to_destroy else Priority.CREATE
+        found = await self._states.find(key, server_name(key), priority)
         return None if found is None else instance_of(found)
 
     async def get(self, ref: str) -> Instance | None:
@@ -170,6 +172,13 @@ class HetznerProvider:
         return promised(ref, started.action, root_password=password)
 
     async def delete(self, ref: str) -> Op:
+        if not _is_number(ref):
+            return promised(ref)
+        seen = self._states.last_seen(ref)
+        op = await self._destroyed(ref)
+        return op if seen is None else replace(op, last_seen=instance_of(seen))
+
+    async def _destroyed(self, ref: str) -> Op:
         with self._changing(ref):
             try:
                 return await self._delete(ref)
@@ -279,8 +288,12 @@ class HetznerProvider:
             self._states.changing(ref)
 
 
+def _is_number(ref: str) -> bool:
+    return ref.isascii() and ref.isdecimal()
+
+
 def _number(ref: str) -> str:
     """A reference as it may stand in a path. Raises `Refused(not_found)` for one that Hetzner never gave."""
-    if not (ref.isascii() and ref.isdecimal()):
+    if not _is_number(ref):
         raise Refused(RefusedCode.NOT_FOUND, f"there is no server {ref}")
     return ref

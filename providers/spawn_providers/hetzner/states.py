@@ -94,6 +94,11 @@ class States:
                 return seen.server
         return await self._look_within_budget(ref, seen)
 
+    def last_seen(self, ref: str) -> Server | None:
+        """The machine as we saw it last, however long ago; None where nothing is remembered of it."""
+        seen = self._seen.get(ref)
+        return None if seen is None else seen.server
+
     async def look(self, ref: str, priority: Priority) -> Server | None:
         """Ask for this one machine now."""
         changes = self._changes(ref)
@@ -123,7 +128,11 @@ class States:
                 raise Refused(
                     RefusedCode.CONFLICT, f"a server named {name} is not ours: rename it in Hetzner's console"
                 )
-            return await self.get(str(server.id)) if self._is_newer(server) else self._listed(server)
+            if not self._is_newer(server):
+                return self._listed(server)
+            if priority is Priority.DESTROY:
+                return await self.look(str(server.id), priority)
+            return await self.get(str(server.id))
         ref = self._refs.get(key)
         return None if ref is None or ref in self._gone else await self.look(ref, priority)
 

@@ -13,7 +13,7 @@ import msgspec
 
 from spawn_providers.base import Instance, InstanceStatus, Op, OpState, OpStatus, RefusedCode, Traffic
 from spawn_providers.hetzner.errors import op_error
-from spawn_providers.hetzner.names import owner_of
+from spawn_providers.hetzner.names import owner_of, size_of
 
 _STATUSES: Final = frozenset(status.value for status in InstanceStatus)
 
@@ -272,6 +272,7 @@ def instance_of(server: Server) -> Instance:
         hostname=hostname,
         created_at=unix(server.created),
         status=status_of(server.status),
+        type=size_of(server.server_type.name),
         provider_type=server.server_type.name,
         image="" if server.image is None else server.image.name or "",
         location=server.location.name,
