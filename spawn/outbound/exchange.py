@@ -9,11 +9,13 @@ import re
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import httpx
 import msgspec
 from spawn_schemas.money import USDC, Usdc, format_usdc
+
+if TYPE_CHECKING:
+    import httpx
 
 TIMEOUT_S: Final = 15.0
 ANSWER_MAX_BYTES: Final = 65_536
@@ -59,7 +61,7 @@ class Exchange:
         *,
         near_usdc: Usdc,
         now_s: Callable[[], int],
-        transport: httpx.AsyncBaseTransport | None = None,
+        transport: "httpx.AsyncBaseTransport | None" = None,
     ) -> None:
         self._url = url
         self._near_usdc = near_usdc
@@ -68,6 +70,8 @@ class Exchange:
 
     async def read(self) -> Rate:
         """The newest rate. Raises RateUnknown."""
+        import httpx  # noqa: PLC0415 - once a day, and it takes as long to import as all the rest of serving
+
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 said = await self._fetch()
@@ -76,6 +80,8 @@ class Exchange:
         return believed(rate_from(said), near_usdc=self._near_usdc, now=self._now_s())
 
     async def _fetch(self) -> bytes:
+        import httpx  # noqa: PLC0415 - as above
+
         # What is compressed may be far larger than what was read: it is not asked for, nor unpacked.
         headers = {"Accept": "application/json, application/xml, text/xml", "Accept-Encoding": "identity"}
         async with (
