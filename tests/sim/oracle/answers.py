@@ -88,6 +88,8 @@ class Answers(Part):
     def _load(self) -> None:
         rows = self.world.rows
         self._calls: dict[str, Call] = {}
+        self._gone_ms: dict[str, int] = {}
+        """When calls were forgotten whose time was over."""
         self._keys: dict[tuple[str, str], Row] = {}
         self._good: dict[tuple[str, str], str] = {}
         self._operations: dict[str, Row] = {row["id"]: row for row in rows(OPERATIONS)}
@@ -181,6 +183,7 @@ class Answers(Part):
         call = self._calls.pop(name, None)
         if call is None:
             return
+        self._gone_ms[name] = self.world.true_ms()
         now = self._latest_s()
         if (
             self.has_thawed()
@@ -292,6 +295,8 @@ class Answers(Part):
         """What is answered well is in the books: by its caller, in these words, for this fee."""
         call = next((call for call in self._repeated(proof, request) if call.is_good), None)
         if call is None:
+            if self._gone_ms.get(proof.name, -1) >= answer.asked_ms:
+                return  # its time was over while its answer was on the way
             known = self._calls.get(proof.name)
             self._wrong(
                 f"{intent.what} {proof.name} was answered {answer.status}, and the books have {known}"
