@@ -43,6 +43,8 @@ async def _tell(world: "World", ref: str, body: dict[str, object]) -> None:
     )
     answer = await world.http(request)
     world.count(f"machine: {answer.status}")
+    if answer.status == 429:
+        return  # somebody floods from its address
     if answer.status not in _ANSWERS or (answer.status == 400) != (body == {}):
         world.violation(
             "answers", f"machine {ref} told {body}, and was answered {answer.status}: {answer.body!r}"
