@@ -18,6 +18,7 @@ _PROGRAM: Final = r"""#cloud-boothook
 exec "$(command -v python3 || echo /usr/libexec/platform-python)" "$0" "$@"
 '''
 import json, os, socket, subprocess, sys, time
+from http.client import HTTPException
 from urllib import error, request
 
 URL = @URL@
@@ -37,7 +38,7 @@ def cloud_init():
     try:
         with open("/run/cloud-init/result.json") as f:
             errors = json.load(f)["v1"]["errors"]
-    except Exception:
+    except (OSError, ValueError, KeyError):
         return None
     try:
         with open("/var/log/cloud-init-output.log", "rb") as f:
@@ -54,7 +55,7 @@ def told(fact):
         request.urlopen(request.Request(URL, data, {"Content-Type": "application/json"}), timeout=20).close()
     except error.HTTPError as e:
         return e.code in (400, 410, 413, 422)
-    except Exception:
+    except (OSError, HTTPException):
         return False
     return True
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
+from msgspec.structs import asdict
 from spawn_ledger.accounts import server_account
 from spawn_ledger.transfers import open_account
 from spawn_ledger.tx import Tx
@@ -161,13 +162,6 @@ def _server(tx: Tx, found: Found, since: int) -> Server:
         ipv6=instance.ipv6,
         auto_renew=True,
         created_at=since,
-        daily_usdc=pin.daily_usdc,
-        capped_s=pin.capped_s,
         priced_at=since,
-        cost_daily_usdc=pin.cost_daily_usdc,
-        cost_capped_s=pin.cost_capped_s,
-        cost_step_s=pin.cost_step_s,
-        included_bytes=pin.included_bytes,
-        tb_usdc=pin.tb_usdc,
-        cost_tb_usdc=pin.cost_tb_usdc,
+        **asdict(pin),
     )

@@ -7,7 +7,7 @@ when it refuses.
 from typing import Final
 
 import msgspec
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 from spawn_ledger.tx import Tx
 from spawn_providers.base import Spec
 from spawn_providers.catalog import Catalog, Offer
@@ -213,15 +213,8 @@ class CreateServer(UseCase):
             status=Status.INITIALIZING,
             auto_renew=wanted.auto_renew,
             created_at=now,
-            daily_usdc=pin.daily_usdc,
-            capped_s=pin.capped_s,
             priced_at=now,
-            cost_daily_usdc=pin.cost_daily_usdc,
-            cost_capped_s=pin.cost_capped_s,
-            cost_step_s=pin.cost_step_s,
-            included_bytes=pin.included_bytes,
-            tb_usdc=pin.tb_usdc,
-            cost_tb_usdc=pin.cost_tb_usdc,
+            **asdict(pin),
         )
 
 

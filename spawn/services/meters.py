@@ -6,7 +6,7 @@ agreement. A stretch is named by both its ends, so that no second is posted twic
 
 from typing import Final
 
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 from spawn_ledger import accrual, runway
 from spawn_ledger.accounts import (
     COST_PROVIDER,
@@ -95,14 +95,7 @@ def pinned(server: Server, pin: Pin, now: int) -> Server:
     """
     return replace(
         server,
-        daily_usdc=pin.daily_usdc,
-        capped_s=pin.capped_s,
-        cost_daily_usdc=pin.cost_daily_usdc,
-        cost_capped_s=pin.cost_capped_s,
-        cost_step_s=pin.cost_step_s,
-        included_bytes=pin.included_bytes,
-        tb_usdc=pin.tb_usdc,
-        cost_tb_usdc=pin.cost_tb_usdc,
+        **asdict(pin),
         cost_until=None if pin.cost_daily_usdc is None else server.charged_until,
         minimum_usdc=Usdc(max(server.minimum_usdc, accrual.one_hour(pin.daily_usdc))),
         priced_at=now,
