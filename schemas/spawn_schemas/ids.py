@@ -16,6 +16,11 @@ ActionId = NewType("ActionId", str)
 SshKeyId = NewType("SshKeyId", str)
 WebhookId = NewType("WebhookId", str)
 ReservationId = NewType("ReservationId", str)
+HostId = NewType("HostId", str)
+"""Names a lent machine."""
+RentalId = NewType("RentalId", str)
+"""Names what a tenant has on a host: the id of its server, which is all that the host learns of it."""
+CommandId = NewType("CommandId", str)
 
 _ADDRESS = re.compile(r"0[xX][0-9a-fA-F]{40}")
 
@@ -51,3 +56,11 @@ def new_ssh_key_id(entropy: Entropy) -> SshKeyId:
 
 def new_webhook_id(entropy: Entropy) -> WebhookId:
     return WebhookId("wh_" + _random_text(entropy))
+
+
+def new_host_id(entropy: Entropy) -> HostId:
+    return HostId("host_" + _random_text(entropy))
+
+
+def new_command_id(entropy: Entropy) -> CommandId:
+    return CommandId("cmd_" + _random_text(entropy))
