@@ -115,13 +115,18 @@ class Balances(Part):
 
     def _standing(self, wallet: str, *, is_vague: bool) -> Standing:
         account = self._accounts.get(f"wallet:{wallet}", {"balance": 0, "held": 0})
-        metered = self._metered.get(wallet, {})
+        available_usdc = account["balance"] - account["held"]
+        tabs = []
+        for name, row in self._metered.get(wallet, {}).items():
+            # What is owed for traffic is paid before anything else, by whatever there comes to be.
+            reserve_usdc, debt_usdc = self._accounts[f"srv:{name}"]["balance"], row["traffic_owed_usdc"]
+            tabs.append(tab_of(row, max(0, reserve_usdc - debt_usdc)))
+            if row["auto_renew"]:
+                available_usdc -= min(available_usdc, max(0, debt_usdc - reserve_usdc))
         return Standing(
             since_ms=self.world.true_ms(),
-            tabs=tuple(
-                tab_of(row, self._accounts[f"srv:{name}"]["balance"]) for name, row in metered.items()
-            ),
-            available_usdc=account["balance"] - account["held"],
+            tabs=tuple(tabs),
+            available_usdc=available_usdc,
             held_usdc=account["held"],
             waiting_usdc=sum(
                 self._accounts[name]["balance"]
