@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 HOUR_S: Final = 3_600
 TICKS: Final = 12
-"""Of so many ticks of the burn job one was a leader's, and ran to its end."""
+"""Of so many ticks of the burn job one was a leader's, and ran to its end, unless the one who was to lead died."""
 ROUNDING_S: Final = 120
 NEVER: Final = 1 << 60
 
@@ -122,6 +122,9 @@ class Deadlines:
         for process in (world.process, world.twin):
             at = None if process is None else process.ticked.get("burn")
             if process is not None and at is not None and self._ticked.get(process.number) != at:
+                if process.number not in self._ticked:
+                    # It waits for a dead leader's lease from its own first tick on.
+                    self._ticks.clear()
                 self._ticked[process.number] = at
                 self._ticks.append(world.true_s())
                 has_ticked = True
