@@ -69,7 +69,10 @@ class Overage(Part):
         for server_id, row in changes.of("traffic").items():
             if row is None:
                 self._wrong(f"{server_id} had traffic, and its row is gone")
-            server = self._servers.get(server_id) or changes.of("server").get(server_id)
+            server = self._servers.get(server_id)
+            if server is None or server["provider_ref"] is None:
+                # Its machine was accepted, and then looked at, in one commit.
+                server = changes.of("server").get(server_id)
             if server is None:
                 self._wrong(f"{server_id} has traffic, and is no server")
             self._read(server, self._rows.get(server_id), row)
