@@ -22,8 +22,9 @@ def reconcile_command(*, rebuild: bool) -> None:
     """Compare providers, books and billing once; mend what differs.
 
     Runs by itself while the service is up, each SPAWN_RECONCILE_EVERY_S; this is for when it is not. A machine that
-    nobody owns, and a server that its provider lost, must be seen in two runs, five minutes apart, before anything is
-    done. A machine that is older than the database, and was never in it, is left alone.
+    nobody owns must be seen in two runs, five minutes apart, before anything is done, and a server that its provider
+    lost must be missed a day apart: another token may look into another project. A machine that is older than the
+    database, and was never in it, is left alone.
 
     With --rebuild, such machines are servers of the wallets in their labels again. They are frozen: they cost nothing,
     and none ends for want of money, until `spawn admin unfreeze`. Give the wallets their balances first, with `spawn

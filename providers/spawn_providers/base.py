@@ -128,7 +128,8 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
 
     `root_password` is set only in the answer to a create or rebuild without keys, and to a reset of it. The last one
     told is the one that counts. None there means that it was lost, and `Verb.RESET_PASSWORD` gives another.
-    `last_seen` is the machine that a delete destroys, where the provider knows it without another call.
+    `last_seen` is the machine that a delete destroys, or that a create found there, where the provider knows it without
+    another call.
     """
 
     handle: str
@@ -193,7 +194,10 @@ class Provider(Protocol):
         ...
 
     async def create(self, key: ServerId, spec: Spec) -> Op:
-        """Order a machine. A second call with the same key returns the first machine's op, and no machine."""
+        """Order a machine. A second call with the same key returns the first machine's op, and no machine.
+
+        Where that one is gone, the key may be ordered again as another type, or in another location.
+        """
         ...
 
     async def find(self, key: ServerId, *, to_destroy: bool = False) -> Instance | None:

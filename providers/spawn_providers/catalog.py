@@ -53,7 +53,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     `monthly_usdc` is the most that a UTC month costs, None where that has no limit.
     `included_bytes` may be sent for nothing in a UTC month, and `tb_usdc` is what `TB` bytes more cost, None where
     sending costs nothing.
-    `wholesale` is None where the provider does not say what it charges us.
+    `wholesale` is None where the provider does not say what it charges us. `available` is whether there was room when
+    the list was read: a hint, which decides nothing about an order.
     """
 
     type: str
@@ -69,6 +70,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     wholesale: Wholesale | None = None
     included_bytes: int = 0
     tb_usdc: Usdc | None = None
+    available: bool = True
 
 
 class Catalog(msgspec.Struct, frozen=True, kw_only=True):

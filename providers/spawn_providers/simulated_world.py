@@ -31,6 +31,7 @@ from spawn_providers.base import (
     Verb,
 )
 from spawn_providers.simulated_faults import Breakdown, DeafGuest, Flaw
+from spawn_providers.simulated_keys import make_way
 from spawn_providers.simulated_rules import Course, Moment
 
 # `name`, `owner` and `hostname` are labels, as a cloud's console shows them.
@@ -129,6 +130,7 @@ class World:
     def create(self, key: ServerId, spec: Spec, flaw: Flaw | None) -> Op:
         rules.check_spec(spec)
         with self._change() as now_ms:
+            make_way(self._db, key, spec, now_ms)
             known = self._find(_KNOWN, key=key)
             if known is not None:
                 return self._created_before(known["ref"], now_ms)

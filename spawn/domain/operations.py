@@ -89,6 +89,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The calls to make, and what they make of the server.
 
     `instead` is what the buyer takes where there is no room, in order; `sold_too` says in words what else was sold.
+    `left` are the places that were given up, and `lost_at` is when an order's answer was last lost (unix seconds).
     `always_from` is the first step that is done even when an earlier one failed: a server that was stopped
     for a resize is started again whatever became of the resize.
     """
@@ -100,6 +101,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     final: Status | None = None
     instead: tuple[Instead, ...] = ()
     sold_too: str = ""
+    left: tuple[Instead, ...] = ()
+    lost_at: int | None = None
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,20 +142,74 @@ def create_plan(spec: Spec, instead: tuple[Instead, ...] = (), sold_too: str = "
     return Plan(steps=(Create(spec=spec),), instead=instead, sold_too=sold_too)
 
 
+LATE_S: Final = 60
+"""How long after a lost answer an order may still arrive at its provider: twice as long as any call is waited for."""
+
+
+def unclear_until(operation: Operation, now: int) -> int:
+    """Until when an order that was refused may have an earlier copy on its way (unix seconds)."""
+    if operation.phase is not Phase.SENT:
+        return now
+    lost_at = operation.plan.lost_at
+    return (now if lost_at is None else lost_at) + LATE_S
+
+
 def ordered_instead(operation: Operation, server: Server, now: int) -> tuple[Operation, Server] | None:
     """The order where there was no room for it: the next that its buyer takes, due at once; None when there is none.
 
-    Only after a no to the first copy of an order: behind one whose answer was lost there may be a machine.
+    The half-made machine of an order that was accepted and broke is destroyed first. Behind a lost answer it stays
+    `sent`, so that whatever comes of that late is found before anything is ordered.
     """
     plan, step = operation.plan, operation.current
-    if not plan.instead or not isinstance(step, Create) or operation.phase is not Phase.QUEUED:
+    if not plan.instead or not isinstance(step, Create):
         return None
     place = plan.instead[0]
     spec = replace(step.spec, provider_type=place.provider_type, location=place.location)
+    steps: tuple[Step, ...] = (Create(spec=spec),)
+    half_made = operation.phase is Phase.ACCEPTED
     moved = replace(
-        operation, plan=create_plan(spec, plan.instead[1:], plan.sold_too), next_at=now, attempts=0
+        operation,
+        plan=replace(
+            plan,
+            steps=(Delete(), *steps) if half_made else steps,
+            instead=plan.instead[1:],
+            left=(*plan.left, _place_of(server)),
+        ),
+        phase=Phase.QUEUED if half_made else operation.phase,
+        handle=None,
+        next_at=now,
+        attempts=0,
     )
-    return moved, replace(
+    return moved, _placed(server, place, now)
+
+
+def found_where_it_was_left(
+    operation: Operation, server: Server, provider_type: str, location: str
+) -> Server:
+    """The server as the machine that was found is: an order that was given up may have come late, in its own place."""
+    if (server.provider_type, server.location) == (provider_type, location):
+        return server
+    for place in operation.plan.left:
+        if (place.provider_type, place.location) == (provider_type, location):
+            return _placed(server, place, server.priced_at)
+    return server
+
+
+def _place_of(server: Server) -> Instead:
+    return Instead(
+        type=server.type,
+        location=server.location,
+        provider_type=server.provider_type,
+        architecture=server.architecture,
+        cores=server.cores,
+        memory_gb=server.memory_gb,
+        disk_gb=server.disk_gb,
+        pin=server.pin,
+    )
+
+
+def _placed(server: Server, place: Instead, now: int) -> Server:
+    return replace(
         server,
         **msgspec.structs.asdict(place.pin),
         priced_at=now,

@@ -251,10 +251,11 @@ def offers_instead(catalog: Catalog, wanted: api.CreateServer, first: Offer) -> 
 
 
 def sold_too(catalog: Catalog, wanted: Offer, instead: tuple[Offer, ...]) -> str:
-    """What else there is, for whoever is told that there is no room."""
+    """What else there is, as far as its provider says that there is room, for whoever is told that there is none."""
     asked = (wanted, *instead)
-    places = [o.location for o in catalog.offers if o.type == wanted.type and o not in asked]
-    types = [o.type for o in catalog.offers if o.location == wanted.location and o not in asked]
+    others = [offer for offer in catalog.offers if offer.available and offer not in asked]
+    places = [offer.location for offer in others if offer.type == wanted.type]
+    types = [offer.type for offer in others if offer.location == wanted.location]
     parts = (
         f"{wanted.type} in {', '.join(places)}" if places else "",
         f"{', '.join(types)} in {wanted.location}" if types else "",

@@ -204,8 +204,11 @@ def _minimum_charged(tx: Tx, server: Server, now: int) -> Server:
     return replace(server, charged_usdc=Usdc(server.charged_usdc + amount))
 
 
-def overrun(tx: Tx, server: Server, gone_at: int) -> Server:
-    """The machine is gone: what its provider asks for the time since billing ended, started steps included, is ours."""
+def overrun(tx: Tx, server: Server, gone_at: int, *, of: str = "") -> Server:
+    """The machine is gone: what its provider asks for the time since billing ended, started steps included, is ours.
+
+    `of` tells one that was not a server's last from the others.
+    """
     unpaid_usdc, server = _unpaid_cost(server)
     meter = _cost_meter(server)
     if meter is None:
@@ -214,7 +217,7 @@ def overrun(tx: Tx, server: Server, gone_at: int) -> Server:
     until = max(meter.charged_until, began - (began - gone_at) // step * step)
     last_usdc, moved = accrual.accrue(meter, until)
     amount = Usdc(unpaid_usdc + last_usdc)
-    name = transfer_id("overrun", server.id)
+    name = transfer_id("overrun", server.id, *filter(None, (of,)))
     _post(tx, name, (EXP_OVERRUN, OWED_PROVIDER), amount, Code.OVERRUN, server, gone_at)
     return replace(
         server,
@@ -283,9 +286,28 @@ def reverse(tx: Tx, server: Server, now: int) -> Server:
     return replace(server, charged_until=None, due_at=None, charged_usdc=NOTHING)
 
 
-def _give_back(tx: Tx, server: Server, amount: Usdc, now: int) -> None:
-    """Once in a server's life at most: both ways to here end it."""
-    name = transfer_id("burn-refund", server.id)
+def unmade(tx: Tx, server: Server, which: str, now: int) -> Server:
+    """Its machine broke while it was made, and another follows: all its burn comes back, the deposit stays.
+
+    `which` tells one such machine of a server from another.
+    """
+    _give_back(tx, server, server.charged_usdc, now, of=which)
+    return replace(
+        overrun(tx, server, now, of=which),
+        charged_until=None,
+        due_at=None,
+        charged_usdc=NOTHING,
+        minimum_usdc=NOTHING,
+        remainder=0,
+        month_s=0,
+        metered_from=None,
+        cost_remainder=0,
+    )
+
+
+def _give_back(tx: Tx, server: Server, amount: Usdc, now: int, *, of: str = "") -> None:
+    """Once for each machine of a server at most."""
+    name = transfer_id("burn-refund", server.id, *filter(None, (of,)))
     _post(tx, name, (REV_COMPUTE, wallet_account(server.wallet)), amount, Code.BURN_REFUND, server, now)
 
 

@@ -28,11 +28,10 @@ from spawn.domain.operations import (
     deadline_at,
     destroy_plan,
     new_operation,
-    ordered_instead,
     with_reset_password,
 )
 from spawn.domain.servers import Command, Reason, Server, Status, status_of
-from spawn.services import boots, funds, meters, traffic
+from spawn.services import boots, funds, meters, places, traffic
 from spawn.services.billing import Billing
 from spawn.services.changes import save, tell, tell_ended
 from spawn.services.provider_calls import (
@@ -79,7 +78,8 @@ class Outcomes:
             case Accepted():
                 after = self._accept(tx, was, server, outcome, now)
             case Waiting(instance=instance):
-                _show(tx, server, instance, now)
+                if not isinstance(was.current, Delete):
+                    _show(tx, server, instance, now)
                 after = replace(was, next_at=now + POLL_S)
             case StepDone(instance=instance):
                 after = self._step_done(tx, was, server, instance, now)
@@ -104,6 +104,7 @@ class Outcomes:
         match operation.current:
             case Create():
                 funds.post_holds(tx, operation.id, TransferCode.DEPOSIT, now)
+                server = places.found(tx, operation, server, yes.last_seen, now)
                 ordered = replace(server, provider_ref=yes.ref)
                 save(tx, server, ordered, now)
                 self._billing.start(tx, ordered, now)
@@ -114,7 +115,7 @@ class Outcomes:
                 if status is not None:
                     save(tx, server, replace(server, status=status), now)
             case Delete():
-                if yes.last_seen is not None:
+                if yes.last_seen is not None and operation.command is Command.DESTROY:
                     traffic.last_seen(tx, server, yes.last_seen, now)
             case unreachable:
                 assert_never(unreachable)
@@ -221,7 +222,7 @@ class Outcomes:
         phase = operation.phase
         if phase is not Phase.ACCEPTED:
             phase = Phase.SENT if later.unknown else Phase.QUEUED
-        destroying = operation.command is Command.DESTROY
+        destroying = isinstance(operation.current, Delete)
         tired = (
             operation.attempts >= FIRST_ATTEMPTS if not operation.answered else now >= operation.deadline_at
         )
@@ -234,10 +235,13 @@ class Outcomes:
         if operation.attempts < FIRST_ATTEMPTS and not operation.answered:
             wait_s = 1
         said = later.message if destroying else operation.error_message
-        return replace(operation, phase=phase, next_at=now + wait_s, error_message=said)
+        plan = operation.plan
+        if later.unknown and isinstance(operation.current, Create):
+            plan = replace(plan, lost_at=now)
+        return replace(operation, plan=plan, phase=phase, next_at=now + wait_s, error_message=said)
 
     def _fail(self, tx: Tx, operation: Operation, server: Server, no: Failed, now: int) -> Operation:
-        if operation.command is Command.DESTROY:
+        if isinstance(operation.current, Delete):
             wait_s = min(2 ** min(operation.attempts, 16), BACKOFF_MAX_S)
             if no.code is Code.CONFLICT:
                 wait_s = min(wait_s, LOCKED_RETRY_S)
@@ -250,12 +254,9 @@ class Outcomes:
         if _is(operation, Verb.RESET_PASSWORD):
             self._vault.erase_one(tx, server.id, secrets.ROOT_PASSWORD)
             message = f"It is rebuilt, but its root password was lost: rebuild it again. {message}"
-        if operation.command is Command.CREATE and no.code is Code.OUT_OF_CAPACITY:
-            elsewhere = ordered_instead(operation, server, now)
-            if elsewhere is not None:
-                moved, ordered = elsewhere
-                servers.move_server(tx, server, ordered)
-                tell(tx, EventType.SERVER_UPDATED, ordered, now)
+        if operation.command is Command.CREATE and no.elsewhere:
+            moved = places.elsewhere(tx, self._vault, operation, server, now)
+            if moved is not None:
                 return moved
             message = f"{message.rstrip('.')}. {operation.plan.sold_too}".strip()
         server = _show(tx, server, no.instance, now)

@@ -18,7 +18,6 @@ from spawn_providers.base import (
     Provider,
     Refused,
     RefusedCode,
-    Spec,
     Unavailable,
     Verb,
 )
@@ -35,8 +34,8 @@ LOOK_AGAIN_S: Final = 5
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     """The provider promised. `handle` is None when we found the effect instead of the answer.
 
-    `last_seen` is the machine that is being destroyed, where the provider knew it without being asked. `lost_password`:
-    nobody can log into it until it gets another.
+    `last_seen` is the machine that is being destroyed, or that an earlier order made, where the provider knew it
+    without being asked. `lost_password`: nobody can log into it until it gets another.
     """
 
     ref: str | None
@@ -59,11 +58,12 @@ class StepDone(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True):
-    """A final no. `code` is ours, `message` is public."""
+    """A final no. `code` is ours, `message` is public. `elsewhere`: another place may have what this one has not."""
 
     code: Code
     message: str
     instance: Instance | None = None
+    elsewhere: bool = False
 
 
 class TryLater(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,7 +122,8 @@ async def _ask(provider: Provider, work: Work, now: int) -> Outcome:
             return seen or await _order(provider, work, now)
         case Phase.SENT:
             seen = await _look(provider, work, now)
-            if seen is None and now >= work.operation.deadline_at:
+            gives_up = not isinstance(work.operation.current, Delete)
+            if seen is None and now >= work.operation.deadline_at and gives_up:
                 return Failed(code=Code.HETZNER_UNAVAILABLE, message="The provider never took the order.")
             return seen or await _order(provider, work, now)
         case Phase.ACCEPTED:
@@ -141,7 +142,15 @@ async def _order(provider: Provider, work: Work, now: int) -> Outcome:
             return TryLater(after_s=LOOK_AGAIN_S, unknown=True, message=error.message)
         if error.code is RefusedCode.CONFLICT and await _is_that_already(provider, work):
             return Accepted(ref=_ref(work.server))
-        return Failed(code=code_of(error), message=error.message)
+        if error.code is RefusedCode.QUOTA:
+            return Failed(code=code_of(error), message=f"{error.message.rstrip('.')}. {_ACCOUNT_FULL}")
+        full = error.code is RefusedCode.OUT_OF_CAPACITY
+        return Failed(code=code_of(error), message=error.message, elsewhere=full)
+
+
+_ACCOUNT_FULL: Final = (
+    "That is a limit of our whole account at the provider, in every location: try again later."
+)
 
 
 async def _is_that_already(provider: Provider, work: Work) -> bool:
@@ -197,8 +206,8 @@ async def _look(provider: Provider, work: Work, now: int) -> Outcome | None:
         return None
     instance = await _instance(provider, work.server)
     match step:
-        case Create(spec=spec):
-            return None if instance is None else await _adopt(provider, work, spec, instance.ref, now)
+        case Create():
+            return None if instance is None else await _adopt(provider, work, instance, now)
         case Act():
             if instance is None:
                 return Failed(code=Code.NOT_FOUND, message="The provider has no such machine any more.")
@@ -222,25 +231,27 @@ def _is_reset(operation: Operation) -> bool:
     return isinstance(step, Act) and step.verb is Verb.RESET_PASSWORD
 
 
-async def _adopt(provider: Provider, work: Work, spec: Spec, ref: str, now: int) -> Outcome:
-    """The machine whose answer was lost; and, where nobody could log into it, with a password.
+async def _adopt(provider: Provider, work: Work, there: Instance, now: int) -> Outcome:
+    """The machine whose answer was lost, with the op that tells how its making ends, and the password if it has one.
 
-    Ordering it again makes no second one and may tell a password. A machine without one is better than none: when the
-    deadline is near, or whatever a provider that has it says against it.
+    Ordering it again makes no second one. A machine without either is better than none: when the deadline is near, or
+    whatever a provider that has it says against it.
     """
-    late = now >= work.operation.deadline_at - LOOK_AGAIN_S
-    if spec.public_keys or late or not provider.capabilities.root_password:
-        return Accepted(ref=ref)
+    found = Accepted(ref=there.ref, last_seen=there)
+    if now >= work.operation.deadline_at - LOOK_AGAIN_S:
+        return found
     try:
-        return await _call(provider, work, now)
+        told = await _call(provider, work, now)
     except Refused:
-        return Accepted(ref=ref)
+        return found
+    return msgspec.structs.replace(told, last_seen=there) if isinstance(told, Accepted) else told
 
 
 _NEVER_TWICE: Final = Failed(
     code=Code.PROVIDER_FAILED,
-    message="The provider's answer was lost and nothing shows whether it rebuilt. Look at the server; "
-    "rebuild again only if it was not.",
+    message="The provider's answer was lost, and nothing shows whether it rebuilt: the image was the same. It was not "
+    "asked again, which could wipe a disk that is new already, and the fee is back. Look at the server's disk; "
+    "rebuild again if it is the old one, or if you cannot log in.",
 )
 
 
@@ -279,10 +290,12 @@ async def _follow(provider: Provider, work: Work, now: int) -> Outcome:
     if state is not None and state.status is OpStatus.ERROR and state.error_code != Code.NOT_FOUND.value:
         if _is_reset(operation) and now < operation.deadline_at:
             return Again(after_s=LOOK_AGAIN_S)  # the guest does not listen yet
+        full = isinstance(operation.current, Create) and state.error_code == RefusedCode.OUT_OF_CAPACITY.value
         return Failed(
-            code=Code.PROVIDER_FAILED,
+            code=Code.OUT_OF_CAPACITY if full else Code.PROVIDER_FAILED,
             message=f"The provider gave up: {state.error_message or state.error_code}.",
             instance=instance,
+            elsewhere=full,
         )
     running = state is not None and state.status is OpStatus.RUNNING
     if not running and _reached(operation, instance):

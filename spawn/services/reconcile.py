@@ -1,8 +1,9 @@
 """Compares what providers have, what our books say, and what is billed; mends what a lost answer left behind.
 
 Invariant: it takes no input but the two inventories. Nothing is destroyed or written off on one look: a stray
-machine and a missing one must be seen twice, a while apart. A machine that is older than the books, and that they never
-had, is nobody's to destroy but an operator's: the books before these may have had it.
+machine and a missing one must be seen twice, a while apart, and a day where this process never saw the missing one:
+it may look with a token of another project. A machine that is older than the books, and that they never had, is
+nobody's to destroy but an operator's: the books before these may have had it.
 """
 
 import logging
@@ -27,6 +28,13 @@ log = logging.getLogger(__name__)
 
 GRACE_S: Final = 300
 """How long a machine must stay stray, or missing, before anything is done about it."""
+UNSEEN_GRACE_S: Final = 86_400
+"""How long a machine must stay missing that this process never saw.
+
+A token is set at the start, so whoever saw a machine with it looks where it is. Who did not may look into another
+project, in which new orders are made and seen all the same; so what it saw of others proves nothing of this one. A day
+is long enough for an operator to read the log, and costs no owner anything: the refund counts from the first miss.
+"""
 _PAGE: Final = 500
 
 SELECT_STRAYS: Final = "SELECT ref, first_seen_at FROM stray WHERE provider = :provider"
@@ -45,7 +53,7 @@ class Report(msgspec.Struct, kw_only=True):
     """What one pass found and did. `drifted` machines are not what their servers are billed for: look at them.
 
     `unknown` machines are older than the books, and wait for an operator; `frozen` servers cost nothing until one
-    starts their meters.
+    starts their meters. `doubted` are those of the missing whose machines this process never saw.
     """
 
     machines: int = 0
@@ -57,6 +65,7 @@ class Report(msgspec.Struct, kw_only=True):
     unknown: int = 0
     frozen: int = 0
     missing: int = 0
+    doubted: int = 0
     vanished: int = 0
     unreachable: int = 0
 
@@ -71,6 +80,7 @@ class Reconciler:
         self._providers = providers
         self._clock = clock
         self._billing = billing
+        self._shown: set[ServerId] = set()
 
     async def tick(self, now: int) -> None:
         """The job: one pass, logged when it had to act."""
@@ -83,6 +93,14 @@ class Reconciler:
                 "give them back to their owners with `spawn reconcile --rebuild`, or delete them at the provider.",
                 report.unknown,
             )
+        if report.doubted:
+            log.error(
+                "incident: %d machines are not there for our token, and this process never saw them. Check that "
+                "the token is of the project that they are in. If it is, do nothing: what stays missing for %d hours "
+                "is written off, and refunded from when it was missed.",
+                report.doubted,
+                UNSEEN_GRACE_S // 3600,
+            )
 
     async def run(self) -> Report:
         """One pass over every provider."""
@@ -90,6 +108,7 @@ class Reconciler:
         began = self._clock.now_s()
         ours = await self._live_servers()
         report.frozen = sum(server.frozen for server in ours)
+        self._shown &= {server.id for server in ours}
         for name, provider in self._providers.items():
             mine = {server.id: server for server in ours if server.provider == name}
             report.servers += len(mine)
@@ -131,6 +150,7 @@ class Reconciler:
                 await self._stray(provider, instance, strays.pop(instance.ref, None), report)
             elif server.provider_ref in {None, instance.ref}:
                 seen.add(server.id)
+                self._shown.add(server.id)
                 await self._refresh(server, instance, began, report)
             else:
                 log.error(
@@ -212,12 +232,18 @@ class Reconciler:
         except ProviderError as error:
             log.warning("%s may be missing, its provider cannot say: %s", server.id, error)
             return
-        now = self._clock.now_s()
+        if there:
+            self._shown.add(server.id)
+        now, is_known = self._clock.now_s(), server.id in self._shown
         report.missing += int(not there)
-        vanished = await self._db.write(lambda tx: self._note(tx, server.id, now, there=there))
+        report.doubted += int(not is_known and server.status is not Status.DESTROYING)
+        grace_s = GRACE_S if is_known else UNSEEN_GRACE_S
+        vanished = await self._db.write(
+            lambda tx: self._note(tx, server.id, now, there=there, grace_s=grace_s)
+        )
         report.vanished += int(vanished)
 
-    def _note(self, tx: Tx, server_id: ServerId, now: int, *, there: bool) -> bool:
+    def _note(self, tx: Tx, server_id: ServerId, now: int, *, there: bool, grace_s: int) -> bool:
         """Remember since when the server is missing; True when that is long enough to write it off."""
         server = servers.get_server(tx, server_id)
         if server.status in FINAL | {Status.DESTROYING} or operations.find_running(tx, server_id) is not None:
@@ -228,7 +254,7 @@ class Reconciler:
             noted = meters.missed(server, since)
             save(tx, server, noted, now)
             server = noted
-        if since is None or now - since < GRACE_S:
+        if since is None or now - since < grace_s:
             return False
         # Whatever its money says: what is not there does not end, and is given back.
         self._billing.settle(tx, server.wallet, now, sparing=server_id)

@@ -1,7 +1,11 @@
 """The operator's script for the real Hetzner, on the emulated one: it finds what differs, and leaves nothing behind."""
 
+import json
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from email import message_from_string
+from email.message import Message
 
 import pytest
 from hcloud import Client
@@ -12,6 +16,7 @@ from spawn_providers.hetzner.names import ID_LABEL
 from tests.emulators.hetzner.app import TOKEN, Emulator
 from tests.emulators.hetzner.faults import ActionFails, Gateway, LostAnswer, Slow
 from tests.emulators.hetzner.serving import serving
+from tests.emulators.hetzner.world import Server, World
 from tests.live import hetzner
 
 SPEED = 300
@@ -22,9 +27,48 @@ def _now_ms() -> int:
     return 1_800_000_000_000 + time.monotonic_ns() * SPEED // 10**6
 
 
+def guest(world: World) -> Callable[[Server], None]:
+    """A guest with cloud-init, as far as the script's user data asks for it."""
+
+    def cloud_init(server: Server) -> None:
+        if not server.user_data:
+            return
+        parts = [
+            _text(part) for part in message_from_string(server.user_data).walk() if not part.is_multipart()
+        ]
+        files, keys = set[str](), {world.ssh_keys[id_].public_key for id_ in server.ssh_keys}
+        for config in (json.loads(p.partition("\n")[2]) for p in parts if p.startswith("#cloud-config\n")):
+            files |= {file["path"] for file in config.get("write_files", [])}
+            if not config.get("allow_public_ssh_keys", True):
+                keys = set()
+            keys |= set(config.get("ssh_authorized_keys", []))
+        blobs = {key.split()[1] for key in keys}
+        [script] = [part for part in parts if part.startswith("#!")]
+        if all(_holds(check, files, blobs) for check in script.splitlines()[1].split(" && ")[:-1]):
+            world.schedule(world.at_ms + 20_000, lambda: setattr(server, "status", "off"))
+
+    return cloud_init
+
+
+def _text(part: Message) -> str:
+    payload = part.get_payload(decode=True)
+    assert isinstance(payload, bytes)
+    return payload.decode()
+
+
+def _holds(check: str, files: set[str], keys: set[str]) -> bool:
+    if match := re.fullmatch(r"\[ -f (\S+) \]", check):
+        return match[1] in files
+    match = re.fullmatch(r"(! )?grep -q (\S+) \S+", check)
+    assert match is not None, check
+    return (match[2] in keys) is (match[1] is None)
+
+
 @pytest.fixture
 def emulator() -> Emulator:
-    return Emulator(_now_ms)
+    emulator = Emulator(_now_ms)
+    emulator.world.cloud_init = guest(emulator.world)
+    return emulator
 
 
 @pytest.fixture
@@ -51,10 +95,48 @@ def test_nothing_differs_from_what_the_emulator_was_built_from(
     assert emulator.calls("DELETE /servers/{id}")
     assert not emulator.world.servers
     assert not emulator.world.ssh_keys
+    for assumption in (
+        "a name is free when its machine is gone",
+        "user data arrives, both parts of it, and the key",
+        "it has no IPv4 address",
+        "after a rebuild the new key may log in, and the old one may not",
+        "DELETE /servers/{id} is refused as protected",
+    ):
+        assert f"  as assumed  {assumption}\n" in said
+
+
+@pytest.mark.parametrize("lost", ["user data", "our part", "keys", "rebuild"])
+def test_what_does_not_reach_a_machine_is_a_difference(
+    emulator: Emulator, endpoint: str, lost: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    honest, boots = emulator.world.cloud_init, 0
+
+    def deaf(server: Server) -> None:
+        nonlocal boots
+        if not server.user_data:
+            return
+        boots += 1
+        if lost == "user data":
+            return
+        if lost == "our part":
+            server.user_data = server.user_data.replace('/var/lib/spawn-live"', '/elsewhere"')
+        if lost == "keys":
+            server.ssh_keys = []
+        if lost == "rebuild" and boots == 2:
+            server.user_data = server.user_data.replace("allow_public_ssh_keys", "ignored")
+        honest(server)
+
+    emulator.world.cloud_init = deaf
+    assert _run(endpoint) == 1
+    said = capsys.readouterr().out.rpartition("differences\n")[2].splitlines()
+    assert all("no sign of it" in line for line in said)
+    assert len(said) == {"user data": 2, "our part": 2, "keys": 1, "rebuild": 1}[lost]
+    assert not emulator.world.servers
 
 
 def test_another_status_is_a_difference(capsys: pytest.CaptureFixture[str]) -> None:
     emulator = Emulator(_now_ms, statuses={"locked": 409})
+    emulator.world.cloud_init = guest(emulator.world)
     with serving(emulator) as endpoint:
         assert _run(endpoint) == 1
     last = capsys.readouterr().out.rpartition("differences\n")[2]

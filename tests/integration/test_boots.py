@@ -259,6 +259,7 @@ async def test_nothing_is_kept_of_a_server_that_failed_or_vanished(tmp_path: Pat
         server_id = await rent(world, wallet, name="vanishing")
         ref = (await world.server(server_id)).provider_ref
         assert ref is not None
+        await world.tick("reconcile")
         await world.cloud.vanish(ref)
         await world.run_for(600, step_s=60)
         assert (await world.server(server_id)).status == "destroyed"

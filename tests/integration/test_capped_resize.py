@@ -51,6 +51,7 @@ async def test_what_is_lost_over_the_end_of_a_month_costs_nothing_after_it_was_m
         small_usdc = await compute_usdc(world, server_id)
         await world.burn_until(january + 31 * DAY - 120)
         assert server.provider_ref is not None
+        await world.tick("reconcile")
         await world.cloud.vanish(server.provider_ref)
         await world.tick("reconcile")
         missed_at = world.clock.now_s()

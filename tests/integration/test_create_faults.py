@@ -113,7 +113,7 @@ async def test_a_create_that_breaks_down_gives_everything_back_and_leaves_no_mac
         server_id = answer.json()["server"]["id"]
         await drive(world)
         failed = await action(world, answer.json()["action"]["id"])
-        assert (failed["status"], failed["error"]["code"]) == ("error", "provider_failed")
+        assert (failed["status"], failed["error"]["code"]) == ("error", "out_of_capacity")
         assert await world.available(wallet.address) == FUNDS
         assert await machines(world) == []
         server = await world.server(server_id)

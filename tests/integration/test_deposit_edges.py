@@ -122,6 +122,7 @@ async def test_a_machine_that_vanishes_changes_nothing_that_its_neighbours_were_
         await world.burn_until(end - 100)
         ref = (await world.server(lost)).provider_ref
         assert ref is not None
+        await world.service.workers.reconciler.run()
         await world.cloud.vanish(ref)
         await world.service.workers.reconciler.run()
         assert (await world.server(lost)).missing_since == world.clock.now_s()
@@ -144,6 +145,7 @@ async def test_what_comes_back_of_a_machine_that_vanished_saves_another_at_once(
         assert (await world.server(poor)).exhausted_at is not None
         ref = (await world.server(lost)).provider_ref
         assert ref is not None
+        await world.service.workers.reconciler.run()
         await world.cloud.vanish(ref)
         await world.service.workers.reconciler.run()
         world.clock.advance(300)

@@ -122,7 +122,7 @@ async def test_a_create_that_breaks_off_gives_everything_back(tmp_path: Path) ->
         assert bought.status_code == 201
         await world.run_for(120)
         action = (await world.ask("GET", f"/v1/actions/{bought.json()['action']['id']}")).json()["action"]
-        assert (action["status"], action["error"]["code"]) == ("error", "provider_failed")
+        assert (action["status"], action["error"]["code"]) == ("error", "out_of_capacity")
         await assert_given_back(world, wallet)
 
 

@@ -152,6 +152,7 @@ async def test_a_server_that_vanished_is_written_off_and_refunded(tmp_path: Path
         world.clock.advance(40_000)
         before = await world.server(server_id)
         assert before.provider_ref is not None
+        await look(world)
         await world.cloud.vanish(before.provider_ref)
         missed_at = world.clock.now_s() + 20
         await look(world, 20)
@@ -187,6 +188,7 @@ async def test_what_was_charged_while_the_provider_could_not_confirm_the_loss_co
         world.clock.advance(50_001)
         ref = (await world.server(server_id)).provider_ref
         assert ref is not None
+        await look(world)
         await world.cloud.vanish(ref)
         missed_at = world.clock.now_s()
         await look(world)
@@ -212,6 +214,7 @@ async def test_a_server_that_vanished_takes_its_secrets_with_it(tmp_path: Path) 
         assert len(await world.rows("SELECT owner FROM secret WHERE kind = 'root_password'")) == 1
         ref = (await world.server(server_id)).provider_ref
         assert ref is not None
+        await look(world)
         await world.cloud.vanish(ref)
         await look(world)
         await look(world, GRACE_S)
@@ -225,6 +228,7 @@ async def test_the_hour_is_due_even_for_what_vanished_early(tmp_path: Path) -> N
         server_id = await rent(world, wallet)
         ref = (await world.server(server_id)).provider_ref
         assert ref is not None
+        await look(world)
         await world.cloud.vanish(ref)
         await look(world)
         await look(world, GRACE_S)
@@ -282,6 +286,7 @@ async def test_running_it_ten_times_changes_nothing_more(tmp_path: Path) -> None
         lost = await rent(world, wallet, name="lost")
         ref = (await world.server(lost)).provider_ref
         assert ref is not None
+        await look(world)
         await world.cloud.vanish(ref)
         await world.cloud.plant_orphan(ServerId("srv_unknown"))
         await look(world)

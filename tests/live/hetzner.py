@@ -2,8 +2,9 @@
 
     SPAWN_HETZNER_TOKEN=... python -m tests.live.hetzner --cap 0.10
 
-It rents the cheapest machine that we sell, resizes, rebuilds and destroys it, and asks some questions that are refused.
-That costs four started hours at most (it says how much before it begins) and takes some minutes. It ends with a list
+It rents the cheapest machine that we sell, resizes, rebuilds and destroys it, and asks some questions that are refused;
+then another of the same name, without IPv4, with keys and user data. That costs six started hours at most (it says how
+much before it begins) and takes some minutes. It ends with a list
 of what differed: exit status 0 for nothing, 1 for something, 2 where it did not begin.
 Invariant: what it made is destroyed before it ends, also where it is interrupted once; if it cannot be, the last words
 say what is left.
@@ -16,37 +17,22 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from spawn_providers.base import (
-    Change,
-    Instance,
-    InstanceStatus,
-    Op,
-    OpState,
-    OpStatus,
-    ProviderError,
-    Spec,
-    Verb,
-)
+from spawn_providers.base import Change, InstanceStatus, ProviderError, Spec, Verb
 from spawn_providers.catalog import Catalog, Offer
 from spawn_providers.hetzner.budget import Priority
-from spawn_providers.hetzner.calls import Calls, Method
-from spawn_providers.hetzner.errors import Denied
-from spawn_providers.hetzner.names import SIZES, fingerprint_of
+from spawn_providers.hetzner.calls import Calls
+from spawn_providers.hetzner.names import SIZES, fingerprint_of, key_names
 from spawn_providers.hetzner.provider import HetznerProvider
-from spawn_schemas.ids import Address, ServerId
+from spawn_schemas.ids import ServerId
 
+from tests.live.bench import PATIENCE_S, Bench, Broken, new_public_key
 from tests.live.notes import Notes, listening
+from tests.live.second_life import OWNER, second_life
 
 ENDPOINT: Final = "https://api.hetzner.cloud/v1"
 TOKEN: Final = "SPAWN_HETZNER_TOKEN"
-OWNER: Final = Address("0x" + "11" * 20)
-PATIENCE_S: Final = 900
-"""The longest that any one thing may take at Hetzner."""
 LIFE_S: Final = 2_700
 """The longest that a life may take, so that it costs no more started hours than are told beforehand."""
 LOOKS: Final = 5
@@ -57,63 +43,6 @@ MICRO: Final = 1_000_000
 
 class Refusal(Exception):
     """Nothing was begun, and why."""
-
-
-class Broken(Exception):
-    """Hetzner did not finish something, or not in time: the life goes no further."""
-
-
-@dataclass(kw_only=True)
-class Bench:
-    """The project, as our provider sees it and as it answers plain calls."""
-
-    provider: HetznerProvider
-    calls: Calls
-    notes: Notes
-    key: ServerId
-    pause_s: float
-
-    async def ask(self, path: str, **params: str | int) -> dict[str, Any]:
-        return await self.calls.get(path, dict[str, Any], Priority.POLL, params)
-
-    async def refusal(self, method: Method, path: str, body: Mapping[str, object] | None = None) -> str:
-        """The code with which a call is refused, or `accepted`."""
-        try:
-            await self.calls.change(method, path, dict[str, Any], Priority.DESTROY, body)
-        except Denied as refusal:
-            return refusal.reason
-        except ProviderError as error:
-            return str(error)
-        return "accepted"
-
-    async def is_refused(self, code: str, method: Method, path: str, **body: object) -> None:
-        found = await self.refusal(method, path, body or None)
-        self.notes.check(f"{method} {_shape(path)} {_told(body)}is refused as {code}", found == code, found)
-
-    async def done(self, what: str, op: Op) -> None:
-        """Wait for an op to end well."""
-        began = time.monotonic()
-        while True:
-            state: OpState = (await self.provider.poll([op.handle]))[0]
-            if state.status is not OpStatus.RUNNING:
-                break
-            await self._wait(began, what)
-        if state.status is OpStatus.ERROR:
-            raise Broken(f"the {what} failed ({state.error_message})")
-        print(f"              {what} took {time.monotonic() - began:.1f} s")
-
-    async def reach(self, ref: str, *wanted: InstanceStatus) -> Instance:
-        began = time.monotonic()
-        while True:
-            machine = await self.provider.get(ref)
-            if machine is not None and machine.status in wanted:
-                return machine
-            await self._wait(began, f"server {ref} becoming {wanted[0].value}")
-
-    async def _wait(self, began: float, what: str) -> None:
-        if time.monotonic() - began > PATIENCE_S:
-            raise Broken(f"{what} was not done after {PATIENCE_S} s")
-        await asyncio.sleep(self.pause_s)
 
 
 def main(
@@ -159,6 +88,7 @@ async def _run(token: str, arguments: argparse.Namespace, monotonic: Callable[[]
             notes=notes,
             key=ServerId(f"srv_live{time.time_ns():x}"),
             pause_s=arguments.pause,
+            monotonic=monotonic,
         )
         try:
             await _compare(bench, arguments.cap)
@@ -181,6 +111,7 @@ async def _compare(bench: Bench, cap: float) -> None:
             await _resize(bench, ref, large)
             await _rebuild(bench, ref, image)
             await _delete(bench, ref)
+            await second_life(bench, small, image)
     except (Broken, ProviderError) as error:
         bench.notes.check("a machine lives from its order to its end", False, error)
     except TimeoutError:
@@ -216,10 +147,11 @@ async def _lists(bench: Bench, cap: float) -> tuple[Offer, Offer, str]:
     everywhere = {o.type for o in catalog.offers if o.location == "nbg1"}
     bench.notes.check("nbg1 has every size", everywhere == set(SIZES), everywhere)
     small, large = _pair(catalog)
-    cost = sum(o.wholesale.daily_micro for o in (small, large, large, small) if o.wholesale) / 24 / MICRO
+    hours = (small, large, large, small, small, small)
+    cost = sum(o.wholesale.daily_micro for o in hours if o.wholesale) / 24 / MICRO
     print(f"              this run may cost {cost:.4f}, of at most {cap:.4f}")
     if cost > cap:
-        raise Refusal(f"four started hours may cost {cost:.4f}, which is more than --cap {cap}")
+        raise Refusal(f"{len(hours)} started hours may cost {cost:.4f}, which is more than --cap {cap}")
     return small, large, catalog.images[0].name
 
 
@@ -245,19 +177,19 @@ async def _questions(bench: Bench) -> None:
     await bench.is_refused("not_found", "POST", "/servers/1/actions/poweron")
     pages = (await bench.ask("/images", per_page=100))["meta"]["pagination"]["per_page"]
     bench.notes.check("100 entries per page are taken for 50", pages == 50, pages)
-    public = Ed25519PrivateKey.generate().public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-    body = {"name": f"{_name(bench)}-key", "public_key": public.decode()}
+    public = new_public_key()
+    body = {"name": f"{bench.name}-key", "public_key": public}
     made = await bench.calls.change("POST", "/ssh_keys", dict[str, Any], Priority.CREATE, body)
-    ours, theirs = fingerprint_of(public.decode()), made["ssh_key"]["fingerprint"]
+    ours, theirs = fingerprint_of(public), made["ssh_key"]["fingerprint"]
     bench.notes.check("a key's fingerprint is its MD5, in pairs of digits", ours == theirs, theirs)
     await bench.is_refused(
-        "uniqueness_error", "POST", "/ssh_keys", name=f"{_name(bench)}-again", public_key=public.decode()
+        "uniqueness_error", "POST", "/ssh_keys", name=f"{bench.name}-again", public_key=public
     )
     await bench.is_refused(
         "invalid_input",
         "POST",
         "/servers",
-        name=_name(bench),
+        name=bench.name,
         labels={"spawn-id": bench.key},
         image="debian-12",
         server_type="cx23",
@@ -311,10 +243,10 @@ async def _running(bench: Bench, ref: str, large: Offer) -> None:
     )
     found = await bench.refusal("POST", f"/servers/{ref}/actions/poweron")
     bench.notes.check("what runs may be started", found == "accepted", found)
-    await _unlocked(bench, ref)
+    await bench.unlocked(ref)
     found = await bench.refusal("POST", f"/servers/{ref}/actions/reset_password")
     bench.notes.check("what runs may be given a new password", found == "accepted", found)
-    await _unlocked(bench, ref)
+    await bench.unlocked(ref)
 
 
 async def _resize(bench: Bench, ref: str, large: Offer) -> None:
@@ -354,13 +286,6 @@ async def _delete(bench: Bench, ref: str) -> None:
     bench.notes.check("its addresses are gone", not mine, mine)
 
 
-async def _unlocked(bench: Bench, ref: str) -> None:
-    """Wait until no action of the machine runs."""
-    began = time.monotonic()
-    while (await bench.ask(f"/servers/{ref}/actions", status="running"))["actions"]:
-        await bench._wait(began, f"an action of server {ref}")
-
-
 async def _clean_up(bench: Bench) -> None:
     """Destroy what is left of this run, also where something broke: an order may still be on its way, and lists lag."""
     quiet = 0
@@ -377,7 +302,8 @@ async def _clean_up(bench: Bench) -> None:
 
 
 def _leftovers(bench: Bench) -> str:
-    return f"look for servers with the label spawn-id={bench.key}, and for SSH keys named {_name(bench)}"
+    keys = " or ".join([bench.name, *sorted(key_names(bench.public_keys))])
+    return f"look for servers with the label spawn-id={bench.key}, and for SSH keys named {keys}"
 
 
 async def _left(bench: Bench) -> list[str] | None:
@@ -386,13 +312,9 @@ async def _left(bench: Bench) -> list[str] | None:
     keys = await _tried(bench.ask("/ssh_keys", per_page=50))
     if servers is None or keys is None:
         return None
-    mine = [key for key in keys["ssh_keys"] if key["name"].startswith(_name(bench))]
+    ours = key_names(bench.public_keys)
+    mine = [key for key in keys["ssh_keys"] if key["name"].startswith(bench.name) or key["name"] in ours]
     return [f"/servers/{s['id']}" for s in servers["servers"]] + [f"/ssh_keys/{k['id']}" for k in mine]
-
-
-def _name(bench: Bench) -> str:
-    """What everything that this run names begins with."""
-    return bench.key.replace("_", "-")
 
 
 async def _tried(call: Awaitable[Any]) -> Any:
@@ -402,15 +324,6 @@ async def _tried(call: Awaitable[Any]) -> Any:
     except ProviderError as error:
         print(f"              {error}")
         return None
-
-
-def _shape(path: str) -> str:
-    return "/".join("{id}" if part.isdecimal() else part for part in path.split("/"))
-
-
-def _told(body: Mapping[str, object]) -> str:
-    told = [f"{name}={body[name]}" for name in ("server_type", "location") if name in body]
-    return f"({', '.join(told)}) " if told else ""
 
 
 if __name__ == "__main__":

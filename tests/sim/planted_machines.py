@@ -70,7 +70,7 @@ OF_PROVIDERS: Final = (
     Bug(
         name="a vanished machine is billed on",
         file=RECONCILE,
-        before="        if since is None or now - since < GRACE_S:\n            return False\n        # Whatever",
+        before="        if since is None or now - since < grace_s:\n            return False\n        # Whatever",
         after="        if since is None or now - since < 10**12:\n            return False\n        # Whatever",
         promises=OF_MACHINES,
     ),

@@ -1,5 +1,7 @@
 """What Hetzner's errors mean for us, by their code and never by their status; and what must not be repeated of them.
 
+One is told by its words, because its code is that of every mistake: a type that its location does not have any more.
+
 Invariant: pure. An answer that does not plainly say that nothing was changed is unknown where something was to be
 changed; no message carries the token or the beginning of it.
 """
@@ -17,6 +19,7 @@ PROTECTED: Final = "protected"
 CONFLICT: Final = "conflict"
 """Something else changed it meanwhile: ask again."""
 
+_NOT_HERE: Final = ("invalid_input", "unsupported location for server type")
 _REFUSED: Final[Mapping[str, RefusedCode]] = {
     "invalid_input": RefusedCode.INVALID,
     "json_error": RefusedCode.INVALID,
@@ -51,7 +54,9 @@ class Denied(Refused):
     """A refusal that remembers Hetzner's own word for it, where ours does not tell enough apart."""
 
     def __init__(self, reason: str, message: str) -> None:
-        super().__init__(_REFUSED[reason], message)
+        code, words = _NOT_HERE
+        not_here = reason == code and words in message.lower()
+        super().__init__(RefusedCode.OUT_OF_CAPACITY if not_here else _REFUSED[reason], message)
         self.reason = reason
 
 

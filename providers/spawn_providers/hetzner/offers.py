@@ -15,7 +15,7 @@ from spawn_providers import catalog
 from spawn_providers.base import Refused, RefusedCode, Unavailable
 from spawn_providers.catalog import DEFAULT_CATALOG, Catalog, Currency, Offer, Wholesale
 from spawn_providers.hetzner.names import SIZES
-from spawn_providers.hetzner.wire import Image, Location, Price, Pricing, ServerType, unix
+from spawn_providers.hetzner.wire import Image, Location, Price, Pricing, ServerType, TypeLocation, unix
 
 P = TypeVar("P", bound=Price)
 
@@ -98,11 +98,18 @@ def _first_sold(
 
 
 def _is_sold(type_: ServerType, location: str, now: int) -> bool:
-    """Listed there, priced there, and not past the day from which it cannot be ordered any more."""
-    listed = next((place for place in type_.locations if place.name == location), None)
+    """Listed there, priced there, and not past the day from which it cannot be ordered any more.
+
+    A type that is sold out for the moment is sold all the same: another one in its place would change the size's price.
+    """
+    listed = _listed(type_, location)
     if listed is None or _price(type_.prices, location) is None:
         return False
     return listed.deprecation is None or now < unix(listed.deprecation.unavailable_after)
+
+
+def _listed(type_: ServerType, location: str) -> TypeLocation | None:
+    return next((place for place in type_.locations if place.name == location), None)
 
 
 def _price(prices: Sequence[P], location: str) -> P | None:
@@ -111,6 +118,7 @@ def _price(prices: Sequence[P], location: str) -> P | None:
 
 def _offer(size: str, type_: ServerType, location: str, currency: Currency, pricing: Pricing) -> Offer:
     wholesale, price = _wholesale(type_, location, currency, pricing), _price(type_.prices, location)
+    listed = _listed(type_, location)
     usual = next((o for o in DEFAULT_CATALOG.offers if (o.type, o.provider_type) == (size, type_.name)), None)
     daily = int(usual.daily_usdc) if usual is not None else wholesale.daily_micro
     deposit = int(usual.deposit_usdc) if usual is not None else _MONTH_DAYS * daily
@@ -129,6 +137,7 @@ def _offer(size: str, type_: ServerType, location: str, currency: Currency, pric
         wholesale=wholesale,
         included_bytes=0 if price is None else price.included_traffic,
         tb_usdc=None if tb is None else Usdc(tb),
+        available=listed is None or listed.available,
     )
 
 

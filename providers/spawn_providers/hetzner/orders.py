@@ -10,6 +10,7 @@ from typing import Final
 from weakref import WeakValueDictionary
 
 import msgspec
+from msgspec.structs import replace
 from spawn_schemas.ids import ServerId
 
 from spawn_providers.base import (
@@ -26,11 +27,19 @@ from spawn_providers.hetzner.calls import Calls
 from spawn_providers.hetzner.errors import UNIQUENESS, Denied
 from spawn_providers.hetzner.keys import Keys
 from spawn_providers.hetzner.names import server_labels, server_name
-from spawn_providers.hetzner.offers import sold
+from spawn_providers.hetzner.offers import Stock, sold
 from spawn_providers.hetzner.poller import Poller
 from spawn_providers.hetzner.shelf import Shelf
 from spawn_providers.hetzner.states import States
-from spawn_providers.hetzner.wire import Action, Created, Server, Started, promised, status_of
+from spawn_providers.hetzner.wire import (
+    Action,
+    Created,
+    Server,
+    Started,
+    instance_of,
+    promised,
+    status_of,
+)
 
 USER_DATA_BYTES_MAX: Final = 32 * 1024
 _FINISHING: Final = Priority.DESTROY
@@ -108,7 +117,8 @@ class Orders:
             server = await self._states.find(key, name, _FINISHING)
             if server is None:
                 raise OutcomeUnknown(f"{name} was ordered, and Hetzner does not show it yet")
-            return await self._adopted(key, spec, server)
+            op = await self._adopted(key, spec, server)
+            return replace(op, last_seen=instance_of(server))
         except Unavailable as error:
             raise OutcomeUnknown(f"{name} was ordered, and cannot be looked for: {error.message}") from error
 
@@ -130,9 +140,7 @@ class Orders:
         if spec.user_data is not None and len(spec.user_data.encode()) > USER_DATA_BYTES_MAX:
             raise Refused(RefusedCode.INVALID, "user_data is larger than 32 KiB")
         stock, around = await self._shelf.stock(), self._surroundings
-        offers = sold(stock, self._now_s(), around.locations).offers
-        if all((o.provider_type, o.location) != (spec.provider_type, spec.location) for o in offers):
-            raise Refused(RefusedCode.INVALID, f"{spec.provider_type} is not sold in {spec.location}")
+        self._require_sold(stock, spec)
         body: dict[str, object] = {
             "name": name,
             "labels": labels,
@@ -148,6 +156,18 @@ class Orders:
         if around.firewall_id is not None:
             body["firewalls"] = [{"firewall": around.firewall_id}]
         return body
+
+    def _require_sold(self, stock: Stock, spec: Spec) -> None:
+        """Raises `Refused`: for want of room where it was sold once, or will be, and otherwise as invalid."""
+        offers = sold(stock, self._now_s(), self._surroundings.locations).offers
+        if any((o.provider_type, o.location) == (spec.provider_type, spec.location) for o in offers):
+            return
+        exists = spec.location in {place.name for place in stock.locations}
+        known = exists and spec.provider_type in {type_.name for type_ in stock.types}
+        raise Refused(
+            RefusedCode.OUT_OF_CAPACITY if known else RefusedCode.INVALID,
+            f"{spec.provider_type} is not sold in {spec.location}",
+        )
 
     async def _post(self, body: Mapping[str, object], key_ids: Sequence[int]) -> Created:
         keys = [*key_ids, *self._surroundings.ssh_key_names] if key_ids else []

@@ -46,8 +46,11 @@ class Deprecation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TypeLocation(msgspec.Struct, frozen=True, kw_only=True):
+    """`available` is whether there is room for the type now; before 2026 nobody said."""
+
     name: str
     deprecation: Deprecation | None = None
+    available: bool = True
 
 
 class ServerType(msgspec.Struct, frozen=True, kw_only=True):

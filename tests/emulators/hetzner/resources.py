@@ -164,12 +164,14 @@ def read_firewall(call: Call) -> Answer:
 
 
 def list_types(call: Call) -> Answer:
-    return listing(call, "server_types", catalog.SERVER_TYPES, views.server_type)
+    return listing(
+        call, "server_types", catalog.SERVER_TYPES, lambda shown: views.server_type(call.world, shown)
+    )
 
 
 def read_type(call: Call) -> Answer:
     known = {one.id: one for one in catalog.SERVER_TYPES}
-    return Answer(200, {"server_type": views.server_type(found(known, call.id(), "server type"))})
+    return Answer(200, {"server_type": views.server_type(call.world, found(known, call.id(), "server type"))})
 
 
 def list_locations(call: Call) -> Answer:

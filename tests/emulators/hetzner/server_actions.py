@@ -108,6 +108,7 @@ def rebuild(call: Call) -> Answer:
         server.user_data = call.body.get("user_data", server.user_data)
         server.root_password = password
         start(server)
+        world.cloud_init(server)
 
     action = world.begin("rebuild_server", server, seconds=_WIPE, done=rebuilt, undone=lambda: _off(server))
     server.status = "rebuilding"

@@ -140,12 +140,14 @@ def create(call: Call) -> Answer:
         for action in list(world.running(server)):
             world.end(action, ("action_failed", "the server was not created"))
 
+    def booted() -> None:
+        start(server)
+        world.cloud_init(server)
+
     first = world.begin("create_server", server, seconds=_INSTALL, done=installed, undone=broken)
     next_actions = []
     if starts:
-        next_actions = [
-            world.begin("start_server", server, seconds=_BOOT, done=lambda: start(server), after=first)
-        ]
+        next_actions = [world.begin("start_server", server, seconds=_BOOT, done=booted, after=first)]
     return Answer(
         201,
         {

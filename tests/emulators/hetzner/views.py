@@ -30,19 +30,19 @@ def location(shown: catalog.Location) -> Json:
     }
 
 
-def _type_location(shown: catalog.ServerType, place: catalog.Location) -> Json:
+def _type_location(world: World, shown: catalog.ServerType, place: catalog.Location) -> Json:
     gone = place.name in shown.gone_from
     return {
         "id": place.id,
         "name": place.name,
         "deprecation": {"announced": _LONG_AGO, "unavailable_after": _GONE_AFTER} if gone else None,
         # A hint only: it does not know what is depleted, and neither does the real one.
-        "available": not gone,
+        "available": not gone and (shown.name, place.name) not in world.said_full,
         "recommended": not gone,
     }
 
 
-def server_type(shown: catalog.ServerType) -> Json:
+def server_type(world: World, shown: catalog.ServerType) -> Json:
     return {
         "id": shown.id,
         "name": shown.name,
@@ -58,7 +58,9 @@ def server_type(shown: catalog.ServerType) -> Json:
         "deprecation": None,
         "prices": catalog.prices(shown),
         "locations": [
-            _type_location(shown, place) for place in catalog.LOCATIONS if place.name in shown.listed_in
+            _type_location(world, shown, place)
+            for place in catalog.LOCATIONS
+            if place.name in shown.listed_in
         ],
     }
 
@@ -128,7 +130,7 @@ def server(world: World, shown: Server) -> Json:
         "name": shown.name,
         "status": shown.status,
         "created": moment(shown.created_ms),
-        "server_type": server_type(shown.server_type),
+        "server_type": server_type(world, shown.server_type),
         "location": location(shown.location),
         "image": shown.image and image(shown.image),
         "iso": None,

@@ -136,8 +136,14 @@ class World:
         self.firewalls: dict[int, Firewall] = {}
         self.depleted: set[tuple[str, str]] = set()
         """Pairs of server type and location for which there is no machine left."""
+        self.said_full: set[tuple[str, str]] = set()
+        """Such pairs as the list of server types calls not available, rightly or not."""
+        self.withdrawn: set[tuple[str, str]] = set()
+        """Such pairs as cannot be ordered any more, which the list does not tell yet."""
         self.gone: dict[int, tuple[int, Server]] = {}
         """Servers that were, and when they ceased: a list that lags still shows them."""
+        self.cloud_init: Callable[[Server], None] = lambda server: None
+        """What a guest does when it boots from a fresh disk; nothing, unless a test says so."""
         self.flaw: Flaw | None = None
         self.server_limit: int | None = None
         self.auto_deletes = True
@@ -325,7 +331,8 @@ class World:
         raise invalid("image", f"image '{wanted}' not found")
 
     def require_capacity(self, server_type: catalog.ServerType, location: catalog.Location) -> None:
-        if location.name not in server_type.sold_in:
+        pair = (server_type.name, location.name)
+        if location.name not in server_type.sold_in or pair in self.withdrawn:
             raise ApiError("invalid_input", "unsupported location for server type")
-        if (server_type.name, location.name) in self.depleted:
+        if pair in self.depleted:
             raise ApiError("resource_unavailable", "error during placement")

@@ -23,6 +23,8 @@ GRACE_S: Final = 300
 """A stray, and a missing machine, is seen twice, so far apart (ARCHITECTURE, "Transactions")."""
 ORDER_S: Final = 900
 """How long an order may take before it is given up."""
+UNSEEN_S: Final = DAY_S
+"""A missing machine that the process has never seen may be where another token looks."""
 DESTROY_S: Final = 3_600
 """The longest pause between tries to destroy is five minutes."""
 LAG_S: Final = 3_600
@@ -81,6 +83,9 @@ class Machines(Part):
         self._inventories = 0
         self._looks: dict[str, list[int]] = {}
         """When an inventory showed a machine that the books did not know, in true milliseconds."""
+        self._looker: object = None
+        self._shown: set[str] = set()
+        """The machines that the one process of now was shown."""
         self._odd: dict[str, Seen] = {}
         self._counted_s = 0
         self._looked_ms = 0
@@ -261,6 +266,7 @@ class Machines(Part):
         for instance in inventory.instances:
             if instance.key not in self._servers:
                 self._looks.setdefault(instance.ref, []).append(inventory.at_ms)
+        self._remember(inventory)
         odd = self._all_odd()
         self._odd = {subject: self._since(subject, each.text) for subject, each in odd.items()}
         for subject, each in odd.items():
@@ -271,6 +277,15 @@ class Machines(Part):
                     each.promise,
                     f"{subject} is {each.text}, for {self._counted_s - since.counted_s} s by now",
                 )
+
+    def _remember(self, inventory: Inventory) -> None:
+        """What one process saw another does not know, and of two nobody can tell here who was shown this."""
+        looker = (self.world.process, self.world.twin)
+        if looker != self._looker:
+            self._looker = looker
+            self._shown = set()
+        if None in looker:
+            self._shown |= {instance.ref for instance in inventory.instances}
 
     def _since(self, subject: str, text: str) -> Seen:
         known = self._odd.get(subject)
@@ -289,8 +304,10 @@ class Machines(Part):
         for row in self._live.values():
             ref = row["provider_ref"]
             if row["status"] != "destroying" and ref is not None and not self._exists(ref):
-                text = "billed and its machine is gone"
-                odd[row["id"]] = Odd(text=text, most_s=GRACE_S + ORDER_S, promise="paid")
+                most_s, text = GRACE_S, "billed and its machine is gone"
+                if ref not in self._shown:
+                    most_s, text = UNSEEN_S, f"{text}, and was never seen"
+                odd[row["id"]] = Odd(text=text, most_s=most_s + ORDER_S, promise="paid")
         return odd
 
     def _odd_machine(self, machine: Machine) -> Odd | None:
