@@ -8,7 +8,7 @@ UV := $(BIN)/uv
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: help setup demo test test-postgres test-collisions check format types imports bench bench-burn bench-settlement bench-replicas bench-hetzner live-hetzner soak fuzz sim sim-planted chaos anvil lock openapi clean
+.PHONY: help setup demo test test-postgres test-collisions check format types imports bench bench-burn bench-settlement bench-replicas bench-hetzner live-hetzner soak fuzz sim sim-planted chaos host-dist anvil lock openapi clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -94,6 +94,9 @@ CHAOS_SECONDS ?= 120
 chaos: $(READY) ## Three replicas on PostgreSQL under load, killed and paused for CHAOS_SECONDS (120); CHAIN=anvil relays
 	$(BIN)/python -m tests.chaos --seconds $(CHAOS_SECONDS) $(if $(CHAIN),--chain $(CHAIN)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
+host-dist: $(READY) ## Build the host agent as wheel and single file; sizes and start times
+	$(BIN)/python -m tests.hostagent.dist
+
 anvil: $(READY) ## Install anvil for `spawn dev --chain anvil`; needs Node and npm
 	@$(BIN)/python -m tests.anvil $(VENV)/anvil
 
@@ -109,4 +112,4 @@ lock: $(READY) ## Resolve requirements/*.in again
 	$(RESOLVE) requirements/bootstrap.in -o requirements/bootstrap.lock
 
 clean: ## Remove the environment and caches
-	rm -rf $(VENV) .boot-images .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .boot-images .docker-images .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

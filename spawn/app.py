@@ -49,7 +49,7 @@ from spawn.services.signals import Signals
 from spawn.settings import Settings
 from spawn.store.migrate import head_version
 from spawn.store.secrets import Vault
-from spawn.workers import Workers, hire, working
+from spawn.workers import Link, Workers, hire, working
 
 EXPOSED_HEADERS: Final = (
     "PAYMENT-REQUIRED",
@@ -94,20 +94,34 @@ async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Se
     prices = await PriceList.open(provider, settings, parts.db)
     billing = Billing(parts.entropy, settings.warning_policy)
     room_bytes = provider.capabilities.user_data_bytes
-    boots = Boots(vault, parts.entropy, url=settings.public_url, room_bytes=room_bytes)
-    shop = Shop(
-        prices=prices, provider=name, entropy=parts.entropy, vault=vault, billing=billing, boots=boots
+    boots = Boots(
+        vault,
+        parts.entropy,
+        url=settings.public_url,
+        room_bytes=room_bytes,
+        host_key=provider.capabilities.host_key,
     )
+    shop = Shop(
+        prices=prices,
+        provider=name,
+        entropy=parts.entropy,
+        vault=vault,
+        billing=billing,
+        boots=boots,
+        root_password=provider.capabilities.root_password,
+        goods=None if parts.hosts is None else parts.hosts.goods,
+    )
+    link = _link(settings, parts, vault)
     signals, limits = Signals(), Limits(settings, parts.clock)
     operator = Operator(parts.db, parts.providers, parts.clock, parts.entropy, vault, signals, billing, boots)
     refresher = _refresher(settings, parts, provider, prices)
-    workers = hire(settings, parts, operator, vault, billing, prices, refresher)
+    workers = hire(settings, parts, operator, vault, billing, prices, refresher, link)
     paid_calls = _paid_calls(settings, parts, operator, signals, limits, billing)
     party = relying_party(
         public_url=settings.public_url, authority=settings.authority, chain_id=settings.chain_id
     )
     sessions = Sessions(secret_key)
-    services = _services(settings, parts, paid_calls, party, limits, operator, shop, sessions)
+    services = _services(settings, parts, paid_calls, party, limits, operator, shop, sessions, link)
     framework = litestar(settings, services, partial(working, settings, parts, workers, ticking=ticking))
     return Service(
         app=_front(settings, parts, framework, services, party, limits, paid_calls),
@@ -119,8 +133,8 @@ async def build(settings: Settings, parts: Parts, *, ticking: bool = True) -> Se
 
 
 def _refresher(settings: Settings, parts: Parts, provider: Provider, prices: PriceList) -> Refresher | None:
-    """Who reads the provider's lists again. The simulated one has what this version comes with."""
-    if settings.providers == "simulated":
+    """Who reads the provider's lists again. The simulated one has what this version comes with, a host its price."""
+    if settings.providers != "hetzner":
         return None
     return Refresher(provider, settings.providers, prices, parts.exchange, parts.clock, parts.entropy)
 
@@ -134,6 +148,7 @@ def _services(
     operator: Operator,
     shop: Shop,
     sessions: Sessions,
+    link: Link | None,
 ) -> Services:
     our_terms = x402_terms(settings)
     return Services(
@@ -150,7 +165,17 @@ def _services(
         streams=Streams.of(settings, parts.db),
         outbound=parts.outbound,
         billing=shop.billing,
+        hosts=None if link is None else link.services,
     )
+
+
+def _link(settings: Settings, parts: Parts, vault: Vault) -> Link | None:
+    """Our end of the link to lent machines; its library is imported only where they are rented out."""
+    if parts.hosts is None:
+        return None
+    from spawn.linking import open_link  # noqa: PLC0415 - brings a WebSocket library
+
+    return open_link(settings, parts.db, vault, parts.clock, parts.entropy, parts.hosts)
 
 
 def _front(

@@ -26,6 +26,7 @@ from spawn.cli_backup import backup_command, restore_command
 from spawn.cli_common import Refusal, require_devnet
 from spawn.cli_common import process_settings as _settings
 from spawn.cli_economics import economics
+from spawn.cli_hosts import hosts
 from spawn.cli_ledger import ledger
 from spawn.cli_migrate import migrate_command
 from spawn.cli_prices import prices
@@ -220,6 +221,11 @@ def _serve_with(workers: int, settings: Settings) -> NoReturn:
             "WEB_CONCURRENCY=1), and leave TLS to a reverse proxy in front of it; or move to PostgreSQL: spawn migrate "
             "--from sqlite:///spawn.db --to postgresql://user:password@host/database."
         )
+    if settings.providers == "community":
+        raise Refusal(
+            f"{workers} workers cannot all listen for lent machines at SPAWN_LINK_LISTEN: run one (--workers 1 or "
+            "WEB_CONCURRENCY=1)."
+        )
     command = [sys.executable, "-m", "spawn", "serve", "--listen", settings.listen, "--worker"]
     sys.exit(Supervisor(command, workers, _listen(settings)).run())
 
@@ -228,6 +234,7 @@ admin.add_command(unfreeze_command)
 cli.add_command(reconcile_command)
 cli.add_command(migrate_command)
 cli.add_command(admin)
+cli.add_command(hosts)
 cli.add_command(ledger)
 cli.add_command(backup_command)
 cli.add_command(restore_command)

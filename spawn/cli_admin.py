@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class _Wallet(click.ParamType[Address]):
+class WalletAddress(click.ParamType[Address]):
+    """An address, whose capitals are checked where it has any."""
+
     name = "address"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Address:
@@ -49,7 +51,9 @@ def _checksummed(address: Address) -> str:
     return checksummed(address)
 
 
-class _Amount(click.ParamType[Usdc]):
+class Amount(click.ParamType[Usdc]):
+    """More than zero USDC."""
+
     name = "usdc"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Usdc:
@@ -87,7 +91,7 @@ class _Piece(click.ParamType[str]):
         return text
 
 
-WALLET: Final = click.argument("wallet", type=_Wallet(), metavar="ADDRESS")
+WALLET: Final = click.argument("wallet", type=WalletAddress(), metavar="ADDRESS")
 JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 LIMIT: Final = click.option(
     "--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="Lines at most."
@@ -105,7 +109,8 @@ def admin() -> None:
 # --- looking ------------------------------------------------------------------------------------------------------
 
 
-def _look(read: Callable[[Tx, int], T]) -> T:
+def look(read: Callable[[Tx, int], T]) -> T:
+    """What `read` finds in a snapshot of the books, beside a service that may run."""
     settings = process_settings()
     require_current(settings.database_url)
     with place_of(settings.database_url).snapshot() as tx:
@@ -126,7 +131,7 @@ def status_command(*, as_json: bool) -> None:
     from spawn.services import admin_looks
 
     trouble = _trouble()
-    shown = _look(lambda tx, now: admin_looks.status(tx, trouble, now))
+    shown = look(lambda tx, now: admin_looks.status(tx, trouble, now))
     _print(shown, tables.status, as_json=as_json)
 
 
@@ -149,7 +154,7 @@ def _trouble() -> "Trouble":
 @admin.command("wallets")
 @click.option("--search", type=_Piece(), default="", help="Only addresses that contain these hex digits.")
 @click.option("--barred", type=click.Choice([bar.value for bar in Barred]), help="Only those that are.")
-@click.option("--after", type=_Wallet(), help="Go on behind this one.")
+@click.option("--after", type=WalletAddress(), help="Go on behind this one.")
 @LIMIT
 @JSON
 def wallets_command(
@@ -160,7 +165,7 @@ def wallets_command(
     from spawn.services import admin_looks
 
     only = None if barred is None else Barred(barred)
-    page = _look(
+    page = look(
         lambda tx, now: admin_looks.wallet_page(
             tx, piece=search, only=only, after=after, limit=limit, now=now
         )
@@ -176,11 +181,11 @@ def wallet_command(*, wallet: Address, as_json: bool) -> None:
     from spawn import cli_admin_tables as tables
     from spawn.services import admin_looks
 
-    _print(_look(lambda tx, now: admin_looks.show_wallet(tx, wallet, now)), tables.wallet, as_json=as_json)
+    _print(look(lambda tx, now: admin_looks.show_wallet(tx, wallet, now)), tables.wallet, as_json=as_json)
 
 
 @admin.command("servers")
-@click.option("--wallet", type=_Wallet(), help="Only this wallet's.")
+@click.option("--wallet", type=WalletAddress(), help="Only this wallet's.")
 @click.option(
     "--status",
     type=click.Choice([status.value for status in Status]),
@@ -196,7 +201,7 @@ def servers_command(
     from spawn import cli_admin_tables as tables
     from spawn.services import admin_looks
 
-    page = _look(
+    page = look(
         lambda tx, _: admin_looks.server_page(tx, wallet=wallet, status=status, after=after, limit=limit)
     )
     _print(page, tables.servers, as_json=as_json)
@@ -212,7 +217,7 @@ def statement_command(*, wallet: Address, before: int | None, limit: int, as_jso
     from spawn import cli_admin_tables as tables
     from spawn.services import admin_looks
 
-    page = _look(lambda tx, _: admin_looks.statement(tx, wallet, before=before, limit=limit))
+    page = look(lambda tx, _: admin_looks.statement(tx, wallet, before=before, limit=limit))
     _print(page, tables.statement, as_json=as_json)
 
 
@@ -224,7 +229,7 @@ def notes_command(*, wallet: Address, as_json: bool) -> None:
     from spawn import cli_admin_tables as tables
     from spawn.services import admin_looks
 
-    _print(_look(lambda tx, _: admin_looks.notes(tx, wallet)), tables.notes, as_json=as_json)
+    _print(look(lambda tx, _: admin_looks.notes(tx, wallet)), tables.notes, as_json=as_json)
 
 
 @admin.command("price-changes")
@@ -235,7 +240,7 @@ def price_changes_command(*, limit: int, as_json: bool) -> None:
     from spawn import cli_admin_tables as tables
     from spawn.services import admin_looks
 
-    lines = _look(lambda tx, now: admin_looks.price_lines(tx, limit=limit, now=now))
+    lines = look(lambda tx, now: admin_looks.price_lines(tx, limit=limit, now=now))
     _print(lines, tables.price_changes, as_json=as_json)
 
 
@@ -249,7 +254,7 @@ MAYBE_REASON: Final = click.option("--reason", default="", metavar="TEXT", help=
 
 @admin.command("credit")
 @WALLET
-@click.argument("amount", type=_Amount(), metavar="AMOUNT")
+@click.argument("amount", type=Amount(), metavar="AMOUNT")
 @REASON
 @click.option(
     "--id", "credit_id", metavar="NAME", help="The same again gives nothing again  [default: a new one]."
@@ -313,7 +318,7 @@ def unblock_command(*, wallet: Address, reason: str) -> None:
 @admin.command("price-change")
 @click.option("--type", "type_", required=True, help="As the catalog names it, such as small.")
 @click.option("--location", required=True, help="Such as nbg1.")
-@click.option("--daily", required=True, type=_Amount(), help="USDC for 24 hours.")
+@click.option("--daily", required=True, type=Amount(), help="USDC for 24 hours.")
 @click.option(
     "--from",
     "effective_at",

@@ -75,7 +75,7 @@ async def _carry_out(settings: Settings, db: Any, order: "Order") -> "Answer":
     async with AsyncExitStack() as opened:
         # Any other provider's sheet is in the database once a service has run with it.
         prices, refresher = await PriceList.read(DEFAULT_CATALOG, settings, db), None
-        if isinstance(order, RefreshPrices) and settings.providers != "simulated":
+        if isinstance(order, RefreshPrices) and settings.providers == "hetzner":
             provider = await open_provider(settings, clock, opened)
             exchange = open_exchange(settings, clock)
             refresher = Refresher(provider, settings.providers, prices, exchange, clock, entropy)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spawn_providers.base import Provider, ProviderError
 from spawn_providers.simulated import SimulatedProvider
@@ -20,12 +21,17 @@ from spawn.outbound.exchange import Exchange
 from spawn.outbound.outbound import Outbound
 from spawn.outbound.resolver import SystemResolver
 from spawn.rails import Rail, needs_file, open_rail
+from spawn.secret_key import read_secret_key
 from spawn.setting_forms import listed
 from spawn.settings import Settings
 from spawn.store import leases, operations, price_sheets, reservations
 from spawn.store.database import Database, StoreError
 from spawn.store.migrate import require_current
 from spawn.store.places import Options, place_of
+from spawn.store.secrets import Vault
+
+if TYPE_CHECKING:
+    from spawn.services.rentals import Rentals
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +48,8 @@ class Parts:
     entropy: Entropy
     exchange: Exchange | None = None
     """Who says what a euro costs; None where a setting does."""
+    hosts: "Rentals | None" = None
+    """What runs on lent machines, where those are rented out."""
     wall: Clock | None = None
     """What proofs and challenges go by, where a developer lets the clock of the books run ahead of it."""
     opened: AsyncExitStack = field(default_factory=AsyncExitStack)
@@ -75,7 +83,11 @@ async def open_parts(
         entropy = entropy or SystemEntropy()
         rail = open_rail(settings, db, wall or clock, entropy, opened)
         sheets = await db.read(price_sheets.SELECT_SHEET, {"provider": settings.providers})
-        cloud = await open_provider(settings, clock, opened, is_sold=bool(sheets))
+        rentals = _open_rentals(settings, db, clock, entropy)
+        if rentals is None:
+            cloud = await open_provider(settings, clock, opened, is_sold=bool(sheets))
+        else:
+            cloud = await _open_community(rentals)
         resolver = SystemResolver()
         opened.callback(resolver.close)
         return Parts(
@@ -84,6 +96,7 @@ async def open_parts(
             outbound=Outbound(settings.outbound_rules, resolver),
             providers={cloud.name: cloud},
             exchange=open_exchange(settings, clock),
+            hosts=rentals,
             clock=clock,
             wall=wall,
             entropy=entropy,
@@ -133,6 +146,24 @@ async def open_provider(
     with needs_file(settings.simulated_path, "SPAWN_SIMULATED_PATH"):
         await cloud.catalog()  # opens its file, which is otherwise left to the first call
     return cloud
+
+
+def _open_rentals(settings: Settings, db: Database, clock: Clock, entropy: Entropy) -> "Rentals | None":
+    """What runs on lent machines, if those are what is sold: rows of our own database."""
+    if settings.providers != "community":
+        return None
+    from spawn.services.community import goods_of  # noqa: PLC0415 - only for whom it is about
+    from spawn.services.rentals import Rentals  # noqa: PLC0415 - likewise
+
+    return Rentals(db, Vault(read_secret_key(settings), entropy), clock, entropy, goods_of(settings))
+
+
+async def _open_community(rentals: "Rentals") -> Provider:
+    """Raises StoreError where there is no such host."""
+    from spawn_providers.community.provider import CommunityProvider  # noqa: PLC0415 - only for whom it is about
+
+    await rentals.catalog()
+    return CommunityProvider(rentals)
 
 
 async def _require_offers(hetzner: Provider, *, is_sold: bool) -> None:

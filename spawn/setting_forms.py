@@ -4,6 +4,8 @@ Invariant: each answers for any text, and says nothing about whether the setting
 """
 
 import re
+from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -72,6 +74,51 @@ def is_private_key(text: str) -> bool:
 def is_listen(text: str) -> bool:
     host, _, port = text.rpartition(":")
     return bool(host) and port.isascii() and port.isdigit() and 0 < int(port) < 65536
+
+
+def is_ip(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def is_name_or_ip(text: str) -> bool:
+    label = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+    return is_ip(text) or re.fullmatch(rf"{label}(\.{label})*", text) is not None
+
+
+def is_host_name(text: str) -> bool:
+    """What a lent machine may be called (`spawn_schemas.hosts.HostName`)."""
+    return re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?", text) is not None
+
+
+def is_link(text: str) -> bool:
+    """Where hosts dial out to: encrypted, unless it never leaves this machine."""
+    try:
+        url = urlsplit(text)
+        usable = url.port is None or url.port > 0
+    except ValueError:
+        return False
+    bare = url.path in {"", "/"} and not url.query and not url.fragment and url.username is None
+    here = url.hostname == "localhost" or (
+        is_ip(url.hostname or "") and ip_address(url.hostname or "").is_loopback
+    )
+    return usable and bare and bool(url.hostname) and (url.scheme == "wss" or (url.scheme == "ws" and here))
+
+
+def is_price(text: str) -> bool:
+    return is_amount(text) and parse_usdc(text) > 0
+
+
+def parses(parse: Callable[[str], object], text: str) -> bool:
+    """Whether `parse` takes it."""
+    try:
+        parse(text)
+    except ValueError:
+        return False
+    return True
 
 
 def are_networks(text: str) -> bool:

@@ -14,14 +14,20 @@ import msgspec
 from spawn_schemas.ids import parse_address
 from spawn_schemas.money import USDC
 
+from spawn.domain.community import parse_images, parse_ports, parse_range, parse_size
 from spawn.domain.warnings import Policy
 from spawn.setting_forms import (
     are_networks,
     is_address,
     is_amount,
     is_caip2,
+    is_host_name,
     is_http,
+    is_ip,
+    is_link,
     is_listen,
+    is_name_or_ip,
+    is_price,
     is_private_key,
     is_secret,
     is_timeout,
@@ -29,6 +35,7 @@ from spawn.setting_forms import (
     is_url,
     listed,
     parse_duration,
+    parses,
 )
 from spawn.settings import DEVNET_PAY_TO, HETZNER_ENDPOINT, InvalidSetting, Settings
 
@@ -94,7 +101,7 @@ def _unknown(name: str, known: set[str]) -> str:
 
 
 def _check(settings: Settings) -> None:
-    checks = (_door_checks, _chain_checks, _price_checks, _machine_checks, _work_checks)
+    checks = (_door_checks, _chain_checks, _price_checks, _machine_checks, _lent_checks, _work_checks)
     for name, fine, wanted in chain.from_iterable(check(settings) for check in checks):
         if not fine:
             raise InvalidSetting(f"{name} should be {wanted}.")
@@ -218,7 +225,11 @@ def _price_checks(settings: Settings) -> tuple[_Check, ...]:
 
 def _machine_checks(settings: Settings) -> tuple[_Check, ...]:
     return (
-        ("SPAWN_PROVIDERS", settings.providers in {"simulated", "hetzner"}, "simulated or hetzner"),
+        (
+            "SPAWN_PROVIDERS",
+            settings.providers in {"simulated", "hetzner", "community"},
+            "simulated, hetzner or community",
+        ),
         ("SPAWN_SIMULATED_SPEED", 0 < settings.simulated_speed < math.inf, "more than 0; 1 is real time"),
         (
             "SPAWN_HETZNER_TOKEN",
@@ -235,6 +246,64 @@ def _machine_checks(settings: Settings) -> tuple[_Check, ...]:
             "SPAWN_HETZNER_FIREWALL_ID",
             settings.hetzner_firewall_id >= 0,
             "the number of a firewall, or 0 for none",
+        ),
+    )
+
+
+def _lent_checks(settings: Settings) -> tuple[_Check, ...]:
+    return (
+        (
+            "SPAWN_COMMUNITY_HOST",
+            settings.community_host == "" or is_host_name(settings.community_host),
+            "a host's name, as `spawn hosts add` was told",
+        ),
+        (
+            "SPAWN_COMMUNITY_DAILY_USDC",
+            settings.community_daily_usdc == "" or is_price(settings.community_daily_usdc),
+            "USDC for 24 hours, more than 0; nothing for what the host asks",
+        ),
+        (
+            "SPAWN_COMMUNITY_IMAGES",
+            parses(parse_images, settings.community_images),
+            "a comma list of name=reference@sha256:…, no name twice",
+        ),
+        (
+            "SPAWN_COMMUNITY_SIZE",
+            parses(parse_size, settings.community_size),
+            "cores, GB of memory and GB of disk, such as 2,4,40",
+        ),
+        (
+            "SPAWN_COMMUNITY_PORTS",
+            parses(parse_ports, settings.community_ports),
+            "a comma list of ports, those by host name with /http, such as 22,8888/http",
+        ),
+        ("SPAWN_HOST_SHARE_PERCENT", 0 <= settings.host_share_percent <= 90, "0 to 90"),
+        ("SPAWN_LINK_LISTEN", is_listen(settings.link_listen), "host:port, such as 127.0.0.1:8403"),
+        (
+            "SPAWN_LINK_URL",
+            settings.link_url == "" or is_link(settings.link_url),
+            "wss://host[:port]; ws:// only for an address of this machine",
+        ),
+        ("SPAWN_RELAY_LISTEN", is_ip(settings.relay_listen), "an address of this machine, such as 0.0.0.0"),
+        (
+            "SPAWN_RELAY_PORTS",
+            parses(parse_range, settings.relay_ports),
+            "two ports from 1024 to 65535, such as 20000-20999",
+        ),
+        (
+            "SPAWN_RELAY_HOST",
+            settings.relay_host == "" or is_name_or_ip(settings.relay_host),
+            "the name or address that tenants are told",
+        ),
+        (
+            "SPAWN_RELAY_HTTP_LISTEN",
+            is_listen(settings.relay_http_listen),
+            "host:port, such as 127.0.0.1:8404",
+        ),
+        (
+            "SPAWN_RELAY_HTTP_URL",
+            settings.relay_http_url == "" or is_url(settings.relay_http_url),
+            "http://host[:port] or https://host[:port], below whose host each HTTP port has a name, or nothing",
         ),
     )
 
@@ -290,7 +359,11 @@ def _check_rail(settings: Settings) -> None:
 
 
 def _check_provider(settings: Settings) -> None:
-    """Machines that cost money need a token, and are not sold for play money."""
+    """Machines that cost money need a token, and are not sold for play money; lent ones need a host and images."""
+    if settings.providers == "community":
+        for name in ("community_host", "community_images"):
+            if not getattr(settings, name):
+                raise InvalidSetting(f"SPAWN_{name.upper()} is needed with SPAWN_PROVIDERS=community.")
     if settings.providers != "hetzner":
         return
     if not settings.hetzner_token:

@@ -22,6 +22,12 @@ MULTICALL3: Final = "0xcA11bde05977b3631167028862bE2a173976CA11"
 """Where the Multicall3 contract is on nearly every chain."""
 
 
+def address_of(listen: str) -> tuple[str, int]:
+    """Host and port of `host:port`."""
+    host, _, port = listen.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
 class InvalidSetting(Exception):
     """A setting that cannot be meant; the message names it and says what it should be."""
 
@@ -81,6 +87,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     simulated_path: str = "spawn-simulated.db"
     simulated_speed: float = 1.0
     simulated_seed: int = 1
+    community_host: str = ""
+    community_daily_usdc: str = ""
+    community_images: str = ""
+    community_size: str = "1,1,10"
+    community_ports: str = "22,8888/http"
+    host_share_percent: int = 60
+    link_listen: str = "127.0.0.1:8403"
+    link_url: str = ""
+    relay_listen: str = "127.0.0.1"
+    relay_ports: str = "20000-20999"
+    relay_host: str = ""
+    relay_http_listen: str = "127.0.0.1:8404"
+    relay_http_url: str = ""
     warnings: str = "7d,3d,1d,6h"
     grace_s: int = 0
     secret_key: str = ""
@@ -127,9 +146,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return host if url.port in {None, own} else f"{host}:{url.port}"
 
     @property
+    def link_base(self) -> str:
+        """How hosts reach the link, without its path."""
+        return self.link_url.rstrip("/") or f"ws://{self.link_listen}"
+
+    @property
+    def relay_name(self) -> str:
+        """The name or address by which tenants reach the relay's ports."""
+        return self.relay_host or (urlsplit(self.public_url).hostname or "")
+
+    @property
     def listen_address(self) -> tuple[str, int]:
-        host, _, port = self.listen.rpartition(":")
-        return host.strip("[]"), int(port)
+        return address_of(self.listen)
 
     @property
     def listen_host_is_wildcard(self) -> bool:

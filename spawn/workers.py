@@ -6,10 +6,13 @@ Invariant: it starts after what a dead process left behind was freed, and stops 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
+from spawn.api.services import HostServices
 from spawn.desk import open_desk
 from spawn.jobs.burn import Burn
 from spawn.jobs.deliveries import Deliveries as Sending
+from spawn.jobs.hosts import Hosts
 from spawn.jobs.incidents import Incidents
 from spawn.jobs.operations import Operations
 from spawn.jobs.prices import Listing, Prices, Refreshing
@@ -32,6 +35,23 @@ from spawn.store.places import place_of
 from spawn.store.secrets import Vault
 
 
+class Link(Protocol):
+    """Our end of the link to lent machines, where they are rented out."""
+
+    @property
+    def services(self) -> HostServices:
+        """What the API is handed of it."""
+        ...
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """It listens. Raises StoreError where it cannot."""
+        ...
+
+    async def flush(self) -> None:
+        """Write down when hosts were last heard."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Workers:
     """The jobs, which tests tick by hand, and whom they set to work."""
@@ -42,6 +62,7 @@ class Workers:
     leader: Leader
     clerk: Clerk
     jobs: Mapping[str, Job]
+    link: Link | None = None
 
 
 def hire(
@@ -52,6 +73,7 @@ def hire(
     billing: Billing,
     prices: PriceList,
     refresher: Refresher | None,
+    link: Link | None = None,
 ) -> Workers:
     """Build them; nobody works before `working`."""
     office = TICKER.lasting(settings.lease_s)
@@ -65,7 +87,8 @@ def hire(
         reconciler=Reconciler(parts.db, parts.providers, parts.clock, billing),
         leader=leader,
         clerk=Clerk(parts.db, prices, parts.clock, parts.entropy, refresher),
-        jobs=_jobs(settings, parts, operator, deliveries, leader, billing, prices, refresher),
+        jobs=_jobs(settings, parts, operator, deliveries, leader, billing, prices, refresher, link),
+        link=link,
     )
 
 
@@ -81,7 +104,7 @@ async def working(
     if ticker is not None:
         ticker.start()
     try:
-        async with _desk(settings, parts, workers):
+        async with _desk(settings, parts, workers), _linked(workers):
             yield
     finally:
         if ticker is not None:
@@ -101,6 +124,10 @@ def _desk(settings: Settings, parts: Parts, workers: Workers) -> AbstractAsyncCo
     return open_desk(file, workers.clerk.carry_out)
 
 
+def _linked(workers: Workers) -> AbstractAsyncContextManager[None]:
+    return nullcontext() if workers.link is None else workers.link.running()
+
+
 def _jobs(
     settings: Settings,
     parts: Parts,
@@ -110,6 +137,7 @@ def _jobs(
     billing: Billing,
     prices: PriceList,
     refresher: Refresher | None,
+    link: Link | None,
 ) -> dict[str, Job]:
     """Each writes through the fence; the Operator's own claims are its fence (spawn.jobs.operations)."""
     db = Fenced(parts.db, leader)
@@ -146,6 +174,9 @@ def _jobs(
     )
     if refresher is not None:
         jobs += (Job(name="catalog", every_s=60, tick=Refreshing(db, refresher).tick),)
+    if link is not None:
+        hosts = Hosts(db, billing, link.flush, listening_since=parts.clock.now_s())
+        jobs += (Job(name="hosts", every_s=10, tick=hosts.tick),)
     # Everybody's own: it writes nothing.
     listing = Job(name="listing", every_s=10, tick=Listing(parts.db, prices).tick)
     return {job.name: leased(job, leader) for job in jobs} | {listing.name: listing}

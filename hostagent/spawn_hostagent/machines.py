@@ -9,7 +9,8 @@ from typing import Protocol
 
 import msgspec
 from spawn_schemas.ids import RentalId
-from spawn_schemas.link import Isolation, Problem, RentalReport, StartInstance
+from spawn_schemas.inventory import Isolation
+from spawn_schemas.orders import Problem, RentalReport, StartInstance
 
 Progress = Callable[[int, str], Awaitable[None]]
 """Told the percentage done and what is done now."""
@@ -46,11 +47,13 @@ class Machines(Protocol):
         """Run it; answers when it runs. An order of a generation that runs already is a success."""
         ...
 
-    async def resume(self, rental_id: RentalId, generation: int, lease_expires_at: int) -> RentalReport: ...
+    async def resume(self, rental_id: RentalId, generation: int, lease_expires_at: int) -> RentalReport:
+        """Start a stopped one as it was; answers when it runs. One that runs gets the lease."""
+        ...
 
-    async def stop(
-        self, rental_id: RentalId, generation: int, grace_s: int, ended_by: str
-    ) -> RentalReport: ...
+    async def stop(self, rental_id: RentalId, generation: int, grace_s: int, ended_by: str) -> RentalReport:
+        """Stop it and keep its disk; `ended_by` is one of `EndedBy`, killed after `grace_s`."""
+        ...
 
     async def destroy(self, rental_id: RentalId, generation: int) -> None:
         """Remove container, disk and network of all generations up to this one."""
@@ -60,13 +63,19 @@ class Machines(Protocol):
         """All containers with our label, of all generations, as they are now."""
         ...
 
-    async def logs(self, rental_id: RentalId, generation: int, lines: int) -> str: ...
+    async def logs(self, rental_id: RentalId, generation: int, lines: int) -> str:
+        """The last lines that it wrote."""
+        ...
 
     async def exec(
         self, rental_id: RentalId, generation: int, argv: tuple[str, ...], timeout_s: int
-    ) -> ExecResult: ...
+    ) -> ExecResult:
+        """Run `argv` inside; MachineError `timed_out` after `timeout_s`."""
+        ...
 
-    async def prepull(self, image: str, tell: Progress) -> None: ...
+    async def prepull(self, image: str, tell: Progress) -> None:
+        """Fetch an image, by digest."""
+        ...
 
     async def address_of(self, rental_id: RentalId, port: int) -> tuple[str, int]:
         """Where on this machine the container's TCP port is reached; MachineError `not_running` or `unknown_rental`."""
@@ -76,7 +85,9 @@ class Machines(Protocol):
         """Bytes in and out of each rental since its container began."""
         ...
 
-    async def capacity(self) -> Capacity: ...
+    async def capacity(self) -> Capacity:
+        """What is left of what is lent."""
+        ...
 
     async def isolation(self) -> Isolation:
         """What the canaries found; measured once for each start of Docker."""

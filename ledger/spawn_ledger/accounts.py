@@ -6,7 +6,7 @@ cached balance, a row in `account`; with several replicas one row per operator a
 
 from typing import Final, NewType
 
-from spawn_schemas.ids import Address, ServerId
+from spawn_schemas.ids import Address, HostId, ServerId
 
 AccountId = NewType("AccountId", str)
 
@@ -36,6 +36,8 @@ EXP_GOODWILL: Final = AccountId("exp:goodwill")
 """What an operator gave to wallets, for a reason that is written down beside it."""
 
 _WALLET: Final = "wallet:"
+HOST: Final = "host:"
+"""What the account of each lent machine begins with: what we owe its owner for rentals that were paid for."""
 _SERVER: Final = "srv:"
 _DEBIT_NORMAL: Final = ("ext:", "cost:", "exp:")
 
@@ -48,6 +50,11 @@ def wallet_account(address: Address) -> AccountId:
 def server_account(server_id: ServerId) -> AccountId:
     """Where a server's reserve lies."""
     return AccountId(_SERVER + server_id)
+
+
+def host_account(host_id: HostId) -> AccountId:
+    """What we owe the owner of a lent machine."""
+    return AccountId(HOST + host_id)
 
 
 def is_customer(account: AccountId) -> bool:

@@ -17,6 +17,7 @@ from spawn_ledger.accounts import (
     EXP_OVERRUN,
     EXT_GAS,
     EXT_USDC,
+    HOST,
     OWED_PROVIDER,
     REV_COMPUTE,
     REV_OPFEE,
@@ -84,6 +85,11 @@ def account_name(format: Format, account: AccountId) -> str:
         if format is Format.BEANCOUNT:
             server = server.replace("srv_", "Srv-", 1)
         return f"Liabilities:Servers:{server}"
+    if account.startswith(HOST):
+        host = account.removeprefix(HOST)
+        if format is Format.BEANCOUNT:
+            host = host.replace("host_", "Host-", 1)
+        return f"Liabilities:Hosts:{host}"
     raise ValueError(f"{account} has no name in a journal")
 
 

@@ -140,13 +140,25 @@ _RULES: Final = (
         sql="""
             SELECT server.id, server.cost_usdc, CAST(COALESCE(cost.total, 0) AS BIGINT) AS total
             FROM server LEFT JOIN (
-                SELECT reference, SUM(CASE WHEN credit = :owed_provider THEN amount ELSE -amount END) AS total
-                FROM transfer WHERE code <> 'traffic' AND (credit = :owed_provider OR debit = :owed_provider)
-                GROUP BY reference
+                SELECT reference, SUM(CASE WHEN credit = :owed_provider OR substr(credit, 1, 5) = 'host:' THEN amount
+                    ELSE -amount END) AS total
+                FROM transfer WHERE code <> 'traffic' AND (credit = :owed_provider OR debit = :owed_provider
+                    OR substr(credit, 1, 5) = 'host:' OR substr(debit, 1, 5) = 'host:') GROUP BY reference
             ) AS cost ON cost.reference = server.id
             WHERE server.cost_usdc <> COALESCE(cost.total, 0) ORDER BY server.id
         """,
         sentence="{id} says that it cost us {cost_usdc}, but what its provider is owed adds up to {total}",
+    ),
+    _Rule(
+        name="owed to its host",
+        sql="""
+            SELECT transfer.id, transfer.credit, COALESCE(server.host_id, 'nobody') AS host FROM transfer
+            LEFT JOIN server ON server.id = transfer.reference
+            WHERE transfer.code = 'cost' AND substr(transfer.credit, 1, 5) = 'host:'
+                AND transfer.credit <> 'host:' || COALESCE(server.host_id, 'nobody')
+            ORDER BY transfer.id
+        """,
+        sentence="transfer {id} owes {credit} for a server that is on the machine of {host}",
     ),
     _Rule(
         name="traffic",

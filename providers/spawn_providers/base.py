@@ -7,7 +7,7 @@ you act). `key` is our server id, and creation is idempotent by it.
 
 from collections.abc import AsyncIterator, Sequence
 from enum import StrEnum
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 from spawn_schemas.ids import Address, ServerId
@@ -44,13 +44,15 @@ class InstanceStatus(StrEnum):
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """What this provider can do; asked for, never guessed from its type.
 
-    `user_data_bytes` is how much of it a machine takes, at its creation and at a rebuild; 0 where none.
+    `user_data_bytes` is how much of it a machine takes, at its creation and at a rebuild; 0 where none. `host_key`: it
+    gets the host key that we make without user data.
     """
 
     verbs: frozenset[Verb]
     ipv6_only: bool
     user_data_bytes: int
     root_password: bool
+    host_key: bool = False
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,13 +92,22 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     included_bytes: int
 
 
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a port of a machine without an address of its own is reached: `host` and `public_port` lead to `port`."""
+
+    port: int
+    host: str
+    public_port: int
+    kind: Literal["tcp", "http"] = "tcp"
+
+
 class Instance(msgspec.Struct, frozen=True, kw_only=True):
     """A machine as its provider sees it. `key` is None for one we did not label.
 
     `owner` and `hostname` are those of the `Spec` it was ordered with, kept with the machine: what is left of a rental
     if our books lose it. `created_at` is when it was ordered, in unix seconds. `traffic` comes with every look, so that
     metering costs no call. `type` is what it is sold as, also where it is not sold any more. None where the provider
-    does not say.
+    does not say. `endpoints` are where it is reached if it has no address of its own.
     """
 
     ref: str
@@ -115,6 +126,7 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     disk_gb: int
     traffic: Traffic | None = None
     type: str | None = None
+    endpoints: tuple[Endpoint, ...] = ()
 
 
 class OpStatus(StrEnum):

@@ -20,6 +20,7 @@ class EventType(str, Enum):
     SERVER_RUNNING = "server.running"
     SERVER_READY = "server.ready"
     SERVER_OFF = "server.off"
+    SERVER_UNREACHABLE = "server.unreachable"
     SERVER_RESIZED = "server.resized"
     SERVER_REBUILT = "server.rebuilt"
     SERVER_UPDATED = "server.updated"
@@ -164,6 +165,7 @@ TYPES: Final[dict[EventType, type[msgspec.Struct]]] = {
     EventType.SERVER_RUNNING: ServerData,
     EventType.SERVER_READY: ReadyData,
     EventType.SERVER_OFF: ServerData,
+    EventType.SERVER_UNREACHABLE: ServerData,
     EventType.SERVER_RESIZED: ServerData,
     EventType.SERVER_REBUILT: ServerData,
     EventType.SERVER_UPDATED: ServerData,
@@ -198,6 +200,7 @@ MEANINGS: Final[dict[EventType, str]] = {
     EventType.SERVER_READY: "The machine told that its cloud-init has ended: once after it was ordered, and after each "
     "rebuild.",
     EventType.SERVER_OFF: "The server is switched off. It still costs money.",
+    EventType.SERVER_UNREACHABLE: "The lent machine that it is on is silent. It costs nothing until that is heard.",
     EventType.SERVER_RESIZED: "The server has another type, and from this second another price.",
     EventType.SERVER_REBUILT: "The server's disk was written anew from an image.",
     EventType.SERVER_UPDATED: "The server was renamed, its renewal was switched on or off, or it is ordered in another "

@@ -8,7 +8,8 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from spawn_schemas.ids import HostId
-from spawn_schemas.link import Ack, Command, Desired, Inventory, Metrics, RentalReport
+from spawn_schemas.inventory import Inventory, Metrics
+from spawn_schemas.orders import Ack, Command, Desired, RentalReport
 
 REGISTER_PATH: Final = "/v1/hosts/register"
 KEY_PATH: Final = "/v1/hosts/key"

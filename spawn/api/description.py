@@ -13,7 +13,19 @@ import msgspec
 from litestar import Litestar
 from litestar.di import Provide
 from litestar.openapi.config import OpenAPIConfig
-from spawn_schemas import api, boots, catalog, events, refusals, suspense, webhooks
+from spawn_schemas import (
+    api,
+    boots,
+    catalog,
+    events,
+    hosts,
+    inventory,
+    link,
+    orders,
+    refusals,
+    suspense,
+    webhooks,
+)
 
 from spawn import __version__
 from spawn.api import event_examples
@@ -101,7 +113,7 @@ _FOLLOWING: Final = (
 )
 
 
-_WIRE: Final = (api, boots, catalog, events, refusals, suspense, webhooks)
+_WIRE: Final = (api, boots, catalog, events, hosts, inventory, link, orders, refusals, suspense, webhooks)
 """Where the structs of requests and answers are."""
 
 
@@ -123,7 +135,7 @@ def document() -> dict[str, Any]:
             operation["x-price"] = price_tag(route.charge)
     _add_stream(document["paths"]["/v1/events"]["get"])
     for name, schema in document["components"]["schemas"].items():
-        struct = next(getattr(module, name) for module in _WIRE if hasattr(module, name))
+        struct = _struct(name)
         if told := struct.__doc__:
             schema["description"] = inspect.cleandoc(told)
         if struct.__struct_config__.forbid_unknown_fields:
@@ -138,6 +150,12 @@ def document() -> dict[str, Any]:
 def encoded() -> bytes:
     """The document as it is served and committed: sorted and indented, so that a change is a readable diff."""
     return (json.dumps(document(), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _struct(name: str) -> type[msgspec.Struct]:
+    """The struct that a schema is called after; a module may have something else of that name."""
+    found = (getattr(module, name, None) for module in _WIRE)
+    return next(each for each in found if isinstance(each, type) and issubclass(each, msgspec.Struct))
 
 
 def _made_by_framework() -> dict[str, Any]:

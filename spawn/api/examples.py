@@ -3,7 +3,8 @@
 from typing import Any, Final
 
 import msgspec
-from spawn_schemas import api, boots, catalog, events, suspense, webhooks
+from spawn_schemas import api, boots, catalog, events, hosts, inventory, suspense, webhooks
+from spawn_schemas.ids import HostId
 
 from spawn.api.event_examples import example
 
@@ -85,6 +86,23 @@ _WEBHOOK: Final = webhooks.WebhookView(
     created_at=_NOW,
     owner_wallet=_WALLET,
 )
+_HOST_ID: Final = HostId("host_orsxg5bamjqxg5lumvzs4")
+_PUBLIC_KEY: Final = "ByEBFaIZKYnGjtB1mF1dRCgPGYBJkIEHHMVRWOM6Yw4="
+_PROOF: Final = "A" * 86 + "=="
+_INVENTORY: Final = inventory.Inventory(
+    hostname="attic",
+    os="Debian GNU/Linux 12",
+    kernel="6.1.0",
+    architecture="x86",
+    cpu_model="AMD Ryzen 9 7950X",
+    cpu_cores=16,
+    cpu_threads=32,
+    total_memory_mib=64_000,
+    total_disk_mib=1_900_000,
+    cpus=12.0,
+    memory_mib=48_000,
+    disk_mib=1_000_000,
+)
 _DELIVERY: Final = webhooks.DeliveryView(
     event="evt_1042",
     type="server.running",
@@ -128,6 +146,15 @@ REQUESTS: Final[dict[str, Any]] = {
         url="https://agent.example.com/hooks/spawn", types=("server.*", "deposit.low"), description="my agent"
     ),
     "PATCH /v1/webhooks/{webhook_id}": webhooks.UpdateWebhook(enabled=True),
+    "POST /v1/hosts/register": hosts.RegisterHost(
+        token="spwn_reg_2c624232cdd221771294dfbb310aca00...",  # noqa: S106 - an example's, and not whole
+        public_key=_PUBLIC_KEY,
+        proof=_PROOF,
+        inventory=_INVENTORY,
+        agent_version="0.1.0",
+    ),
+    "POST /v1/hosts/key": hosts.ChangeKey(public_key=_PUBLIC_KEY, proof=_PROOF),
+    "POST /api/hosts/heartbeat": hosts.Beat(metrics=inventory.Metrics(cpu_percent=45.2, memory_percent=62.1)),
     "POST /v1/boots/{token}": boots.BootReport(cloud_init="done", log="Cloud-init v. 24.4 finished."),
 }
 
@@ -206,6 +233,16 @@ RESPONSES: Final[dict[str, Any]] = {
             expires_at="2026-02-24T10:15:00Z",
             expires_in=900,
         )
+    ),
+    "POST /v1/hosts/register": hosts.HostRegistered(
+        host_id=_HOST_ID,
+        name="attic-4090",
+        link_url="wss://link.spawn.example/v1/hosts/link",
+        heartbeat_interval_s=30,
+    ),
+    "POST /v1/hosts/key": hosts.KeyChanged(status="changed"),
+    "POST /api/hosts/heartbeat": hosts.BeatAnswered(
+        ok=True, commands=(), desired=(), desired_generation=7, next_s=60
     ),
     "POST /v1/boots/{token}": boots.BootReported(status="recorded"),
     "GET /v1/actions/{action_id}": api.ActionShown(

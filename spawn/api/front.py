@@ -24,7 +24,7 @@ from spawn.api.stencils import Stencils, tells_nothing
 
 _LOOKED_AT: Final = "looked_at"
 """Under this name a request's state holds the answer that was found for it at once, or None."""
-_COUNTED: Final = "/v1/"
+_COUNTED: Final = ("/v1/", "/api/")
 """Where a call for what does not exist, or that changes something for nothing, counts against its address."""
 _ORIGIN: Final = b"origin"
 _ID_MAX: Final = 64

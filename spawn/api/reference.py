@@ -19,6 +19,7 @@ _GROUPS: Final = (
     ("balance", "Balance", ("/v1/balance", "/v1/suspense")),
     ("sessions", "Sessions", ("/v1/sessions",)),
     ("events", "Events and webhooks", ("/v1/events", "/v1/webhooks")),
+    ("hosts", "Lent machines", ("/v1/hosts", "/api/hosts")),
     ("free", "Free for all", ("/v1/catalog", "/v1/actions", "/v1/boots", "/health")),
 )
 """Id, title and the beginnings of paths; the first that fits takes the route."""

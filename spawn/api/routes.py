@@ -7,7 +7,7 @@ from litestar.handlers import HTTPRouteHandler
 from spawn_schemas import catalog
 from spawn_schemas.money import format_usdc
 
-from spawn.api import balance, boots, events, keys, public, servers, sessions, suspense, webhooks
+from spawn.api import balance, boots, events, hosts, keys, public, servers, sessions, suspense, webhooks
 from spawn.api.routing import Routes
 from spawn.domain.charges import Charge, Kind
 
@@ -20,6 +20,7 @@ HANDLERS: tuple[HTTPRouteHandler, ...] = (
     *webhooks.HANDLERS,
     *sessions.HANDLERS,
     *boots.HANDLERS,
+    *hosts.HANDLERS,
     *public.HANDLERS,
 )
 

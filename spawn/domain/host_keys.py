@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
 SEED_BYTES: Final = 32
+SSH_PORT: Final = 22
 _TYPE: Final = b"ssh-ed25519"
 _LINE: Final = 70
 _CIPHER_BLOCK: Final = 8
@@ -62,6 +63,11 @@ def known_hosts(public: str, *, ipv4: str | None, ipv6: str | None) -> str | Non
     """
     addresses = [str(ip_address(address)) for address in (ipv4, ipv6) if address is not None]
     return f"{','.join(addresses)} {public}" if addresses else None
+
+
+def known_host_at(public: str, *, host: str, port: int) -> str:
+    """A line for ~/.ssh/known_hosts where sshd is reached at a port of its own."""
+    return f"{host if port == SSH_PORT else f'[{host}]:{port}'} {public}"
 
 
 def _string(value: bytes) -> bytes:

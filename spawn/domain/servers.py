@@ -12,7 +12,7 @@ from spawn_ledger.accrual import Meter
 from spawn_providers.base import InstanceStatus
 from spawn_providers.catalog import Offer
 from spawn_schemas.errors import Code, SpawnError
-from spawn_schemas.ids import Address, ServerId
+from spawn_schemas.ids import Address, HostId, ServerId
 from spawn_schemas.money import Usdc
 
 from spawn.domain.pins import Owed, Pin
@@ -62,7 +62,8 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     """One rented server. Times are unix seconds; `charged_until` is None before acceptance and after the end.
 
     What may be left out is what happens to a server later: nothing of it has, when it is ordered. `traffic_owed_usdc`
-    is what it sent and nobody could pay for yet.
+    is what it sent and nobody could pay for yet. `host_id` is the lent machine that it is on, and whose
+    its share is.
     """
 
     id: ServerId
@@ -116,6 +117,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     tb_usdc: Usdc | None = None
     cost_tb_usdc: Usdc | None = None
     traffic_owed_usdc: Usdc = Usdc(0)
+    host_id: HostId | None = None
 
     @property
     def pin(self) -> Pin:

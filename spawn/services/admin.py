@@ -1,4 +1,4 @@
-"""What an operator orders: credit, bars on wallets, price changes.
+"""What an operator orders: credit, bars on wallets, price changes, lent machines.
 
 Invariant: what an order changes is one transaction, the same whether the command line holds the database or asks the
 service for it; and whatever is done to a wallet is noted with its reason, and told to its owner.
@@ -21,13 +21,14 @@ from spawn.domain.barring import Verb, barred_after
 from spawn.domain.operations import new_operation, poweroff_plan
 from spawn.domain.price_changes import PriceChange, PriceChangeId
 from spawn.domain.servers import Command
-from spawn.services import meters, price_changes
+from spawn.services import hosts_admin, meters, price_changes
 from spawn.services.create_server import SERVERS_MAX
 from spawn.services.events import emit
+from spawn.services.hosts_admin import AddHost, NewHostToken, RestHost, RevokeHost
 from spawn.services.moments import moment
 from spawn.services.price_list import PriceList
 from spawn.services.price_refresh import Refresher, refreshed
-from spawn.store import operations, servers, wallets
+from spawn.store import operations, rentals, servers, wallets
 from spawn.store.database import Database
 
 CREDIT_MAX: Final = Usdc(1_000_000_000)
@@ -84,7 +85,9 @@ class Unfreeze(msgspec.Struct, frozen=True, kw_only=True, tag_field="order", tag
     server: Name | None
 
 
-AtOnce = Credit | Bar | AnnouncePrice | WithdrawPrice | Unfreeze
+AtOnce = (
+    Credit | Bar | AnnouncePrice | WithdrawPrice | Unfreeze | AddHost | NewHostToken | RevokeHost | RestHost
+)
 """What is one transaction."""
 Order = AtOnce | RefreshPrices
 
@@ -143,6 +146,8 @@ def carry_out(tx: Tx, order: AtOnce, prices: PriceList, entropy: Entropy, now: i
             return (f"{order.id} is withdrawn by {back.id}: {_price(back)}, as before.", _telling(back))
         case Unfreeze():
             return _unfreeze(tx, order, now)
+        case AddHost() | NewHostToken() | RevokeHost() | RestHost():
+            return hosts_admin.carry_out(tx, order, entropy, now)
         case _:
             assert_never(order)
 
@@ -153,6 +158,13 @@ def _unfreeze(tx: Tx, order: Unfreeze, now: int) -> tuple[str, ...]:
     else:
         frozen = [servers.get_server(tx, ServerId(order.server))]
     for server in frozen:
+        rental = rentals.find(tx, server.id)
+        if rental is not None and rental.paused_at is not None:
+            raise SpawnError(
+                Code.CONFLICT,
+                f"The host of {server.id} is silent.",
+                next="Nothing: the meter starts when the host is heard again.",
+            )
         if not server.frozen:
             raise SpawnError(
                 Code.CONFLICT,

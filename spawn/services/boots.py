@@ -39,13 +39,19 @@ _QUOTES: Final = len('"", ')
 
 
 class Boots:
-    """Plants; `url` is where machines reach us, `room_bytes` how much user data the provider takes (0: none)."""
+    """Plants; `url` is where machines reach us, `room_bytes` how much user data the provider takes (0: none).
 
-    def __init__(self, vault: Vault, entropy: Entropy, *, url: str, room_bytes: int) -> None:
+    `host_key`: the provider plants a host key without user data, and its machines report nothing.
+    """
+
+    def __init__(
+        self, vault: Vault, entropy: Entropy, *, url: str, room_bytes: int, host_key: bool = False
+    ) -> None:
         self._vault = vault
         self._entropy = entropy
         self._url = url.rstrip("/")
         self._room_bytes = room_bytes
+        self._host_key = host_key
 
     def refuse(self, wanted: api.CreateServer) -> None:
         """Raise `invalid_request` for user data that the machine would not get, or not obey."""
@@ -97,7 +103,7 @@ class Boots:
         """Seal what the order of this new server's machine will carry."""
         if wanted.user_data is not None:
             self._vault.put(tx, server.id, secrets.USER_DATA, wanted.user_data, server.created_at)
-        if self._room_bytes == 0:
+        if self._room_bytes == 0 and not self._host_key:
             return
         made = host_key(self._entropy.bytes(SEED_BYTES)) if wanted.host_key else None
         if made is not None:
@@ -120,7 +126,7 @@ class Boots:
     def user_data(self, tx: Tx, server_id: ServerId, step: Step) -> str | None:
         """What the machine of this step is told; None where it keeps what it has, or gets nothing."""
         rebuilds = isinstance(step, Act) and step.verb is Verb.REBUILD
-        if not (rebuilds or isinstance(step, Create)):
+        if self._room_bytes == 0 or not (rebuilds or isinstance(step, Create)):
             return None
         given = self._vault.find(tx, server_id, secrets.USER_DATA)
         readiness = boots.find(tx, server_id)

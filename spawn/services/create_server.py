@@ -14,7 +14,7 @@ from spawn_providers.catalog import Catalog, Offer
 from spawn_schemas import api
 from spawn_schemas.errors import Code, SpawnError
 from spawn_schemas.events import EventType
-from spawn_schemas.ids import Address, Entropy, SshKeyId, new_action_id, new_server_id
+from spawn_schemas.ids import Address, Entropy, HostId, SshKeyId, new_action_id, new_server_id
 from spawn_schemas.money import Usdc, format_usdc
 
 from spawn.domain import charges
@@ -29,7 +29,8 @@ from spawn.services.changes import tell
 from spawn.services.ownership import owned_key
 from spawn.services.price_list import PriceList
 from spawn.services.purse import Purse
-from spawn.store import operations, secrets, servers, ssh_keys
+from spawn.services.rentals import Goods
+from spawn.store import hosts, operations, secrets, servers, ssh_keys
 from spawn.store.secrets import Vault
 
 SERVERS_MAX = 100
@@ -45,7 +46,10 @@ _FUND = (
 
 
 class Shop(msgspec.Struct, frozen=True, kw_only=True):
-    """What selling needs to know: the goods, who delivers them, and where ids come from."""
+    """What selling needs to know: the goods, who delivers them, and where ids come from.
+
+    `root_password`: who names no key gets one. `goods` are those of lent machines, where that is what is sold.
+    """
 
     prices: PriceList
     provider: str
@@ -53,6 +57,8 @@ class Shop(msgspec.Struct, frozen=True, kw_only=True):
     vault: Vault
     billing: Billing
     boots: Boots
+    root_password: bool = True
+    goods: Goods | None = None
 
     @property
     def catalog(self) -> Catalog:
@@ -75,6 +81,7 @@ class CreateServer(UseCase):
             self._instead = offers_instead(shop.catalog, wanted, self._offer)
             find_image(shop.catalog, wanted.image)
             shop.boots.refuse(wanted)
+            _refuse_keyless(shop, wanted)
             self._deposit = self._deposit_usdc()
         except SpawnError as refusal:
             self.refusal = refusal
@@ -214,7 +221,29 @@ class CreateServer(UseCase):
             auto_renew=wanted.auto_renew,
             created_at=now,
             priced_at=now,
+            host_id=self._host_id(tx, offer),
             **asdict(pin),
+        )
+
+    def _host_id(self, tx: Tx, offer: Offer) -> HostId | None:
+        """Whose lent machine it will be on; raises out_of_capacity where that is not there any more."""
+        if self._shop.goods is None:
+            return None
+        host = hosts.find_named(tx, offer.location)
+        if host is None:
+            raise SpawnError(
+                Code.OUT_OF_CAPACITY, f"{offer.location} is not there.", next=_CATALOG, retry_after_s=600
+            )
+        return host.id
+
+
+def _refuse_keyless(shop: Shop, wanted: api.CreateServer) -> None:
+    """Raise `invalid_request` for a machine that nobody could log into."""
+    if not shop.root_password and not wanted.ssh_keys:
+        raise SpawnError(
+            Code.INVALID_REQUEST,
+            "The machines that are sold here have no root password: nobody could log in without a key.",
+            next="POST /v1/ssh-keys, and name the key's id in ssh_keys.",
         )
 
 

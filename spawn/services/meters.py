@@ -14,6 +14,7 @@ from spawn_ledger.accounts import (
     OWED_PROVIDER,
     REV_COMPUTE,
     AccountId,
+    host_account,
     server_account,
     wallet_account,
 )
@@ -137,13 +138,18 @@ def _cost_charged(tx: Tx, server: Server, until: int) -> Server:
         return server
     amount, moved = accrual.accrue(meter, until)
     name = transfer_id("cost", server.id, meter.charged_until, until)
-    _post(tx, name, (COST_PROVIDER, OWED_PROVIDER), amount, Code.COST, server, until)
+    _post(tx, name, (COST_PROVIDER, owed_to(server)), amount, Code.COST, server, until)
     return replace(
         server,
         cost_remainder=moved.remainder,
         cost_until=until,
         cost_usdc=Usdc(server.cost_usdc + amount),
     )
+
+
+def owed_to(server: Server) -> AccountId:
+    """Who is owed what the server costs us: the owner of its lent machine, or providers."""
+    return OWED_PROVIDER if server.host_id is None else host_account(server.host_id)
 
 
 def _cost_meter(server: Server) -> Meter | None:
@@ -201,14 +207,26 @@ def _minimum_charged(tx: Tx, server: Server, now: int) -> Server:
     amount = Usdc(min(owed, funds.reserve_usdc(tx, server.id)))
     name = transfer_id("minimum", server.id)
     _post(tx, name, (server_account(server.id), REV_COMPUTE), amount, Code.MINIMUM, server, now)
-    return replace(server, charged_usdc=Usdc(server.charged_usdc + amount))
+    server = replace(server, charged_usdc=Usdc(server.charged_usdc + amount))
+    return server if server.host_id is None else _share_of_minimum(tx, server, amount, now)
+
+
+def _share_of_minimum(tx: Tx, server: Server, amount: Usdc, now: int) -> Server:
+    """Its host has the same share of this as of the seconds."""
+    share = Usdc(amount * (server.cost_daily_usdc or 0) // server.daily_usdc)
+    name = transfer_id("minimum-cost", server.id)
+    _post(tx, name, (COST_PROVIDER, owed_to(server)), share, Code.COST, server, now)
+    return replace(server, cost_usdc=Usdc(server.cost_usdc + share))
 
 
 def overrun(tx: Tx, server: Server, gone_at: int, *, of: str = "") -> Server:
     """The machine is gone: what its provider asks for the time since billing ended, started steps included, is ours.
 
-    `of` tells one that was not a server's last from the others.
+    `of` tells one that was not a server's last from the others. A host has its share of what was paid, and asks for
+    nothing else.
     """
+    if server.host_id is not None:
+        return replace(server, cost_until=None, owed=())
     unpaid_usdc, server = _unpaid_cost(server)
     meter = _cost_meter(server)
     if meter is None:
@@ -251,21 +269,58 @@ def unburnt(tx: Tx, server: Server, since: int, now: int) -> Server:
         return server
     amount, remainder = _undone(meter, since, _month_s(server, since))
     _give_back(tx, server, amount, now)
-    restored = replace(
+    name = transfer_id("cost-refund", server.id)
+    return _cost_undone(tx, server, _burn_undone(server, since, amount, remainder), since, now, name)
+
+
+def _burn_undone(server: Server, since: int, amount: Usdc, remainder: int) -> Server:
+    return replace(
         server,
         remainder=remainder,
         charged_until=since,
         month_s=_month_s(server, since),
         charged_usdc=Usdc(server.charged_usdc - amount),
     )
+
+
+def _cost_undone(tx: Tx, server: Server, restored: Server, since: int, now: int, name: TransferId) -> Server:
+    """What the seconds from `since` on cost us is owed to nobody; `server` is as it was charged."""
     cost = _cost_meter(server)
     if cost is None:
         return restored
     amount, remainder = _undone(cost, since, _month_s(server, since))
-    name = transfer_id("cost-refund", server.id)
-    _post(tx, name, (OWED_PROVIDER, COST_PROVIDER), amount, Code.COST, server, now)
+    _post(tx, name, (owed_to(server), COST_PROVIDER), amount, Code.COST, server, now)
     return replace(
         restored, cost_remainder=remainder, cost_until=since, cost_usdc=Usdc(server.cost_usdc - amount)
+    )
+
+
+def paused(tx: Tx, server: Server, since: int, now: int) -> Server:
+    """Stop the meter: nobody reaches the machine since `since`. What was charged for the time after is in the reserve.
+
+    The server is settled up to now. It may pause as often as it likes: the refund is named by the stretch that it
+    takes back.
+    """
+    meter = server.meter
+    since = max(since, server.priced_at, server.metered_from or 0)
+    if meter is not None and meter.charged_until > since:
+        amount, remainder = _undone(meter, since, _month_s(server, since))
+        ends = (since, meter.charged_until)
+        name = transfer_id("pause-refund", server.id, *ends)
+        _post(tx, name, (REV_COMPUTE, server_account(server.id)), amount, Code.BURN_REFUND, server, now)
+        restored = _burn_undone(server, since, amount, remainder)
+        server = _cost_undone(tx, server, restored, since, now, transfer_id("pause-cost", server.id, *ends))
+    return replace(server, charged_until=None, due_at=None, cost_until=None, exhausted_at=None)
+
+
+def resumed(server: Server, now: int) -> Server:
+    """The machine is reached again: from this second the server costs money as before."""
+    return replace(
+        server,
+        metered_from=now,
+        charged_until=now,
+        due_at=now,
+        cost_until=None if server.cost_daily_usdc is None else now,
     )
 
 
@@ -279,8 +334,15 @@ def _undone(meter: Meter, since: int, month_s: int) -> tuple[Usdc, int]:
 
 
 def reverse(tx: Tx, server: Server, now: int) -> Server:
-    """A machine that was promised and never came costs its owner nothing: all its burn and its deposit go back."""
+    """A machine that was promised and never came costs its owner nothing: all its burn and its deposit go back.
+
+    Nor is a host owed anything for it.
+    """
     _give_back(tx, server, server.charged_usdc, now)
+    if server.host_id is not None and server.cost_usdc > 0:
+        name = transfer_id("cost-refund", server.id)
+        _post(tx, name, (owed_to(server), COST_PROVIDER), server.cost_usdc, Code.COST, server, now)
+        server = replace(server, cost_usdc=NOTHING, cost_remainder=0, cost_until=None)
     refund = funds.reserve_usdc(tx, server.id)
     funds.withdraw(tx, server, refund, id=transfer_id("refund", server.id), at=now)
     return replace(server, charged_until=None, due_at=None, charged_usdc=NOTHING)

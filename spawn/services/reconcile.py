@@ -234,7 +234,9 @@ class Reconciler:
             return
         if there:
             self._shown.add(server.id)
-        now, is_known = self._clock.now_s(), server.id in self._shown
+        # What is on a lent machine is in our own tables: no token stands between us and it.
+        is_known = server.host_id is not None or server.id in self._shown
+        now = self._clock.now_s()
         report.missing += int(not there)
         report.doubted += int(not is_known and server.status is not Status.DESTROYING)
         grace_s = GRACE_S if is_known else UNSEEN_GRACE_S

@@ -30,7 +30,7 @@ from spawn.services.operator import Operator
 from spawn.services.ownership import TOMBSTONE_S, busy, get_owned, read_owned
 from spawn.services.purse import Purse
 from spawn.services.standing import Standing
-from spawn.store import boots, operations, secrets, servers
+from spawn.store import boots, operations, rentals, secrets, servers
 from spawn.store.database import Database
 from spawn.store.secrets import Vault
 
@@ -105,7 +105,9 @@ class ShowServer(Read):
         server = get_owned(tx, self._server_id, context.wallet, context.now)
         readiness = boots.find(tx, server.id)
         view = _view_of(tx, server, context.standing, readiness)
-        ready = None if readiness is None else views.ready_view(readiness, with_log=True)
+        ready = (
+            None if readiness is None or view.ready is None else views.ready_view(readiness, with_log=True)
+        )
         password = self._vault.take(tx, server.id, secrets.ROOT_PASSWORD) if context.binds_request else None
         return Acted(
             answer=views.encode(api.ServerShown(server=replace(view, root_password=password, ready=ready))),
@@ -275,4 +277,5 @@ def _view(tx: Tx, server_id: ServerId, now_standing: Standing) -> api.ServerView
 
 def _view_of(tx: Tx, server: Server, at: Standing, readiness: Readiness | None) -> api.ServerView:
     running = operations.find_running(tx, server.id)
-    return views.server_view(server, at, running, readiness, traffic.view(tx, server, at.at))
+    rental = None if server.host_id is None else rentals.find(tx, server.id)
+    return views.server_view(server, at, running, readiness, traffic.view(tx, server, at.at), rental)

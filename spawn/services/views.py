@@ -2,12 +2,15 @@
 
 import msgspec
 from spawn_ledger.tx import Row
+from spawn_providers.base import Endpoint
 from spawn_schemas import api
 from spawn_schemas.money import Usdc, format_usdc
 
-from spawn.domain.host_keys import known_hosts
+from spawn.domain.community import SSH_PORT
+from spawn.domain.host_keys import known_host_at, known_hosts
 from spawn.domain.operations import Operation
 from spawn.domain.readiness import Readiness
+from spawn.domain.rentals import Rental
 from spawn.domain.servers import Server
 from spawn.services.moments import moment
 from spawn.services.standing import Standing
@@ -58,6 +61,7 @@ def server_view(
     running: Operation | None,
     readiness: Readiness | None,
     traffic: api.TrafficView | None,
+    rental: Rental | None = None,
 ) -> api.ServerView:
     """A server in full, its deposit accrued to now.
 
@@ -90,8 +94,29 @@ def server_view(
         action=None if running is None else running.id,
         root_password=None,
         ssh_host_keys=() if host_key is None else (host_key,),
-        known_hosts=None if host_key is None else known_hosts(host_key, ipv4=server.ipv4, ipv6=server.ipv6),
-        ready=None if readiness is None else ready_view(readiness),
+        known_hosts=None if host_key is None else _known_hosts(host_key, server, rental),
+        ready=None if readiness is None or rental is not None else ready_view(readiness),
+        ssh=None if rental is None else ssh_view(rental),
+        ports=() if rental is None else tuple(map(_port_view, rental.endpoints)),
+    )
+
+
+def _known_hosts(host_key: str, server: Server, rental: Rental | None) -> str | None:
+    if rental is None:
+        return known_hosts(host_key, ipv4=server.ipv4, ipv6=server.ipv6)
+    ssh = ssh_view(rental)
+    return None if ssh is None else known_host_at(host_key, host=ssh.host, port=ssh.port)
+
+
+def ssh_view(rental: Rental) -> api.SshView | None:
+    """Where its sshd is reached."""
+    found = next((each for each in rental.endpoints if each.port == SSH_PORT and each.kind == "tcp"), None)
+    return None if found is None else api.SshView(host=found.host, port=found.public_port)
+
+
+def _port_view(endpoint: Endpoint) -> api.PortView:
+    return api.PortView(
+        port=endpoint.port, kind=endpoint.kind, host=endpoint.host, public_port=endpoint.public_port
     )
 
 

@@ -83,9 +83,10 @@ FROM burn_due WHERE charge > 0 ORDER BY id
 """
 INSERT_COST: Final = """
 INSERT INTO transfer (id, debit, credit, amount, code, reference, at)
-SELECT 'cost|' || id || '|' || charged_until || '|' || :until_text,
-  :cost_provider, :owed_provider, cost, :code, id, :until
-FROM burn_due WHERE cost > 0 ORDER BY id
+SELECT 'cost|' || due.id || '|' || due.charged_until || '|' || :until_text, :cost_provider,
+  CASE WHEN server.host_id IS NULL THEN :owed_provider ELSE 'host:' || server.host_id END, due.cost, :code, due.id,
+  :until
+FROM burn_due AS due JOIN server ON server.id = due.id WHERE due.cost > 0 ORDER BY due.id
 """
 # A watermark that is not where the set says it was is left alone, and the count tells. Who was charged from within the
 # month before has come to the start of this one, and is still due.

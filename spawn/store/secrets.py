@@ -9,7 +9,7 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from spawn_ledger.tx import Tx
-from spawn_schemas.ids import Entropy, ServerId, WebhookId
+from spawn_schemas.ids import CommandId, Entropy, ServerId, WebhookId
 
 from spawn.store.database import StoreError
 
@@ -22,7 +22,10 @@ SIGNING: Final = "signing"
 SIGNING_BEFORE: Final = "signing_before"
 """What a webhook's deliveries were signed with until its secret was rotated, which is when this was sealed."""
 
-Owner = ServerId | WebhookId
+ORDER: Final = "order"
+"""What a lent machine is told to run, with its keys, until it has ended."""
+
+Owner = ServerId | WebhookId | CommandId
 
 _PROOF_OWNER: Final = ServerId("spawn")
 _PROOF: Final = "proof"

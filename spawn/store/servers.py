@@ -26,14 +26,14 @@ INSERT INTO server (
   missing_month_s, daily_usdc, remainder, charged_until, charged_usdc, minimum_usdc, due_at, capped_s, month_s,
   metered_from, priced_at, reprice_at, reprice_usdc, cost_daily_usdc, cost_capped_s, cost_step_s, cost_remainder,
   cost_until, cost_usdc, epoch, warned_s, last_warned_at, exhausted_at, owed,
-  included_bytes, tb_usdc, cost_tb_usdc, traffic_owed_usdc
+  included_bytes, tb_usdc, cost_tb_usdc, traffic_owed_usdc, host_id
 ) VALUES (
   :id, :wallet, :name, :type, :image, :location, :network, :ssh_keys, :provider, :provider_type, :provider_ref,
   :architecture, :cores, :memory_gb, :disk_gb, :status, :reason, :ipv4, :ipv6, :auto_renew, :created_at, :ended_at,
   :missing_since, :missing_month_s, :daily_usdc, :remainder, :charged_until, :charged_usdc, :minimum_usdc, :due_at,
   :capped_s, :month_s, :metered_from, :priced_at, :reprice_at, :reprice_usdc, :cost_daily_usdc, :cost_capped_s,
   :cost_step_s, :cost_remainder, :cost_until, :cost_usdc, :epoch, :warned_s, :last_warned_at, :exhausted_at,
-  :owed, :included_bytes, :tb_usdc, :cost_tb_usdc, :traffic_owed_usdc
+  :owed, :included_bytes, :tb_usdc, :cost_tb_usdc, :traffic_owed_usdc, :host_id
 )
 """
 UPDATE_SERVER: Final = """
@@ -81,10 +81,11 @@ SELECT_DUE: Final = """
 SELECT wallet, due_at, id FROM server WHERE due_at <= :now AND (due_at, id) > (:after_due_at, :after_id)
 ORDER BY due_at, id LIMIT :limit
 """
-# As `Server.frozen` has it.
+# As `Server.frozen` has it, without those whose host is silent: their meters start when it is heard again.
 SELECT_FROZEN: Final = """
 SELECT * FROM server WHERE ended_at IS NULL AND charged_until IS NULL AND provider_ref IS NOT NULL
-  AND status NOT IN ('destroying', 'destroyed', 'failed') ORDER BY id
+  AND status NOT IN ('destroying', 'destroyed', 'failed')
+  AND NOT EXISTS (SELECT 1 FROM rental WHERE rental.id = server.id AND rental.paused_at IS NOT NULL) ORDER BY id
 """
 SELECT_LIVE: Final = "SELECT * FROM server WHERE ended_at IS NULL AND id > :after ORDER BY id LIMIT :limit"
 

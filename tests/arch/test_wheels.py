@@ -90,11 +90,13 @@ def test_the_service_ships_its_migrations_and_examples(wheels: dict[str, zipfile
         assert wanted - held == set()
 
 
-def test_of_ours_the_daemon_depends_on_schemas_alone(wheels: dict[str, zipfile.Path]) -> None:
+def test_the_daemon_needs_schemas_and_no_service(wheels: dict[str, zipfile.Path]) -> None:
     lines = metadata(wheels["spawn_host"])
-    assert [line for line in lines if line.startswith("Requires-Dist: spawn")] == [
-        "Requires-Dist: spawn-schemas==0.1.0"
-    ]
+    needed = [line.removeprefix("Requires-Dist: ") for line in lines if line.startswith("Requires-Dist:")]
+    assert [name for name in needed if name.startswith("spawn")] == ["spawn-schemas==0.1.0"]
+    assert not any(
+        name.startswith(("litestar", "alembic", "aiosqlite", "psycopg", "uvicorn")) for name in needed
+    )
     assert "Requires-Python: >=3.10" in lines
 
 

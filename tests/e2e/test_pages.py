@@ -203,4 +203,5 @@ def test_nothing_else_is_served_without_a_price(service: RunningService) -> None
     for path in ("/schema", "/schema/swagger", "/_openapi", "/_openapi/swagger"):
         assert httpx.get(service.url + path).status_code == 404
     free = {path for _, path, charge, _ in charged_routes() if charge.kind is Kind.FREE}
-    assert free == {"/v1/catalog", "/v1/actions/{action_id}", "/v1/boots/{token}", "/health"}
+    of_machines = {"/v1/boots/{token}", "/v1/hosts/register", "/v1/hosts/key", "/api/hosts/heartbeat"}
+    assert free == {"/v1/catalog", "/v1/actions/{action_id}", "/health"} | of_machines

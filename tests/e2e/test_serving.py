@@ -91,7 +91,7 @@ def test_serving_imports_nothing_that_it_does_not_need(tmp_path: Path) -> None:
     """Each of these takes as long as all the rest together."""
     assert spawn(tmp_path, "migrate").returncode == 0
     heavy = ("alembic", "sqlalchemy", "eth_account", "eth_utils", "web3", "x402", "httpx", "rich", "fastapi")
-    unasked = (*heavy, "hcloud", "requests")
+    unasked = (*heavy, "hcloud", "requests", "websockets", "spawn.link.hub", "spawn_providers.community")
     done = subprocess.run(
         [sys.executable, "-c", SERVE % (unasked,)],
         cwd=tmp_path,

@@ -23,9 +23,11 @@ from spawn_ledger.accounts import (
     REV_TRAFFIC,
     SUSPENSE,
     AccountId,
+    host_account,
 )
 from spawn_ledger.journal import PAGE, Format, account_name, export
 from spawn_ledger.transfers import Code, Transfer, balance_of, post, transfer_id
+from spawn_schemas.ids import HostId
 from spawn_schemas.money import Usdc
 
 from tests.engines import bean_check, require
@@ -195,9 +197,15 @@ def test_pages_are_joined_without_a_gap(tmp_path: Path) -> None:
     assert accepted(Format.HLEDGER, path)
 
 
+def test_a_lent_machine_is_a_creditor() -> None:
+    account = host_account(HostId("host_abc"))
+    assert account_name(Format.HLEDGER, account) == "Liabilities:Hosts:host_abc"
+    assert account_name(Format.BEANCOUNT, account) == "Liabilities:Hosts:Host-abc"
+
+
 def test_an_account_without_a_place_is_a_defect() -> None:
-    with pytest.raises(ValueError, match="host:1 has no name"):
-        account_name(Format.HLEDGER, AccountId("host:1"))
+    with pytest.raises(ValueError, match="pot:1 has no name"):
+        account_name(Format.HLEDGER, AccountId("pot:1"))
 
 
 def test_every_day_has_the_date_of_the_calendar(tmp_path: Path) -> None:

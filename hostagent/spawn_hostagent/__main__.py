@@ -1,0 +1,7 @@
+"""`python -m spawn_hostagent` is `spawn-host`."""
+
+import sys
+
+from spawn_hostagent.main import main
+
+sys.exit(main())

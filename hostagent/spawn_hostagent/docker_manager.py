@@ -1,0 +1,414 @@
+"""Runs tenants' containers on this machine's Docker: the real `Machines`.
+
+Invariant: nothing of a tenant starts unless the walls stand, the order is within the owner's limits and the host is not
+below the floor (or its owner said that he is his own tenant); and nothing is deleted but by `destroy`, or if it never
+ran. What is here is known from Docker's labels and small files alone: a new manager adopts all of it.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final, get_args
+
+import msgspec
+from docker import APIClient
+from spawn_schemas.ids import RentalId
+from spawn_schemas.inventory import Isolation
+from spawn_schemas.orders import EndedBy, RentalReport, RentalState, StartInstance
+
+from spawn_hostagent import containers, execs, images, networks
+from spawn_hostagent.admission import (
+    Lent,
+    Taken,
+    check_arguments,
+    check_form,
+    check_names,
+    check_room,
+    free,
+    refuse,
+)
+from spawn_hostagent.canary import FLOOR, Canary
+from spawn_hostagent.config import Config
+from spawn_hostagent.containers import Found
+from spawn_hostagent.disks import Disks
+from spawn_hostagent.engine import Engine
+from spawn_hostagent.events import Events
+from spawn_hostagent.firewall import RULES, Firewall, Rule, resolvers_of_machine
+from spawn_hostagent.housekeeping import Housekeeping
+from spawn_hostagent.isolation import LINES, Line, Wanted
+from spawn_hostagent.machines import Capacity, ExecResult, Progress
+from spawn_hostagent.pulls import Pulls, used_by
+from spawn_hostagent.rentals import (
+    LABEL,
+    Facts,
+    Memory,
+    Remembered,
+    bridge_name,
+    container_name,
+    facts_in,
+    facts_of,
+    labels_of,
+    report,
+)
+
+GRACE_S_MAX: Final = 300
+
+
+class _Turn:
+    """Whose turn it is with one rental, and how many want it."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.wanted = 0
+
+
+class DockerManager:
+    """One machine. `lent` is what its owner lends, all tenants together; `lend` changes it, as when a card is lost.
+
+    `lines` and `rules` are the profile; they are all of it but in tests that show what one is for. `used_percent` tells
+    how full the disk of Docker's data is, `now` is a clock in unix seconds.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        lent: Lent,
+        *,
+        lines: tuple[Line, ...] = LINES,
+        rules: tuple[Rule, ...] = RULES,
+        used_percent: Callable[[], float] | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._config, self._lent, self._lines, self._now = config, lent, lines, now
+        self._engine = Engine(config.docker_socket)
+        self._disks = Disks(config.state / "disks", config.docker_socket)
+        self._memory = Memory(config.state / "rentals")
+        shelf = images.Shelf(config.state / "images.json")
+        fullness = used_percent or used_by(self._engine)
+        self._keeping = Housekeeping(self._disks, self._memory, shelf, config.images, fullness)
+        self._pulls = Pulls(self._engine, shelf, self._keeping.evict, fullness, now)
+        self._firewall = Firewall(config.tenant_dns or resolvers_of_machine(), lent.up_mbit, rules)
+        self._walls = threading.Lock()
+        self._walled: dict[str, int | None] = {}
+        self._turns: dict[RentalId, _Turn] = {}
+        self._room = asyncio.Lock()
+        self._starting: dict[str, tuple[StartInstance, RentalState, int]] = {}
+        self._measuring = asyncio.Lock()
+        self._isolation: Isolation | None = None
+
+    def lend(self, lent: Lent) -> None:
+        """From now on this much; what runs already goes on."""
+        self._lent = lent
+        self._firewall.up_mbit = lent.up_mbit
+        self._walled = {}
+
+    def close(self) -> None:
+        """Let go of Docker; containers run on. Blocks until what is being done is done."""
+        self._engine.close()
+
+    # --- a rental's life ---------------------------------------------------------------------------------------
+
+    async def start(self, order: StartInstance, tell: Progress) -> RentalReport:
+        check_form(order)
+        images.check_name(order.image, self._config.images)
+        async with self._turn(order.rental_id):
+            here = await self._already(order)
+            if here is not None:
+                return here
+            isolation = await self._above_floor()
+            async with self._reserved(order) as name:
+                inspected = await self._pulls.bring(order.image, tell)
+                settings = images.settings(
+                    inspected, with_disk=isolation.disk_limit == "loop", with_gpus=bool(order.gpus)
+                )
+                self._now_is(name, order, "creating")
+                facts = facts_of(order, isolation.disk_limit, settings.disk_path)
+                return await self._engine.call_slow(lambda client: self._make(client, order, facts, settings))
+
+    async def _already(self, order: StartInstance) -> RentalReport | None:
+        """The report of a generation that is here; what of it never ran is removed first, and made again."""
+        for found in await self._engine.call(lambda client: containers.find_all(client, order.rental_id)):
+            if found.facts.generation > order.generation:
+                raise refuse("stale_generation", f"generation {found.facts.generation} of it is here.")
+            if found.facts.generation < order.generation:
+                raise refuse(
+                    "exists", f"generation {found.facts.generation} of it is here; destroy that first."
+                )
+            if found.status != "created":
+                return await self._engine.call(partial(self._report, found=found))
+            await self._engine.call_slow(
+                partial(containers.remove, name=found.facts.name, disks=self._disks, memory=self._memory)
+            )
+        return None
+
+    async def _above_floor(self) -> Isolation:
+        isolation = await self.isolation()
+        if isolation.tier == "none" and self._config.known_only:
+            broken = [
+                feature
+                for feature in isolation.features
+                if feature.name in (*FLOOR, "linux") and not feature.works
+            ]
+            fixes = "; ".join(f"{feature.name}: {feature.says} - {feature.remedy}" for feature in broken)
+            raise refuse(
+                "below_floor", f"this machine does not keep tenants apart well enough. {fixes[:1000]}"
+            )
+        return isolation
+
+    @asynccontextmanager
+    async def _reserved(self, order: StartInstance) -> AsyncIterator[str]:
+        """Room for it among all the others, from here on."""
+        name = container_name(order.rental_id, order.generation)
+        async with self._room:
+            check_room(order, self._lent, (await self._taken()).values())
+            self._now_is(name, order, "pulling")
+        try:
+            yield name
+        finally:
+            del self._starting[name]
+
+    def _now_is(self, name: str, order: StartInstance, state: RentalState) -> None:
+        self._starting[name] = (order, state, int(self._now()))
+
+    async def _taken(self) -> dict[str, Taken]:
+        taken = {
+            name: Taken(
+                cpus=order.cpus, memory_mib=order.memory_mib, disk_mib=order.disk_mib, gpus=order.gpus
+            )
+            for name, (order, _, _) in self._starting.items()
+        }
+        for found in await self._engine.call(containers.find_all):
+            taken[found.facts.name] = found.facts.taken
+        return taken
+
+    def _make(
+        self, client: APIClient, order: StartInstance, facts: Facts, settings: images.Settings
+    ) -> RentalReport:
+        name = facts.name
+        try:
+            self._memory.write(name, Remembered(lease_expires_at=order.lease_expires_at))
+            networks.make(client, facts)
+            self._put_up_walls(client)
+            if facts.disk_limit == "loop":
+                self._disks.make(client, name, facts.disk_mib, labels_of(facts))
+            containers.create(client, order, self._wanted(facts), facts, settings, self._lines)
+            containers.begin(client, name, facts.gpus)
+            self._memory.write(name, Remembered(lease_expires_at=order.lease_expires_at, began=True))
+        except BaseException:
+            containers.remove(client, name, self._disks, self._memory)
+            raise
+        return self._found_report(client, facts.rental_id, facts.generation)
+
+    def _wanted(self, facts: Facts) -> Wanted:
+        return Wanted(
+            cpus=facts.cpus,
+            memory_mib=facts.memory_mib,
+            disk_mib=facts.disk_mib,
+            network=facts.name,
+            resolvers=self._firewall.resolvers,
+            disk_limit=facts.disk_limit,
+            volume=(facts.name, facts.disk_path) if facts.disk_limit == "loop" else None,
+            gpus=facts.gpus,
+            ports=facts.ports,
+            runtime=self._config.runtime,
+        )
+
+    def _put_up_walls(self, client: APIClient) -> None:
+        """Make the walls stand around the bridges that are there. Raises WallError."""
+        bridges = {}
+        for network in client.networks(filters={"label": LABEL}):
+            facts = facts_in(network["Name"], network.get("Labels"))
+            if facts is not None:
+                bridges[bridge_name(facts.name)] = facts.up_mbit
+        with self._walls:
+            if bridges != self._walled or not self._firewall.stands():
+                self._firewall.put_up(bridges)
+                self._walled = bridges
+
+    async def resume(self, rental_id: RentalId, generation: int, lease_expires_at: int) -> RentalReport:
+        async with self._turn(rental_id):
+            found = await self._here(rental_id, generation)
+            if found.pid > 0:
+                await self.remember_lease(rental_id, generation, lease_expires_at)
+                return await self._engine.call(lambda client: self._report(client, found))
+            await self._above_floor()
+
+            def work(client: APIClient) -> RentalReport:
+                self._put_up_walls(client)
+                self._disks.attach(found.facts.name)
+                self._memory.write(
+                    found.facts.name, Remembered(lease_expires_at=lease_expires_at, began=True)
+                )
+                containers.begin(client, found.facts.name, found.facts.gpus)
+                return self._found_report(client, rental_id, generation)
+
+            return await self._engine.call_slow(work)
+
+    async def stop(self, rental_id: RentalId, generation: int, grace_s: int, ended_by: str) -> RentalReport:
+        if ended_by not in get_args(EndedBy):
+            raise refuse("invalid", f"ended_by is one of {', '.join(get_args(EndedBy))}.")
+        why = msgspec.convert(ended_by, EndedBy)
+        async with self._turn(rental_id):
+            found = await self._here(rental_id, generation)
+
+            def work(client: APIClient) -> RentalReport:
+                if found.pid > 0:
+                    self._keeping.remember_kills(found)
+                    self._remember(found.facts.name, ended_by=why)
+                    containers.end(client, found, max(0, min(grace_s, GRACE_S_MAX)))
+                return self._found_report(client, rental_id, generation)
+
+            return await self._engine.call_slow(work)
+
+    async def destroy(self, rental_id: RentalId, generation: int) -> None:
+        check_names(rental_id, generation)
+
+        def work(client: APIClient) -> None:
+            for name, made in containers.names_of(client, rental_id, self._disks, self._memory):
+                if made <= generation:
+                    containers.remove(client, name, self._disks, self._memory)
+                    self._keeping.used_mib.pop(name, None)
+
+        async with self._turn(rental_id):
+            await self._engine.call_slow(work)
+
+    async def remember_lease(self, rental_id: RentalId, generation: int, lease_expires_at: int) -> None:
+        found = await self._here(rental_id, generation)
+        await self._engine.call(lambda _: self._remember(found.facts.name, lease_expires_at=lease_expires_at))
+
+    def _remember(self, name: str, **changes: int | str) -> None:
+        self._memory.write(name, msgspec.structs.replace(self._memory.read(name), **changes))
+
+    # --- what is here -------------------------------------------------------------------------------------------
+
+    async def list_rentals(self) -> tuple[RentalReport, ...]:
+        def work(client: APIClient) -> dict[str, RentalReport]:
+            return {found.facts.name: self._report(client, found) for found in containers.find_all(client)}
+
+        here = await self._engine.call(work)
+        for name, (order, state, since) in self._starting.items():
+            if name not in here or here[name].state == "creating":
+                here[name] = RentalReport(
+                    rental_id=order.rental_id, generation=order.generation, state=state, since=since,
+                    lease_expires_at=order.lease_expires_at, gpus=order.gpus,
+                )  # fmt: skip
+        return tuple(here.values())
+
+    def _report(self, client: APIClient, found: Found) -> RentalReport:
+        self._keeping.remember_kills(found)
+        name = found.facts.name
+        return report(found.facts, found.inspected, self._memory.read(name), self._keeping.used_mib.get(name))
+
+    def _found_report(self, client: APIClient, rental_id: RentalId, generation: int) -> RentalReport:
+        found = containers.find(client, rental_id, generation)
+        if found is None:
+            raise refuse("docker_failed", "the container is gone: somebody else removed it.")
+        return self._report(client, found)
+
+    async def _here(self, rental_id: RentalId, generation: int) -> Found:
+        """The container of this generation. Raises MachineError: `unknown_rental`, `stale_generation`."""
+        check_names(rental_id, generation)
+        here = await self._engine.call(lambda client: containers.find_all(client, rental_id))
+        for found in here:
+            if found.facts.generation == generation:
+                return found
+        if here and here[-1].facts.generation > generation:
+            raise refuse("stale_generation", f"generation {here[-1].facts.generation} of it is here.")
+        raise refuse("unknown_rental", "no such rental is on this machine.")
+
+    async def _running(self, rental_id: RentalId, generation: int) -> Found:
+        found = await self._here(rental_id, generation)
+        if found.pid <= 0:
+            raise refuse("not_running", "the rental is stopped; resume_instance starts it again.")
+        return found
+
+    async def logs(self, rental_id: RentalId, generation: int, lines: int) -> str:
+        found = await self._here(rental_id, generation)
+        return await self._engine.call_slow(lambda client: execs.last_lines(client, found.id, lines))
+
+    async def exec(
+        self, rental_id: RentalId, generation: int, argv: tuple[str, ...], timeout_s: int
+    ) -> ExecResult:
+        check_arguments(argv)
+        if not argv:
+            raise refuse("invalid", "argv has to name a program.")
+        found = await self._running(rental_id, generation)
+        result = await self._engine.call_slow(lambda client: execs.run(client, found.id, argv, timeout_s))
+        if result is None:
+            raise refuse("timed_out", f"it did not end within {timeout_s} s, and was ended.")
+        return result
+
+    async def prepull(self, image: str, tell: Progress) -> None:
+        images.check_name(image, self._config.images)
+        await self._pulls.bring(image, tell)
+
+    async def address_of(self, rental_id: RentalId, port: int) -> tuple[str, int]:
+        check_names(rental_id, 0)
+        here = await self._engine.call(lambda client: containers.find_all(client, rental_id))
+        if not here:
+            raise refuse("unknown_rental", "no such rental is on this machine.")
+        newest = here[-1]
+        if newest.pid <= 0:
+            raise refuse("not_running", "the rental does not run.")
+        published = newest.inspected["NetworkSettings"]["Ports"].get(f"{port}/tcp")
+        if not published:
+            raise refuse("invalid", f"the rental was started without port {port}.")
+        return str(published[0]["HostIp"]), int(published[0]["HostPort"])
+
+    async def traffic(self) -> dict[RentalId, tuple[int, int]]:
+        def work(client: APIClient) -> dict[RentalId, tuple[int, int]]:
+            here = (found for found in containers.find_all(client) if found.pid > 0)
+            return {found.facts.rental_id: containers.traffic(client, found) for found in here}
+
+        return await self._engine.call(work)
+
+    async def capacity(self) -> Capacity:
+        return free(self._lent, (await self._taken()).values())
+
+    async def isolation(self) -> Isolation:
+        async with self._measuring:
+            if self._isolation is None:
+                self._isolation = await self._engine.call_slow(
+                    lambda client: Canary(
+                        client,
+                        self._firewall,
+                        Disks(self._config.state / "canary", self._config.docker_socket),
+                        self._config.runtime,
+                        self._lines,
+                    ).measure()
+                )
+            return self._isolation
+
+    def changes(self) -> AsyncIterator[None]:
+        return aiter(Events(self._engine, self._docker_restarted))
+
+    def _docker_restarted(self) -> None:
+        self._isolation = None
+
+    # --- housekeeping -------------------------------------------------------------------------------------------
+
+    async def sweep(self) -> None:
+        await self._engine.call_slow(self._put_up_walls)
+        await self._engine.call_slow(lambda client: self._keeping.remove_half_made(client, self._starting))
+        await self._engine.call_slow(lambda client: self._disks.remove_stale(client, LABEL))
+        for found in await self._engine.call_slow(self._keeping.measure):
+            await self.stop(
+                found.facts.rental_id, found.facts.generation, containers.STOP_GRACE_S, "disk_full"
+            )
+        await self._engine.call_slow(self._keeping.evict)
+
+    @asynccontextmanager
+    async def _turn(self, rental_id: RentalId) -> AsyncIterator[None]:
+        """One thing at a time is done to a rental."""
+        turn = self._turns.setdefault(rental_id, _Turn())
+        turn.wanted += 1
+        try:
+            async with turn.lock:
+                yield
+        finally:
+            turn.wanted -= 1
+            if turn.wanted == 0:
+                del self._turns[rental_id]

@@ -1,0 +1,179 @@
+"""The walls around tenants' networks: one nftables table of our own, written anew as a whole whenever it changes.
+
+Invariant: the table matches bridges by name (`spw-…`) and comes before Docker's chains, so that nothing which Docker or
+the owner's firewall does later can open it; without it nothing of a tenant starts. A tenant reaches the internet and
+its resolvers.
+"""
+
+import ipaddress
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+TABLE: Final = "spawn"
+BRIDGES: Final = "spw-*"
+PRIORITY: Final = -10
+PUBLIC_RESOLVERS: Final = ("1.1.1.1", "9.9.9.9")
+RESOLVER_FILES: Final = (Path("/run/systemd/resolve/resolv.conf"), Path("/etc/resolv.conf"))
+BYTES_PER_MBIT: Final = 125_000
+_TIMEOUT_S: Final = 30
+
+Chain = Literal["input", "forward"]
+
+
+class WallError(Exception):
+    """The walls could not be put up; the message has what nft said and what to do."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule, in nft's words, and why it is there. It is about what comes from tenants, unless `begins` says else."""
+
+    name: str
+    chain: Chain
+    match: str
+    verdict: Literal["accept", "drop"]
+    reason: str
+    begins: str = f'iifname "{BRIDGES}"'
+
+
+RULES: Final = (
+    Rule("answers to the host", "input", "ct state established,related", "accept",
+         "The tunnel's connections begin on the host."),
+    Rule("resolver on the host", "input", "ip daddr @resolvers meta l4proto { tcp, udp } th dport 53", "accept",
+         "Some machines are their own resolver."),
+    Rule("host", "input", "", "drop", "The machine's services are its owner's, whichever of its addresses is asked."),
+    Rule("from the LAN", "forward", "ct state new", "drop",
+         "Who can route to this machine would reach a container past the tunnel.",
+         begins=f'iifname != "{BRIDGES}" oifname "{BRIDGES}"'),
+    Rule("answers", "forward", "ct state established,related", "accept",
+         "What was allowed to begin may go on."),
+    Rule("ipv6", "forward", "meta nfproto ipv6", "drop", "Nothing below filters it."),
+    Rule("resolver", "forward", "ip daddr @resolvers meta l4proto { tcp, udp } th dport 53", "accept",
+         "In most homes the resolver has a private address."),
+    Rule("neighbours", "forward", f'oifname "{BRIDGES}"', "drop", "Two tenants have nothing to say to each other."),
+    Rule("lan", "forward", "ip daddr { 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 }", "drop",
+         "The owner's other machines, router, printer, and other containers (RFC 1918)."),
+    Rule("link-local", "forward", "ip daddr 169.254.0.0/16", "drop",
+         "Clouds tell a machine's secrets at 169.254.169.254 (RFC 3927)."),
+    Rule("carrier", "forward", "ip daddr 100.64.0.0/10", "drop",
+         "The carrier's network, and overlays such as Tailscale (RFC 6598)."),
+    Rule("not unicast", "forward", "ip daddr { 0.0.0.0/8, 127.0.0.0/8, 224.0.0.0/4, 240.0.0.0/4 }", "drop",
+         "Multicast finds the owner's devices (RFC 5771, RFC 6890)."),
+    Rule("mail", "forward", "tcp dport { 25, 465, 587 }", "drop",
+         "Spam would get the owner's address listed and his line cut."),
+)  # fmt: skip
+
+
+def resolvers_of_machine(files: Iterable[Path] = RESOLVER_FILES) -> tuple[str, ...]:
+    """The machine's resolvers that a container can ask: IPv4 and not loopback; else public ones."""
+    for path in files:
+        if not path.exists():
+            continue
+        words = (line.split() for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+        named = [line[1] for line in words if len(line) > 1 and line[0] == "nameserver"]
+        if usable := tuple(name for name in named if _is_usable(name)):
+            return usable
+    return PUBLIC_RESOLVERS
+
+
+def _is_usable(name: str) -> bool:
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return address.version == 4 and not address.is_loopback
+
+
+def ruleset(
+    rules: Iterable[Rule], resolvers: Iterable[str], up_mbit: int | None, bridges: Mapping[str, int | None]
+) -> str:
+    """The whole table, in nft's language. `bridges` is each rental's bridge and its own limit of Mbit/s upwards."""
+    named = ", ".join(str(ipaddress.IPv4Address(resolver)) for resolver in resolvers)
+    chains: dict[Chain, list[str]] = {"input": [], "forward": []}
+    for rule in rules:
+        words = (rule.begins, rule.match, "counter", rule.verdict, f'comment "{rule.name}"')
+        chains[rule.chain].append("    " + " ".join(word for word in words if word))
+    limits = [_limit(f'"{bridge}"', mbit) for bridge, mbit in sorted(bridges.items()) if mbit is not None]
+    if up_mbit is not None:
+        limits.append(_limit(f'"{BRIDGES}"', up_mbit))
+    lines = [
+        # Naming the table first makes deleting it no error where there is none; nft applies all of this or none.
+        f"table inet {TABLE} {{}}",
+        f"delete table inet {TABLE}",
+        f"table inet {TABLE} {{",
+        f"  set resolvers {{ type ipv4_addr; elements = {{ {named} }} }}",
+        *_chain("limits", "prerouting", limits),
+        *_chain("from_tenants_to_host", "input", chains["input"]),
+        *_chain("from_tenants", "forward", chains["forward"]),
+        "}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _chain(name: str, hook: str, rules: Iterable[str]) -> Iterable[str]:
+    yield f"  chain {name} {{"
+    yield f"    type filter hook {hook} priority {PRIORITY}; policy accept;"
+    yield from rules
+    yield "  }"
+
+
+def _limit(interface: str, mbit: int) -> str:
+    rate = mbit * BYTES_PER_MBIT
+    # A quarter of a second of it may come at once, as TCP sends; at least some packets of the largest size.
+    return f"    iifname {interface} limit rate over {rate} bytes/second burst {max(rate // 4, 65536)} bytes drop"
+
+
+class Firewall:
+    """Puts the table up and looks whether it still stands. Its calls block: they belong in a thread."""
+
+    def __init__(
+        self, resolvers: tuple[str, ...], up_mbit: int | None, rules: tuple[Rule, ...] = RULES
+    ) -> None:
+        self.resolvers = resolvers
+        self.up_mbit = up_mbit
+        self._rules = rules
+        self._stands = ""
+
+    def put_up(self, bridges: Mapping[str, int | None]) -> None:
+        """Make the table be this one, whatever there was. Raises WallError."""
+        self._stands = ""
+        _nft("-f", "-", told=ruleset(self._rules, self.resolvers, self.up_mbit, bridges))
+        self._stands = self._listed()
+
+    def stands(self) -> bool:
+        """Whether the table is there as it was put up; another program may have flushed or changed it."""
+        if not self._stands:
+            return False
+        try:
+            return self._listed() == self._stands
+        except WallError:
+            return False
+
+    def _listed(self) -> str:
+        # Stateless, so that counters do not make it look changed.
+        return _nft("--stateless", "list", "table", "inet", TABLE)
+
+
+def _nft(*arguments: str, told: str | None = None) -> str:
+    try:
+        done = subprocess.run(  # noqa: S603 - the arguments and the rules are ours; addresses were parsed
+            ["nft", *arguments],  # noqa: S607 - distributions keep it in different places
+            input=told,
+            stdin=subprocess.DEVNULL if told is None else None,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise WallError(
+            "nft is not installed, so that tenants cannot be walled in: install nftables."
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise WallError(f"nft did not end within {_TIMEOUT_S} s.") from error
+    if done.returncode != 0:
+        raise WallError(f"nft refused ({done.stderr.strip()[:500]}): the agent must run as root, on Linux.")
+    return done.stdout

@@ -1,0 +1,75 @@
+"""One daemon for each state folder: its lock, its pid file, and what systemd wants to hear.
+
+Invariant: the lock is the operating system's, and dies with the process; the pid file only tells others whom to signal.
+"""
+
+import contextlib
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+LOCK_FILE: Final = "spawn-host.lock"
+PID_FILE: Final = "spawn-host.pid"
+
+
+class CannotStart(Exception):
+    """The daemon cannot run; the message says why and what to do."""
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Be the only daemon of this state folder, and say who we are in its pid file. Raises CannotStart."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(folder / LOCK_FILE, os.O_CREAT | os.O_RDWR, 0o600)
+    except OSError as error:
+        raise CannotStart(
+            f"{folder} cannot be used: {error.strerror}. Run as its owner, or set state_dir."
+        ) from error
+    try:
+        _take(lock, folder)
+        write_atomically(folder / PID_FILE, f"{os.getpid()}\n".encode())
+        try:
+            yield
+        finally:
+            (folder / PID_FILE).unlink(missing_ok=True)
+    finally:
+        os.close(lock)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Put this in the file's place at once, for its owner's eyes."""
+    unfinished = path.with_name(f".{path.name}.new")
+    handle = os.open(unfinished, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+    unfinished.replace(path)
+
+
+def notify(words: str) -> None:
+    """Tell systemd, if it started us (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        sender.connect(address)
+        sender.sendall(words.encode())
+
+
+def _take(lock: int, folder: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        with contextlib.suppress(OSError):
+            pid = (folder / PID_FILE).read_text().strip()
+            raise CannotStart(
+                f"Another spawn-host (process {pid}) already uses {folder}. `spawn-host status` shows it."
+            ) from error
+        raise CannotStart(
+            f"Another spawn-host already uses {folder}. `spawn-host status` shows it."
+        ) from error

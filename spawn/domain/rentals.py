@@ -1,0 +1,126 @@
+"""What a tenant has on a lent machine, what we want of it, and what its host says of it.
+
+Invariant: pure. A report of an earlier generation changes nothing, and nothing that a host says brings back what is
+gone: a rental ends by a destruction that its host confirmed, or by a host that had it and has it no more.
+"""
+
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+from spawn_providers.base import Endpoint, InstanceStatus
+from spawn_schemas.ids import Address, CommandId, HostId, RentalId
+from spawn_schemas.orders import RentalReport
+
+from spawn.domain.hosts import SILENT, HostState
+
+
+class Desired(StrEnum):
+    RUNNING = "running"
+    STOPPED = "stopped"
+    GONE = "gone"
+
+
+class CommandState(StrEnum):
+    """`queued` was never on the wire; `withdrawn` was taken back before it was."""
+
+    QUEUED = "queued"
+    SENT = "sent"
+    RECEIVED = "received"
+    ACCEPTED = "accepted"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    WITHDRAWN = "withdrawn"
+
+
+ENDED: Final = frozenset({CommandState.SUCCEEDED, CommandState.FAILED, CommandState.WITHDRAWN})
+
+
+class Rental(msgspec.Struct, frozen=True, kw_only=True):
+    """One container on a host; `id` is its server's. Sizes in cores and GB, times in unix seconds.
+
+    `paused_at` is from when on nobody pays for it. The bytes are those that the relay carried, seen from the tenant.
+    """
+
+    id: RentalId
+    host_id: HostId
+    generation: int = 1
+    owner: Address
+    hostname: str
+    type: str
+    image: str
+    cores: int
+    memory_gb: int
+    disk_gb: int
+    endpoints: tuple[Endpoint, ...] = ()
+    desired: Desired = Desired.RUNNING
+    lease_until: int
+    reported: str | None = None
+    reported_at: int | None = None
+    ended_by: str | None = None
+    exit_code: int | None = None
+    start_command: CommandId
+    destroy_command: CommandId | None = None
+    paused_at: int | None = None
+    ingoing_bytes: int = 0
+    outgoing_bytes: int = 0
+    created_at: int
+    gone_at: int | None = None
+
+
+class Issued(msgspec.Struct, frozen=True, kw_only=True):
+    """A command as its row has it: `body` is the order as JSON, None where that is sealed."""
+
+    id: CommandId
+    host_id: HostId
+    number: int
+    rental_id: RentalId | None
+    kind: str
+    body: str | None
+    expires_at: int
+    state: CommandState = CommandState.QUEUED
+    sent_at: int | None = None
+    progress: str | None = None
+    problem_code: str | None = None
+    problem: str | None = None
+    result: str | None = None
+    created_at: int
+    finished_at: int | None = None
+
+
+def status_of(rental: Rental, host: HostState, *, resuming: bool) -> InstanceStatus:
+    """The provider's word for it. `resuming`: it is ordered to run again, and the host has not said how that went."""
+    if rental.desired is Desired.GONE:
+        return InstanceStatus.DELETING
+    if host in SILENT:
+        return InstanceStatus.UNKNOWN
+    match rental.reported:
+        case None | "pulling" | "creating":
+            return InstanceStatus.INITIALIZING
+        case "running":
+            stays = rental.desired is Desired.RUNNING
+            return InstanceStatus.RUNNING if stays else InstanceStatus.STOPPING
+        case _:
+            return InstanceStatus.STARTING if resuming else InstanceStatus.OFF
+
+
+def must_resume(rental: Rental) -> bool:
+    """Whether it stopped only because its host had not heard us for as long as its lease."""
+    return rental.reported == "stopped" and rental.ended_by == "lease" and rental.desired is Desired.RUNNING
+
+
+def reported(rental: Rental, report: RentalReport, *, started: bool, now: int) -> Rental:
+    """The rental after a report of its host. `started`: its start was carried out, so that the host must have it."""
+    if rental.gone_at is not None or report.generation != rental.generation:
+        return rental
+    if report.state == "gone" and not started:
+        return rental  # not yet there
+    seen = replace(
+        rental,
+        reported=report.state,
+        reported_at=now,
+        ended_by=report.ended_by,
+        exit_code=report.exit_code,
+    )
+    return replace(seen, gone_at=now) if report.state == "gone" else seen

@@ -1,0 +1,232 @@
+"""What a host tells of its commands and rentals, written down; and what it is answered.
+
+Invariant: a host changes nothing but its own commands and rentals, whatever ids it names; a command that ended stays as
+it ended; a rental's ports and secrets go with it.
+"""
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+from spawn_ledger.tx import Tx
+from spawn_schemas.ids import Entropy, HostId, RentalId, new_command_id
+from spawn_schemas.inventory import Inventory
+from spawn_schemas.link import StateSync
+from spawn_schemas.orders import Ack, Command, Desired, Order, RentalReport, ResumeInstance
+
+from spawn.domain import rentals as domain
+from spawn.domain.hosts import LEASE_S, Host, HostState
+from spawn.domain.rentals import ENDED, CommandState, Issued, Rental
+from spawn.store import hosts, rentals, secrets
+from spawn.store.secrets import Vault
+
+log = logging.getLogger(__name__)
+
+RESULT_MAX: Final = 256 * 1024
+"""Bytes of a command's result that are kept."""
+AGAIN_S: Final = 30
+"""How old an order's last copy must be before it is sent again on the same link."""
+_order: Final[msgspec.json.Decoder[Order]] = msgspec.json.Decoder(Order)
+_STATES: Final = {
+    "received": CommandState.RECEIVED,
+    "accepted": CommandState.ACCEPTED,
+    "progress": CommandState.ACCEPTED,
+    "succeeded": CommandState.SUCCEEDED,
+    "failed": CommandState.FAILED,
+}
+_RANK: Final = {state: rank for rank, state in enumerate(CommandState)}
+_REACHED: Final = {"start_instance": "running", "resume_instance": "running", "stop_instance": "stopped"}
+
+
+def issue(
+    tx: Tx,
+    command: Command,
+    host_id: HostId,
+    now: int,
+    *,
+    rental_id: str | None = None,
+    sealed_by: Vault | None = None,
+) -> Issued:
+    """Write an order down; from now on its host is told until it says what came of it. `sealed_by`: it has secrets."""
+    body = msgspec.json.encode(command.order).decode()
+    if sealed_by is not None:
+        sealed_by.put(tx, command.command_id, secrets.ORDER, body, now)
+    issued = Issued(
+        id=command.command_id,
+        host_id=host_id,
+        number=rentals.next_number(tx, host_id),
+        rental_id=None if rental_id is None else RentalId(rental_id),
+        kind=str(command.order.__struct_config__.tag),
+        body=None if sealed_by is not None else body,
+        expires_at=command.expires_at,
+        created_at=now,
+    )
+    rentals.insert_command(tx, issued)
+    return issued
+
+
+def to_send(tx: Tx, vault: Vault, host_id: HostId, now: int, *, again_before: int) -> list[Command]:
+    """The commands to put on the wire now: those that never were, and those last sent before `again_before`.
+
+    They count as sent from here on, whatever becomes of the wire. One that expired before it was ever sent has failed.
+    """
+    commands: list[Command] = []
+    for issued in rentals.open_commands(tx, host_id):
+        if issued.state is CommandState.QUEUED and issued.expires_at <= now:
+            _save(tx, vault, issued, _expired(issued, now))
+            continue
+        if issued.sent_at is not None and issued.sent_at >= again_before:
+            continue
+        body = issued.body or vault.find(tx, issued.id, secrets.ORDER)
+        if body is None:
+            log.error("the sealed order of command %s is not there: it is not sent", issued.id)
+            continue
+        state = CommandState.SENT if issued.state is CommandState.QUEUED else issued.state
+        rentals.save_command(tx, issued, replace(issued, state=state, sent_at=now))
+        commands.append(
+            Command(command_id=issued.id, expires_at=issued.expires_at, order=_order.decode(body))
+        )
+    return commands
+
+
+def _expired(issued: Issued, now: int) -> Issued:
+    return replace(
+        issued,
+        state=CommandState.FAILED,
+        problem_code="expired",
+        problem="Its host was not there before the order expired.",
+        finished_at=now,
+    )
+
+
+def acknowledged(tx: Tx, vault: Vault, host_id: HostId, ack: Ack, now: int) -> bool:
+    """Write an acknowledgement down; answers whether it changed what is known. One of another host changes nothing."""
+    issued = rentals.find_command(tx, ack.command_id)
+    if issued is None or issued.host_id != host_id:
+        log.warning("host %s acknowledged command %r, which is not its own", host_id, ack.command_id[:64])
+        return False
+    state = _STATES[ack.state]
+    if issued.state in ENDED or _RANK[state] < _RANK[issued.state]:
+        return False
+    result = (
+        None if ack.result is None else msgspec.json.encode(ack.result)[:RESULT_MAX].decode(errors="ignore")
+    )
+    after = replace(
+        issued,
+        state=state,
+        progress=ack.progress or issued.progress,
+        problem_code=None if ack.problem is None else ack.problem.code,
+        problem=None if ack.problem is None else ack.problem.message[:1000],
+        result=result,
+        finished_at=now if state in ENDED else None,
+    )
+    _save(tx, vault, issued, after)
+    return True
+
+
+def _save(tx: Tx, vault: Vault, before: Issued, after: Issued) -> None:
+    rentals.save_command(tx, before, after)
+    if after.finished_at is None:
+        return
+    if after.body is None:
+        vault.erase(tx, after.id)
+    rental = None if after.rental_id is None else rentals.find(tx, after.rental_id)
+    if rental is None or rental.gone_at is not None:
+        return
+    if after.kind == "destroy_instance" and after.state is CommandState.SUCCEEDED:
+        gone(tx, rental, after.finished_at)
+    elif after.state is CommandState.SUCCEEDED and after.kind in _REACHED:
+        reached = replace(rental, reported=_REACHED[after.kind], reported_at=after.finished_at)
+        rentals.save(tx, rental, reached)
+    elif after.kind == "start_instance":
+        rentals.save(tx, rental, replace(rental, reported="failed", reported_at=after.finished_at))
+
+
+def gone(tx: Tx, rental: Rental, now: int) -> None:
+    """The host has it no more: its ports rest, and what was ordered for it is over."""
+    rentals.save(tx, rental, replace(rental, reported="gone", reported_at=now, gone_at=now))
+    tx.execute(rentals.FREE_PORTS, {"rental_id": rental.id, "now": now})
+    for issued in rentals.open_of_rental(tx, rental.id):
+        ended = replace(issued, state=CommandState.WITHDRAWN, finished_at=now)
+        rentals.save_command(tx, issued, ended)
+        tx.execute(secrets.DELETE_ALL_SEALED, {"owner": issued.id})
+    hosts.raise_desired(tx, rental.host_id)
+
+
+def synced(
+    tx: Tx,
+    entropy: Entropy,
+    host: Host,
+    reports: Iterable[RentalReport],
+    inventory: Inventory | None,
+    agent_status: str,
+    now: int,
+) -> None:
+    """Write down all that the host says it has. What is another host's is not believed."""
+    for report in reports:
+        rental = rentals.find(tx, report.rental_id)
+        if rental is None or rental.host_id != host.id:
+            if rental is not None:
+                log.warning("host %s reports rental %s, which is not its own", host.id, rental.id)
+            continue
+        start = rentals.find_command(tx, rental.start_command)
+        started = start is not None and start.state is CommandState.SUCCEEDED
+        after = domain.reported(rental, report, started=started, now=now)
+        if after.gone_at is not None and rental.gone_at is None:
+            gone(tx, rental, now)
+        elif after.reported != rental.reported or after.ended_by != rental.ended_by:
+            rentals.save(tx, rental, after)
+            if domain.must_resume(after) and not rentals.open_of_rental(tx, rental.id):
+                _resume(tx, entropy, after, now)
+    told = replace(
+        host,
+        agent_status=agent_status,
+        inventory=host.inventory if inventory is None else msgspec.json.encode(inventory).decode(),
+    )
+    hosts.save(tx, host, told)
+
+
+def _resume(tx: Tx, entropy: Entropy, rental: Rental, now: int) -> None:
+    """Its host did not hear us until the lease ended: it is paid for, and runs again."""
+    order = ResumeInstance(rental_id=rental.id, generation=rental.generation, lease_expires_at=now + LEASE_S)
+    command = Command(command_id=new_command_id(entropy), expires_at=now + LEASE_S, order=order)
+    issue(tx, command, rental.host_id, now, rental_id=rental.id)
+
+
+def synced_by(
+    tx: Tx, entropy: Entropy, host_id: HostId, frame: StateSync, agent_status: str, now: int
+) -> None:
+    """Write down a host's state, unless it was revoked meanwhile."""
+    host = hosts.find(tx, host_id)
+    if host is not None and host.state is not HostState.REVOKED:
+        synced(tx, entropy, host, frame.rentals, frame.inventory, agent_status, now)
+
+
+def desired_of(tx: Tx, host: Host, now: int) -> tuple[int, tuple[Desired, ...]]:
+    """What is wanted of the host, and the number of that wish; each lease is renewed.
+
+    What is to be destroyed is not in it, nor what was not started yet.
+    """
+    wanted: list[Desired] = []
+    for rental in rentals.of_host(tx, host.id):
+        start = rentals.find_command(tx, rental.start_command)
+        if rental.desired is domain.Desired.GONE or start is None or start.state is CommandState.QUEUED:
+            continue
+        leased = replace(rental, lease_until=max(rental.lease_until, now + LEASE_S))
+        rentals.save(tx, rental, leased)
+        wanted.append(
+            Desired(
+                rental_id=rental.id,
+                generation=rental.generation,
+                state="running" if rental.desired is domain.Desired.RUNNING else "stopped",
+                lease_expires_at=leased.lease_until,
+            )
+        )
+    return host.desired_generation, tuple(wanted)
+
+
+def acknowledge_all(tx: Tx, vault: Vault, host_id: HostId, acks: Sequence[Ack], now: int) -> None:
+    for ack in acks:
+        acknowledged(tx, vault, host_id, ack, now)

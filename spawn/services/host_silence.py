@@ -1,0 +1,129 @@
+"""What the silence of hosts does to their rentals' money, and what becomes of it when they are heard again.
+
+Invariant: nothing is destroyed by it. While a host is offline nobody pays for what runs there, back to the second in
+which it was last heard; and what is done about a rental follows from what the books say now, so that a tick that was
+missed, doubled or cut short changes nothing but when it happens.
+"""
+
+import logging
+from typing import Final
+
+from msgspec.structs import replace
+from spawn_ledger.tx import Tx
+from spawn_schemas.events import EventType
+from spawn_schemas.ids import RentalId, ServerId
+
+from spawn.domain.hosts import SILENT, Host, HostState, judge
+from spawn.domain.rentals import Desired
+from spawn.domain.servers import FINAL, Status
+from spawn.services import meters
+from spawn.services.billing import Billing
+from spawn.services.changes import save, tell
+from spawn.store import hosts, rentals, servers
+from spawn.store.database import Database
+
+log = logging.getLogger(__name__)
+
+SELECT_TO_PAUSE: Final = """
+SELECT rental.id FROM rental JOIN host ON host.id = rental.host_id JOIN server ON server.id = rental.id
+WHERE rental.gone_at IS NULL AND host.state IN ('offline', 'refundable', 'hidden')
+  AND server.ended_at IS NULL AND server.charged_until IS NOT NULL
+ORDER BY rental.id LIMIT 1000
+"""
+SELECT_TO_RESUME: Final = """
+SELECT rental.id FROM rental JOIN host ON host.id = rental.host_id
+WHERE rental.gone_at IS NULL AND rental.paused_at IS NOT NULL AND host.state IN ('online', 'suspect', 'warned')
+ORDER BY rental.id LIMIT 1000
+"""
+
+
+class Silence:
+    """One tick looks at every host; `listening_since` is since when we would have heard them."""
+
+    def __init__(self, db: Database, billing: Billing, *, listening_since: int) -> None:
+        self._db = db
+        self._billing = billing
+        self._listening_since = listening_since
+        self._blames_us = False
+
+    async def tick(self, now: int) -> None:
+        """Judge every host, and do about its rentals what follows from that."""
+        known = [host for host in await self._hosts() if host.state is not HostState.REVOKED]
+        verdict = judge(known, now, listening_since=self._listening_since)
+        if verdict.blames_us and not self._blames_us:
+            log.error(
+                "more than a fifth of all hosts fell silent together: that is taken to be our own network's fault, "
+                "and nothing is concluded from it for an hour"
+            )
+        self._blames_us = verdict.blames_us
+        seen = {host.id: host for host in known}
+        for host_id, state in verdict.moves.items():
+            await self._move(seen[host_id], state, now)
+        for row in await self._db.read(SELECT_TO_PAUSE):
+            await self._pause(RentalId(row["id"]), now)
+        for row in await self._db.read(SELECT_TO_RESUME):
+            await self._resume(RentalId(row["id"]), now)
+
+    async def _hosts(self) -> list[Host]:
+        found: list[Host] = []
+        after = ""
+        while page := await self._db.read(hosts.SELECT_HOSTS, {"after": after, "limit": 1000}):
+            found.extend(hosts.host_from(row) for row in page)
+            after = found[-1].id
+        return found
+
+    async def _move(self, seen: Host, state: HostState, now: int) -> None:
+        moved = await self._db.write(lambda tx: _moved(tx, seen, state, now))
+        if moved and (state in SILENT) != (seen.state in SILENT):
+            log.warning("host %s (%s) is %s, after %s", seen.name, seen.id, state.value, seen.state.value)
+
+    async def _pause(self, rental_id: RentalId, now: int) -> None:
+        await self._db.write(lambda tx: paused(tx, self._billing, rental_id, now))
+
+    async def _resume(self, rental_id: RentalId, now: int) -> None:
+        await self._db.write(lambda tx: resumed(tx, self._billing, rental_id, now))
+
+
+def _moved(tx: Tx, seen: Host, state: HostState, now: int) -> bool:
+    """Whether the host is in that state from now on: nobody heard it meanwhile, nor did anything else to it."""
+    host = hosts.find(tx, seen.id)
+    if host is None or (host.state, host.last_seen) != (seen.state, seen.last_seen):
+        return False
+    hosts.save(tx, host, replace(host, state=state))
+    if state in SILENT and host.state not in SILENT:
+        tx.execute(hosts.BEGIN_OUTAGE, {"host_id": host.id, "began_at": host.last_seen})
+    if state not in SILENT and host.state in SILENT:
+        tx.execute(hosts.END_OUTAGES, {"host_id": host.id, "now": now})
+    return True
+
+
+def paused(tx: Tx, billing: Billing, rental_id: RentalId, now: int) -> None:
+    """Nobody pays for this rental since its host was last heard; its owner is told."""
+    rental, server = rentals.find(tx, rental_id), servers.find_server(tx, ServerId(rental_id))
+    host = None if rental is None else hosts.find(tx, rental.host_id)
+    if rental is None or server is None or host is None or host.state not in SILENT:
+        return
+    if server.status in FINAL | {Status.DESTROYING} or server.meter is None:
+        return
+    since = min(now, host.last_seen or now)
+    billing.settle(tx, server.wallet, now, sparing=server.id)
+    server = servers.get_server(tx, server.id)
+    stopped = replace(meters.paused(tx, server, since, now), status=Status.UNKNOWN)
+    save(tx, server, stopped, now)
+    tell(tx, EventType.SERVER_UNREACHABLE, stopped, now, previous=server.status)
+    rentals.save(tx, rental, replace(rental, paused_at=since))
+    billing.reschedule(tx, server.wallet, now)
+
+
+def resumed(tx: Tx, billing: Billing, rental_id: RentalId, now: int) -> None:
+    """Its host is heard again: from now on its owner pays as before."""
+    rental, server = rentals.find(tx, rental_id), servers.find_server(tx, ServerId(rental_id))
+    if rental is None or rental.paused_at is None:
+        return
+    rentals.save(tx, rental, replace(rental, paused_at=None))
+    if server is None or server.status in FINAL | {Status.DESTROYING} or not server.frozen:
+        return
+    runs = rental.desired is Desired.RUNNING
+    back = replace(meters.resumed(server, now), status=Status.RUNNING if runs else Status.OFF)
+    save(tx, server, back, now)
+    billing.reschedule(tx, server.wallet, now)

@@ -1,0 +1,39 @@
+"""What several tests of the host agent stand on."""
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from spawn_hostagent import cli_check, cli_common, cli_setup, cli_uninstall
+
+from tests.hostagent.cli_stage import DeskServer, FakeMachines, Owner
+
+
+@pytest.fixture
+def desk() -> Iterator[DeskServer]:
+    with DeskServer() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Owner]:
+    """Nothing of the real machine is touched but the temporary folder: no unit, no firewall, no program."""
+    machines = FakeMachines()
+    for module in (cli_common, cli_setup, cli_check, cli_uninstall):
+        monkeypatch.setattr(module, "open_machines", lambda *_: machines)
+    monkeypatch.setattr(cli_uninstall, "UNIT", tmp_path / "units" / "spawn-host.service")
+    monkeypatch.setattr("spawn_hostagent.preflight.run_program", lambda command: None)
+    monkeypatch.delenv("SPAWN_HOST_TOKEN", raising=False)
+    with open(os.devnull, encoding="utf-8") as nobody:
+        monkeypatch.setattr("sys.stdin", nobody)
+        yield Owner(tmp_path, machines, capsys)

@@ -1,0 +1,32 @@
+"""Each attack of the table fails under the whole profile, and succeeds where its lines are missing."""
+
+import pytest
+from spawn_hostagent.firewall import RULES
+from spawn_hostagent.isolation import LINES
+
+from tests.hostagent.namespaces import INTERNET
+from tests.isolation.arena import Arena
+from tests.isolation.attacks import ATTACKS, Attack, connect
+
+each = pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name.replace(" ", "-"))
+
+
+@each
+def test_is_stopped(ground: Arena, attack: Attack) -> None:
+    assert not ground.attack(attack.script)
+
+
+@each
+def test_succeeds_without_its_line(ground: Arena, attack: Attack) -> None:
+    assert ground.attack(attack.script, frozenset(attack.without))
+
+
+def test_a_tenant_reaches_the_internet_by_name(ground: Arena) -> None:
+    assert ground.attack(connect("anything.example", 443))
+    assert f"{INTERNET}:443" in ground.engine.world.met
+
+
+def test_every_name_in_the_table_is_a_line_or_a_rule() -> None:
+    known = {line.name for line in LINES} | {rule.name for rule in RULES}
+    assert {name for attack in ATTACKS for name in attack.without} <= known
+    assert len({attack.name for attack in ATTACKS}) == len(ATTACKS) >= 30
