@@ -33,7 +33,7 @@ demo: $(READY) ## Run the main job: an agent pays, gets a server, and is refunde
 	@$(BIN)/spawn demo
 
 test: $(READY) ## Run the tests; ARGS="tests/unit -q" hands arguments to pytest
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(or $(ARGS),-n 2 --dist loadfile)
 
 ON_POSTGRES := tests/contract tests/integration tests/attacks tests/e2e tests/interop
 test-postgres: $(READY) ## The suites with their books on a PostgreSQL that is started for it

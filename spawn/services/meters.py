@@ -212,11 +212,12 @@ def _minimum_charged(tx: Tx, server: Server, now: int) -> Server:
 
 
 def _share_of_minimum(tx: Tx, server: Server, amount: Usdc, now: int) -> Server:
-    """Its host has the same share of this as of the seconds."""
-    share = Usdc(amount * (server.cost_daily_usdc or 0) // server.daily_usdc)
+    """Its host has the same share of this as of the seconds, and of the micro-USDC that none of them filled."""
+    exact = amount * (server.cost_daily_usdc or 0) * accrual.DAY // server.daily_usdc
+    share, remainder = divmod(exact + server.cost_remainder, accrual.DAY)
     name = transfer_id("minimum-cost", server.id)
-    _post(tx, name, (COST_PROVIDER, owed_to(server)), share, Code.COST, server, now)
-    return replace(server, cost_usdc=Usdc(server.cost_usdc + share))
+    _post(tx, name, (COST_PROVIDER, owed_to(server)), Usdc(share), Code.COST, server, now)
+    return replace(server, cost_usdc=Usdc(server.cost_usdc + share), cost_remainder=remainder)
 
 
 def overrun(tx: Tx, server: Server, gone_at: int, *, of: str = "") -> Server:
