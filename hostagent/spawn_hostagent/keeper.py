@@ -211,7 +211,9 @@ class Keeper:
         try:
             await self._machines.remember_lease(report.rental_id, report.generation, expires_at)
         except MachineError as error:
-            self._fail(error)
+            # One that is being made, or went since the look, has no lease to keep.
+            if error.problem.code != "unknown_rental":
+                self._fail(error)
 
     def _fail(self, error: MachineError) -> None:
         self.last_error = str(error)
