@@ -5,10 +5,12 @@ some that it ignores. Nothing has to be pulled for it: the canary's image is mad
 """
 
 import io
+import ipaddress
 import os
 import struct
 import tarfile
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -16,13 +18,16 @@ import docker.errors
 from docker import APIClient
 from spawn_schemas.inventory import DiskLimit, Feature, Isolation, Tier
 
+from spawn_hostagent import networks, walls
 from spawn_hostagent.disks import DiskError, Disks
 from spawn_hostagent.engine import said
 from spawn_hostagent.firewall import Firewall, WallError
 from spawn_hostagent.isolation import CAPABILITIES, LINES, MIB, Line, Wanted, settings_of
+from spawn_hostagent.machines import MachineError
 
 IMAGE: Final = "spawn-canary:1"
 LABEL: Final = "sh.spawn.canary"
+NETWORK: Final = "spawn-canary"
 MEMORY_MIB: Final = 32
 CPUS: Final = 0.5
 CGROUPS: Final = Path("/sys/fs/cgroup")
@@ -250,6 +255,7 @@ class Canary:
         """What a crash in the middle of this left."""
         for container in self._client.containers(all=True, filters={"label": LABEL}):
             self._client.remove_container(container["Id"], force=True, v=True)
+        networks.remove(self._client, NETWORK)
 
     def _feature(self, name: str, look: Look) -> Feature:
         try:
@@ -281,9 +287,16 @@ class Canary:
         try:
             if not self._firewall.stands():
                 self._firewall.put_up({})
-        except WallError as error:
+            networks.make_named(self._client, NETWORK, {LABEL: ""})
+            (config,) = self._client.inspect_network(NETWORK)["IPAM"]["Config"]
+            gateway = str(config.get("Gateway") or next(ipaddress.IPv4Network(config["Subnet"]).hosts()))
+            return self._look(partial(_walled, gateway), (), network_mode=NETWORK)
+        except (WallError, MachineError) as error:
             return str(error)
-        return ""
+        except docker.errors.APIError as error:
+            return said(error)
+        finally:
+            networks.remove(self._client, NETWORK)
 
     def _quota(self) -> str:
         try:
@@ -313,6 +326,10 @@ class Canary:
             return self._look(lambda _: "", (), runtime=self._runtime)
         except docker.errors.APIError as error:
             return said(error)
+
+
+def _walled(gateway: str, pid: int) -> str:
+    return "a tenant reaches this machine's own services" if walls.is_open(pid, gateway) else ""
 
 
 def _disk_is_small(pid: int) -> str:

@@ -53,16 +53,9 @@ from spawn_hostagent.rentals import (
     labels_of,
     report,
 )
+from spawn_hostagent.turns import Turns
 
 GRACE_S_MAX: Final = 300
-
-
-class _Turn:
-    """Whose turn it is with one rental, and how many want it."""
-
-    def __init__(self) -> None:
-        self.lock = asyncio.Lock()
-        self.wanted = 0
 
 
 class DockerManager:
@@ -93,7 +86,7 @@ class DockerManager:
         self._firewall = Firewall(config.tenant_dns or resolvers_of_machine(), lent.up_mbit, rules)
         self._walls = threading.Lock()
         self._walled: dict[str, int | None] = {}
-        self._turns: dict[RentalId, _Turn] = {}
+        self._turns = Turns()
         self._room = asyncio.Lock()
         self._starting: dict[str, tuple[StartInstance, RentalState, int]] = {}
         self._measuring = asyncio.Lock()
@@ -114,7 +107,7 @@ class DockerManager:
     async def start(self, order: StartInstance, tell: Progress) -> RentalReport:
         check_form(order)
         images.check_name(order.image, self._config.images)
-        async with self._turn(order.rental_id):
+        async with self._turns.of(order.rental_id):
             here = await self._already(order)
             if here is not None:
                 return here
@@ -189,14 +182,14 @@ class DockerManager:
     ) -> RentalReport:
         name = facts.name
         try:
-            self._memory.write(name, Remembered(lease_expires_at=order.lease_expires_at))
+            self._memory.change(name, lambda _: Remembered(lease_expires_at=order.lease_expires_at))
             networks.make(client, facts)
             self._put_up_walls(client)
             if facts.disk_limit == "loop":
                 self._disks.make(client, name, facts.disk_mib, labels_of(facts))
             containers.create(client, order, self._wanted(facts), facts, settings, self._lines)
             containers.begin(client, name, facts.gpus)
-            self._memory.write(name, Remembered(lease_expires_at=order.lease_expires_at, began=True))
+            self._remember(name, began=True)
         except BaseException:
             containers.remove(client, name, self._disks, self._memory)
             raise
@@ -229,7 +222,7 @@ class DockerManager:
                 self._walled = bridges
 
     async def resume(self, rental_id: RentalId, generation: int, lease_expires_at: int) -> RentalReport:
-        async with self._turn(rental_id):
+        async with self._turns.of(rental_id):
             found = await self._here(rental_id, generation)
             if found.pid > 0:
                 await self.remember_lease(rental_id, generation, lease_expires_at)
@@ -239,9 +232,8 @@ class DockerManager:
             def work(client: APIClient) -> RentalReport:
                 self._put_up_walls(client)
                 self._disks.attach(found.facts.name)
-                self._memory.write(
-                    found.facts.name, Remembered(lease_expires_at=lease_expires_at, began=True)
-                )
+                resumed = Remembered(lease_expires_at=lease_expires_at, began=True)
+                self._memory.change(found.facts.name, lambda _: resumed)
                 containers.begin(client, found.facts.name, found.facts.gpus)
                 return self._found_report(client, rental_id, generation)
 
@@ -251,7 +243,7 @@ class DockerManager:
         if ended_by not in get_args(EndedBy):
             raise refuse("invalid", f"ended_by is one of {', '.join(get_args(EndedBy))}.")
         why = msgspec.convert(ended_by, EndedBy)
-        async with self._turn(rental_id):
+        async with self._turns.of(rental_id):
             found = await self._here(rental_id, generation)
 
             def work(client: APIClient) -> RentalReport:
@@ -272,7 +264,7 @@ class DockerManager:
                     containers.remove(client, name, self._disks, self._memory)
                     self._keeping.used_mib.pop(name, None)
 
-        async with self._turn(rental_id):
+        async with self._turns.of(rental_id):
             await self._engine.call_slow(work)
 
     async def remember_lease(self, rental_id: RentalId, generation: int, lease_expires_at: int) -> None:
@@ -280,7 +272,7 @@ class DockerManager:
         await self._engine.call(lambda _: self._remember(found.facts.name, lease_expires_at=lease_expires_at))
 
     def _remember(self, name: str, **changes: int | str) -> None:
-        self._memory.write(name, msgspec.structs.replace(self._memory.read(name), **changes))
+        self._memory.change(name, lambda known: msgspec.structs.replace(known, **changes))
 
     # --- what is here -------------------------------------------------------------------------------------------
 
@@ -399,16 +391,3 @@ class DockerManager:
                 found.facts.rental_id, found.facts.generation, containers.STOP_GRACE_S, "disk_full"
             )
         await self._engine.call_slow(self._keeping.evict)
-
-    @asynccontextmanager
-    async def _turn(self, rental_id: RentalId) -> AsyncIterator[None]:
-        """One thing at a time is done to a rental."""
-        turn = self._turns.setdefault(rental_id, _Turn())
-        turn.wanted += 1
-        try:
-            async with turn.lock:
-                yield
-        finally:
-            turn.wanted -= 1
-            if turn.wanted == 0:
-                del self._turns[rental_id]

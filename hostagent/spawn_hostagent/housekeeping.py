@@ -19,7 +19,7 @@ from spawn_hostagent.containers import Found
 from spawn_hostagent.disks import Disks
 from spawn_hostagent.images import Shelf
 from spawn_hostagent.isolation import MIB
-from spawn_hostagent.rentals import LABEL, Memory, facts_in
+from spawn_hostagent.rentals import LABEL, Memory, Remembered, facts_in
 
 
 class Housekeeping:
@@ -62,12 +62,12 @@ class Housekeeping:
 
     def remember_kills(self, found: Found) -> None:
         """Write down how many processes the kernel killed for memory: the count goes with the control group."""
-        before = self._memory.read(found.facts.name)
-        after = containers.with_kills(found, before)
-        if found.pid > 0 and not after.began:
-            after = msgspec.structs.replace(after, began=True)
-        if after != before:
-            self._memory.write(found.facts.name, after)
+
+        def counted(known: Remembered) -> Remembered:
+            after = containers.with_kills(found, known)
+            return msgspec.structs.replace(after, began=True) if found.pid > 0 else after
+
+        self._memory.change(found.facts.name, counted)
 
     def evict(self, client: APIClient) -> tuple[str, ...]:
         """Remove images of ours that were unused for longest, while the disk is over the owner's mark."""

@@ -43,7 +43,12 @@ def routes(text: str) -> Iterator[ipaddress.IPv4Network]:
 
 def make(client: APIClient, facts: Facts) -> None:
     """Make the rental's network; one that is there already is used. Raises MachineError `docker_failed`."""
-    if any(network["Name"] == facts.name for network in client.networks(names=[facts.name])):
+    make_named(client, facts.name, labels_of(facts))
+
+
+def make_named(client: APIClient, name: str, labels: dict[str, str]) -> None:
+    """Make a network as tenants get it. Raises MachineError `docker_failed`."""
+    if any(network["Name"] == name for network in client.networks(names=[name])):
         return
     used = [*_used_by_docker(client), *(routes(_ROUTES.read_text()) if _ROUTES.exists() else ())]
     subnets = free_subnets(used)
@@ -52,7 +57,7 @@ def make(client: APIClient, facts: Facts) -> None:
         if subnet is None:
             break
         try:
-            _make(client, facts, subnet)
+            _make(client, name, labels, subnet)
         except docker.errors.APIError as error:
             # Somebody else took it between our look and now; anything else is no reason to try the next one.
             if "overlap" not in str(error).lower():
@@ -62,19 +67,19 @@ def make(client: APIClient, facts: Facts) -> None:
     raise refuse("docker_failed", f"no subnet of {POOL} is free for a rental's network.")
 
 
-def _make(client: APIClient, facts: Facts, subnet: ipaddress.IPv4Network) -> None:
+def _make(client: APIClient, name: str, labels: dict[str, str], subnet: ipaddress.IPv4Network) -> None:
     client.create_network(
-        facts.name,
+        name,
         driver="bridge",
         options={
-            "com.docker.network.bridge.name": bridge_name(facts.name),
+            "com.docker.network.bridge.name": bridge_name(name),
             "com.docker.network.bridge.enable_icc": "false",
             "com.docker.network.bridge.host_binding_ipv4": "127.0.0.1",
         },
         ipam=IPAMConfig(pool_configs=[IPAMPool(subnet=str(subnet))]),
         check_duplicate=True,
         enable_ipv6=False,
-        labels=labels_of(facts),
+        labels=labels,
     )
 
 

@@ -6,6 +6,8 @@ is ours only if its name says the same as its labels: an image can bring labels 
 
 import hashlib
 import os
+import threading
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -98,10 +100,14 @@ class Remembered(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Memory:
-    """The small files, one for each container, replaced as a whole. Its calls block: they belong in a thread."""
+    """The small files, one for each container, replaced as a whole. Its calls block: they belong in a thread.
+
+    Of two changes at once neither is lost: a lease may come while a container begins.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._turn = threading.Lock()
 
     def read(self, name: str) -> Remembered:
         """What is known of the container of this name; nothing is known of one without a file."""
@@ -115,7 +121,15 @@ class Memory:
                 f"{path} is damaged ({error}); remove it, and the lease is asked for again."
             ) from error
 
-    def write(self, name: str, what: Remembered) -> None:
+    def change(self, name: str, edit: Callable[[Remembered], Remembered]) -> None:
+        """Write down what `edit` makes of what is known, unless that is the same."""
+        with self._turn:
+            known = self.read(name)
+            edited = edit(known)
+            if edited != known:
+                self._write(name, edited)
+
+    def _write(self, name: str, what: Remembered) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         unfinished = self._folder / f"{name}.new"
         with unfinished.open("wb") as file:
@@ -125,7 +139,8 @@ class Memory:
         unfinished.rename(self._folder / f"{name}.json")
 
     def forget(self, name: str) -> None:
-        (self._folder / f"{name}.json").unlink(missing_ok=True)
+        with self._turn:
+            (self._folder / f"{name}.json").unlink(missing_ok=True)
 
     def names(self) -> tuple[str, ...]:
         return tuple(sorted(path.stem for path in self._folder.glob("*.json")))

@@ -190,16 +190,22 @@ class Engine:
                 # An engine that was restarted under a running container may count one mount too many.
                 with contextlib.suppress(docker.errors.APIError):
                     client.remove_volume(volume["Name"], force=True)
+                # Wherever the agent under test keeps its disks, what they are attached to is this machine's.
+                if device := (volume.get("Options") or {}).get("device"):
+                    _let_go(Path(device).resolve())
         finally:
             client.close()
 
     def close(self) -> None:
-        if self._daemon is not None and self._daemon.poll() is None:
-            self.wipe()
-            self.kill()
-        if self._holder is not None:
-            self._holder.kill()
-            self._holder.wait(60)
+        try:
+            if self._daemon is not None and self._daemon.poll() is None:
+                self.wipe()
+        finally:
+            if self._daemon is not None:
+                self.kill()
+            if self._holder is not None:
+                self._holder.kill()
+                self._holder.wait(60)
 
     def image(self, settings: dict[str, Any] | None = None, *, extra: dict[str, bytes] | None = None) -> str:
         """The reference of our base image with other settings, or more files: what a tenant may have pushed."""
@@ -228,7 +234,12 @@ def _release_loops(folder: Path) -> None:
     )
     for device in json.loads(listed.stdout or '{"loopdevices": []}')["loopdevices"]:
         if device["back-file"].startswith(str(folder)):
-            subprocess.run(["losetup", "--detach", device["name"]], check=False, timeout=30)
+            _let_go(Path(device["name"]))
+
+
+def _let_go(device: Path) -> None:
+    if device.is_block_device():
+        subprocess.run(["losetup", "--detach", str(device)], check=False, capture_output=True, timeout=30)
 
 
 @contextmanager

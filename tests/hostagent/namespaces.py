@@ -4,6 +4,7 @@ Invariant: nothing here reaches this machine's network, and all of it is gone wi
 """
 
 import ctypes
+import itertools
 import os
 import selectors
 import socket
@@ -17,6 +18,8 @@ from typing import Final
 CLONE_NEWNET: Final = 0x40000000
 FOLDER: Final = Path("/var/run/netns")
 _libc: Final = ctypes.CDLL(None, use_errno=True)
+_made: Final = itertools.count()
+"""How many pairs of networks this process has made, for their names."""
 
 HOST: Final = "192.168.77.2"
 """The lent machine, on the LAN of its owner."""
@@ -152,7 +155,7 @@ def sweep_dead() -> None:
 def world() -> Iterator[World]:
     """Both networks, joined; gone afterwards."""
     sweep_dead()
-    made = World(f"spawn-{os.getpid()}-{len(list(FOLDER.glob('spawn-*'))) if FOLDER.exists() else 0}")
+    made = World(f"spawn-{os.getpid()}-{next(_made)}")
     with ExitStack() as stack:
         stack.callback(made.close)
         made.open()

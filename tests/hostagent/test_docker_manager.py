@@ -12,7 +12,9 @@ import msgspec
 import pytest
 from spawn_hostagent import containers, images, networks
 from spawn_hostagent.admission import Lent
+from spawn_hostagent.canary import FLOOR
 from spawn_hostagent.docker_manager import DockerManager
+from spawn_hostagent.isolation import LINES
 from spawn_hostagent.machines import MachineError
 from spawn_hostagent.rentals import Remembered, facts_of, labels_of
 from spawn_schemas.ids import RentalId
@@ -228,7 +230,7 @@ def half_made(ground: Arena, name: RentalId) -> str:
     facts = facts_of(order, "loop", "/root")
 
     def work(client: Any) -> None:
-        manager._memory.write(facts.name, Remembered(lease_expires_at=1))
+        manager._memory.change(facts.name, lambda _: Remembered(lease_expires_at=1))
         networks.make(client, facts)
         manager._disks.make(client, facts.name, 16, labels_of(facts))
         settings = images.Settings(has_sshd=True, disk_path="/root")
@@ -354,3 +356,25 @@ def test_without_the_toolkit_a_card_is_refused_and_nothing_is_left() -> None:
             assert ground.run(ground.manager().capacity()).gpus == CARDS
         finally:
             ground.close()
+
+
+def test_what_docker_does_not_do_is_found_out_and_no_stranger_comes(
+    ground: Arena, manager: DockerManager
+) -> None:
+    without_walls = DockerManager(ground.config(), ground.lent, rules=())
+    lines = tuple(line for line in LINES if line.name != "processes")
+    without_limit = DockerManager(ground.config(), ground.lent, lines=lines)
+    for broken, feature in ((without_walls, "walls"), (without_limit, "processes")):
+        with contextlib.closing(broken):
+            isolation = ground.run(broken.isolation())
+            assert isolation.tier == "none"
+            assert [
+                found.name for found in isolation.features if found.name in FLOOR and not found.works
+            ] == [feature]
+            with refused("below_floor"):
+                ground.run(broken.start(ground.order(RENTAL), ignore))
+    assert left_of(ground) == ()
+    # An owner who is his own tenant says so.
+    own = DockerManager(ground.config(known_only=False), ground.lent, lines=lines)
+    with contextlib.closing(own):
+        assert ground.run(own.start(ground.order(RENTAL), ignore)).state == "running"

@@ -59,7 +59,7 @@ def _opposites(made: Engine, without: frozenset[str]) -> dict[str, dict[str, Any
             "binds": {made.socket.removeprefix("unix://"): {"bind": "/host/docker.sock", "mode": "rw"}}
         },
         # Docker refuses to publish ports of a container that is in the host's network.
-        "ports": {} if "network" in without else {"port_bindings": {22: ("0.0.0.0", None)}},  # noqa: S104 - what a tenant must not get
+        "ports": {} if "network" in without else {"port_bindings": {22: ("0.0.0.0", 40022)}},  # noqa: S104 - its point
         "gpus": {"device_requests": [DeviceRequest(count=-1, capabilities=[["gpu"]])]},
     }
 
