@@ -177,3 +177,17 @@ def traffic(client: APIClient, found: Found) -> tuple[int, int]:
         return 0, 0
     links = (stats.get("networks") or {}).values()
     return sum(link["rx_bytes"] for link in links), sum(link["tx_bytes"] for link in links)
+
+
+def address_of(client: APIClient, rental_id: RentalId, port: int) -> tuple[str, int]:
+    """Where this port of the newest generation is published. Raises MachineError."""
+    here = find_all(client, rental_id)
+    if not here:
+        raise refuse("unknown_rental", "no such rental is on this machine.")
+    newest = here[-1]
+    if newest.pid <= 0:
+        raise refuse("not_running", "the rental does not run.")
+    published = newest.inspected["NetworkSettings"]["Ports"].get(f"{port}/tcp")
+    if not published:
+        raise refuse("invalid", f"the rental was started without port {port}.")
+    return str(published[0]["HostIp"]), int(published[0]["HostPort"])

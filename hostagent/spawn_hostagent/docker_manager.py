@@ -39,7 +39,7 @@ from spawn_hostagent.events import Events
 from spawn_hostagent.firewall import RULES, Firewall, Rule, resolvers_of_machine
 from spawn_hostagent.housekeeping import Housekeeping
 from spawn_hostagent.isolation import LINES, Line, Wanted
-from spawn_hostagent.machines import Capacity, ExecResult, Progress
+from spawn_hostagent.machines import Capacity, ExecResult, MachineError, Progress
 from spawn_hostagent.pulls import Pulls, used_by
 from spawn_hostagent.rentals import (
     LABEL,
@@ -53,7 +53,7 @@ from spawn_hostagent.rentals import (
     labels_of,
     report,
 )
-from spawn_hostagent.turns import Turns
+from spawn_hostagent.turns import Turns, each
 
 GRACE_S_MAX: Final = 300
 
@@ -339,16 +339,7 @@ class DockerManager:
 
     async def address_of(self, rental_id: RentalId, port: int) -> tuple[str, int]:
         check_names(rental_id, 0)
-        here = await self._engine.call(lambda client: containers.find_all(client, rental_id))
-        if not here:
-            raise refuse("unknown_rental", "no such rental is on this machine.")
-        newest = here[-1]
-        if newest.pid <= 0:
-            raise refuse("not_running", "the rental does not run.")
-        published = newest.inspected["NetworkSettings"]["Ports"].get(f"{port}/tcp")
-        if not published:
-            raise refuse("invalid", f"the rental was started without port {port}.")
-        return str(published[0]["HostIp"]), int(published[0]["HostPort"])
+        return await self._engine.call(lambda client: containers.address_of(client, rental_id, port))
 
     async def traffic(self) -> dict[RentalId, tuple[int, int]]:
         def work(client: APIClient) -> dict[RentalId, tuple[int, int]]:
@@ -383,9 +374,23 @@ class DockerManager:
     # --- housekeeping -------------------------------------------------------------------------------------------
 
     async def sweep(self) -> None:
-        await self._engine.call_slow(self._put_up_walls)
+        await each(self._rebuild_walls, self._tidy, self._guard_disks)
+
+    async def _rebuild_walls(self) -> None:
+        """Nobody runs without walls: where they cannot be put up again, what runs is stopped."""
+        try:
+            await self._engine.call_slow(self._put_up_walls)
+        except MachineError:
+            for rental in await self.list_rentals():
+                if rental.state == "running":
+                    await self.stop(rental.rental_id, rental.generation, containers.STOP_GRACE_S, "owner")
+            raise
+
+    async def _tidy(self) -> None:
         await self._engine.call_slow(lambda client: self._keeping.remove_half_made(client, self._starting))
         await self._engine.call_slow(lambda client: self._disks.remove_stale(client, LABEL))
+
+    async def _guard_disks(self) -> None:
         for found in await self._engine.call_slow(self._keeping.measure):
             await self.stop(
                 found.facts.rental_id, found.facts.generation, containers.STOP_GRACE_S, "disk_full"

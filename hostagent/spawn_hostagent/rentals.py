@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import psutil
 from spawn_schemas.ids import RentalId
 from spawn_schemas.inventory import DiskLimit
 from spawn_schemas.orders import EndedBy, RentalReport, RentalState, StartInstance
@@ -22,6 +23,7 @@ from spawn_hostagent.admission import Taken
 LABEL: Final = "sh.spawn.rental"
 FACTS: Final = "sh.spawn.facts"
 KILLED: Final = 137
+FOUND_DEAD: Final = 255
 
 
 def container_name(rental_id: RentalId, generation: int) -> str:
@@ -154,7 +156,7 @@ def report(
     status = _status(state["Status"])
     kills = remembered.out_of_memory_kills
     exit_code = int(state["ExitCode"]) if status == "stopped" else None
-    ended_by = _ended_by(state, remembered) if status == "stopped" else None
+    ended_by = _ended_by(state, remembered, int(psutil.boot_time())) if status == "stopped" else None
     moments = {"running": state["StartedAt"], "stopped": state["FinishedAt"]}
     return RentalReport(
         rental_id=facts.rental_id,
@@ -183,9 +185,13 @@ def _status(docker_says: str) -> RentalState:
     return states.get(docker_says, "failed")
 
 
-def _ended_by(state: dict[str, Any], remembered: Remembered) -> EndedBy:
+def _ended_by(state: dict[str, Any], remembered: Remembered, booted_at: int) -> EndedBy | None:
+    """Why it stopped; None where nobody wanted it: the machine went down under it, or Docker did."""
     if remembered.ended_by is not None:
         return remembered.ended_by
+    # Docker writes 255 for what it finds dead when it starts.
+    if state["ExitCode"] == FOUND_DEAD or _seconds(state["FinishedAt"]) < booted_at:
+        return None
     # OOMKilled alone is not enough: it is true of a container whose child was killed long before it ended by itself,
     # and false on some engines where only a child was.
     starved = state.get("OOMKilled") or remembered.out_of_memory_kills > 0

@@ -4,10 +4,12 @@ Invariant: who waits is served in the order of asking, and a rental that nobody 
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from spawn_schemas.ids import RentalId
+
+from spawn_hostagent.machines import MachineError
 
 
 class _Turn:
@@ -34,3 +36,15 @@ class Turns:
             turn.wanted -= 1
             if turn.wanted == 0:
                 del self._of[rental_id]
+
+
+async def each(*chores: Callable[[], Awaitable[None]]) -> None:
+    """Do them all: what fails keeps none of the others from being done. Raises the first MachineError at the end."""
+    failed: list[MachineError] = []
+    for chore in chores:
+        try:
+            await chore()
+        except MachineError as error:
+            failed.append(error)
+    if failed:
+        raise failed[0]

@@ -179,6 +179,7 @@ class Listener:
         if request.path.startswith(link.DATA_PATH):
             stream_id = request.path.removeprefix(link.DATA_PATH)
             if self.streams.knows(stream_id, request.headers.get("Authorization", "")):
+                connection.protocol.max_message_size = link.DATA_BYTES_MAX
                 return None
             return connection.respond(HTTPStatus.UNAUTHORIZED, "Nobody waits for this stream.\n")
         return connection.respond(HTTPStatus.NOT_FOUND, f"Hosts connect to {link.LINK_PATH}.\n")

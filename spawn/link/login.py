@@ -69,7 +69,7 @@ async def log_in(hub: Hub, socket: Socket, link_url: str) -> Session:
 
 
 async def _proven(hub: Hub, hello: link.Hello, nonce: str, link_url: str) -> Host:
-    found = await hub.db.read(hosts.SELECT_HOST, {"id": hello.host_id})
+    found = await hub.db.read(hosts.SELECT_HOST, {"id": hello.host_id.replace("\0", "")})
     host = hosts.host_from(found[0]) if found else None
     known = host is not None and host.public_key is not None and host.state is not HostState.REVOKED
     texts = (

@@ -58,6 +58,10 @@ class OneAnswer:
             raise NoStream("its server's answer has no end of a head")
 
     def _pass_on(self, head: bytes) -> None:
+        bare = head.replace(b"\r\n", b"")
+        if b"\n" in bare or b"\r" in bare:
+            # A proxy that takes it for the end of a line would read an answer of its own in it (RFC 9112 section 2.2).
+            raise NoStream("its server's answer has a line end that is none")
         found = _STATUS.match(head)
         status = 0 if found is None else int(found[1])
         if status == 0 or (status == _SWITCHED and not self._upgrade):

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 PREFIX: Final = "/v1/hosts/speed/"
 BYTES_MAX: Final = 64 * 1024 * 1024
 CALL_S: Final = 120.0
+HEAD_S: Final = 10.0
+"""How long a call's head may take: who it is by is not known before."""
 _CHUNK: Final = bytes(64 * 1024)
 _PROOF_HEADERS: Final = (
     wire.HOST_HEADER,
@@ -70,7 +72,8 @@ class SpeedTests:
             writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        async with asyncio.timeout(HEAD_S):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         try:
             await self._answer(head, reader, writer)
         except _Answer as refusal:

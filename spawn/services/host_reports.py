@@ -103,7 +103,7 @@ def _expired(issued: Issued, now: int) -> Issued:
 
 def acknowledged(tx: Tx, vault: Vault, host_id: HostId, ack: Ack, now: int) -> bool:
     """Write an acknowledgement down; answers whether it changed what is known. One of another host changes nothing."""
-    issued = rentals.find_command(tx, ack.command_id)
+    issued = None if "\0" in ack.command_id else rentals.find_command(tx, ack.command_id)
     if issued is None or issued.host_id != host_id:
         log.warning("host %s acknowledged command %r, which is not its own", host_id, ack.command_id[:64])
         return False
@@ -116,14 +116,19 @@ def acknowledged(tx: Tx, vault: Vault, host_id: HostId, ack: Ack, now: int) -> b
     after = replace(
         issued,
         state=state,
-        progress=ack.progress or issued.progress,
+        progress=issued.progress if ack.progress is None else _shown(ack.progress),
         problem_code=None if ack.problem is None else ack.problem.code,
-        problem=None if ack.problem is None else ack.problem.message[:1000],
+        problem=None if ack.problem is None else _shown(ack.problem.message),
         result=result,
         finished_at=now if state in ENDED else None,
     )
     _save(tx, vault, issued, after)
     return True
+
+
+def _shown(text: str) -> str:
+    """What a host says, as it can be kept: PostgreSQL takes no NUL (its manual, section 8.3)."""
+    return text.replace("\0", "")[:1000]
 
 
 def _save(tx: Tx, vault: Vault, before: Issued, after: Issued) -> None:

@@ -36,6 +36,10 @@ WHERE rental.gone_at IS NULL AND rental.paused_at IS NOT NULL AND host.state IN 
 ORDER BY rental.id LIMIT 1000
 """
 
+SELECT_OUTAGE: Final = """
+SELECT began_at FROM host_outage WHERE host_id = :host_id AND ended_at IS NULL ORDER BY began_at LIMIT 1
+"""
+
 
 class Silence:
     """One tick looks at every host; `listening_since` is since when we would have heard them."""
@@ -56,11 +60,12 @@ class Silence:
                 "and nothing is concluded from it for an hour"
             )
         self._blames_us = verdict.blames_us
+        # First what a tick that was cut short has left: a host that is heard again was offline until now.
+        await self._pause_all(now)
         seen = {host.id: host for host in known}
         for host_id, state in verdict.moves.items():
             await self._move(seen[host_id], state, now)
-        for row in await self._db.read(SELECT_TO_PAUSE):
-            await self._pause(RentalId(row["id"]), now)
+        await self._pause_all(now)
         for row in await self._db.read(SELECT_TO_RESUME):
             await self._resume(RentalId(row["id"]), now)
 
@@ -76,6 +81,10 @@ class Silence:
         moved = await self._db.write(lambda tx: _moved(tx, seen, state, now))
         if moved and (state in SILENT) != (seen.state in SILENT):
             log.warning("host %s (%s) is %s, after %s", seen.name, seen.id, state.value, seen.state.value)
+
+    async def _pause_all(self, now: int) -> None:
+        for row in await self._db.read(SELECT_TO_PAUSE):
+            await self._pause(RentalId(row["id"]), now)
 
     async def _pause(self, rental_id: RentalId, now: int) -> None:
         await self._db.write(lambda tx: paused(tx, self._billing, rental_id, now))
@@ -105,7 +114,9 @@ def paused(tx: Tx, billing: Billing, rental_id: RentalId, now: int) -> None:
         return
     if server.status in FINAL | {Status.DESTROYING} or server.meter is None:
         return
-    since = min(now, host.last_seen or now)
+    # It may have been heard again since it was found to be offline.
+    outage = tx.one(SELECT_OUTAGE, {"host_id": host.id})
+    since = min(now, host.last_seen or now, now if outage is None else outage["began_at"])
     billing.settle(tx, server.wallet, now, sparing=server.id)
     server = servers.get_server(tx, server.id)
     stopped = replace(meters.paused(tx, server, since, now), status=Status.UNKNOWN)

@@ -5,7 +5,8 @@ from typing import Any
 
 from spawn_schemas import inventory, link, orders
 
-from spawn.services import hosts_admin
+from spawn.domain.hosts import HostState
+from spawn.services import host_silence, hosts_admin
 from tests.harness import VirtualClock
 from tests.integration.hosts_world import DAILY, Lent, open_hosts
 from tests.integration.scripted_host import ScriptedHost, dialled, obedient
@@ -81,6 +82,29 @@ async def test_when_it_is_heard_again_money_and_status_come_back(tmp_path: Path)
             assert (await lent.rental(view["id"])).paused_at is None
             (down,) = await lent.world.rows("SELECT began_at, ended_at FROM host_outage")
             assert down["ended_at"] == back_at
+        await lent.world.check_books()
+
+
+async def test_what_a_death_left_half_done_is_done_although_the_host_is_heard_again(tmp_path: Path) -> None:
+    """The service finds the host offline, dies before it has paused what runs there, and the host is heard first."""
+    async with open_hosts(tmp_path) as lent:
+        _, view = await rented(lent)
+        heard_at = lent.world.clock.now_s()
+        began = (await lent.world.server(view["id"])).metered_from
+        assert began is not None
+        await passing(lent, 290)
+        lent.world.clock.advance(30)
+        seen, now = await lent.host_row(), lent.world.clock.now_s()
+        await lent.world.parts.db.write(lambda tx: host_silence._moved(tx, seen, HostState.OFFLINE, now))
+        async with obedient(lent.host) as machine:
+            await machine.connected.send(
+                link.Heartbeat, status="online", metrics=inventory.Metrics(), rentals=1
+            )
+            await lent.until(lambda: _heard(lent))
+            await lent.world.tick("hosts")
+            server = await lent.world.server(view["id"])
+            assert (server.status, server.charged_until) == ("running", lent.world.clock.now_s())
+            assert server.charged_usdc == DAILY * (heard_at - began) // 86_400
         await lent.world.check_books()
 
 
