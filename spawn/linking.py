@@ -13,6 +13,7 @@ from spawn.api.services import HostServices
 from spawn.clock import Clock
 from spawn.link.hub import Hub
 from spawn.link.listener import Listener
+from spawn.services.asks import Asks
 from spawn.services.hosts import Hosts
 from spawn.services.rentals import Rentals
 from spawn.settings import Settings, address_of
@@ -50,5 +51,7 @@ def open_link(
         relay_address=settings.relay_listen,
     )
     rentals.changed = hub.tell
-    services = HostServices(hosts=hosts, vault=vault, entropy=entropy, changed=hub.look)
+    asks = Asks(db, vault, clock, entropy, hub.tell)
+    hub.on_ack = asks.signals.notify
+    services = HostServices(hosts=hosts, asks=asks, vault=vault, entropy=entropy, changed=hub.look)
     return OpenLink(settings, listener, services)

@@ -19,6 +19,7 @@ from spawn_schemas import (
     catalog,
     events,
     hosts,
+    inside,
     inventory,
     link,
     orders,
@@ -113,7 +114,20 @@ _FOLLOWING: Final = (
 )
 
 
-_WIRE: Final = (api, boots, catalog, events, hosts, inventory, link, orders, refusals, suspense, webhooks)
+_WIRE: Final = (
+    api,
+    boots,
+    catalog,
+    events,
+    hosts,
+    inside,
+    inventory,
+    link,
+    orders,
+    refusals,
+    suspense,
+    webhooks,
+)
 """Where the structs of requests and answers are."""
 
 

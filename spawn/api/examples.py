@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 import msgspec
-from spawn_schemas import api, boots, catalog, events, hosts, inventory, suspense, webhooks
+from spawn_schemas import api, boots, catalog, events, hosts, inside, inventory, suspense, webhooks
 from spawn_schemas.ids import HostId
 
 from spawn.api.event_examples import example
@@ -137,6 +137,7 @@ REQUESTS: Final[dict[str, Any]] = {
     "POST /v1/servers/{server_id}/deposit": api.FundServer(amount="5.00"),
     "POST /v1/servers/{server_id}/resize": api.ResizeServer(type="medium"),
     "POST /v1/servers/{server_id}/rebuild": api.RebuildServer(image="debian-12"),
+    "POST /v1/servers/{server_id}/exec": inside.RunCommand(argv=("uname", "-s"), timeout_s=10),
     "POST /v1/ssh-keys": api.RegisterSshKey(
         name="my-laptop",
         public_key="ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIMuuTlGtNlKnGGHu0lF0O1ULQdgG3CYVQbh3OVfpEYOT",
@@ -182,6 +183,19 @@ RESPONSES: Final[dict[str, Any]] = {
     ),
     "POST /v1/servers/{server_id}/rebuild": api.ServerRebuilt(
         action=_started("rebuild_server"), root_password=None
+    ),
+    "GET /v1/servers/{server_id}/logs": inside.LogsShown(
+        logs=inside.LogsView(server_id=_SERVER_ID, text="Server listening on 0.0.0.0 port 22.\n", error=None)
+    ),
+    "POST /v1/servers/{server_id}/exec": inside.CommandRan(
+        ran=inside.RanView(
+            id="cmd_nbswy3dpfqqho33snrscc4tfmq",
+            server_id=_SERVER_ID,
+            exit_code=0,
+            stdout="Linux\n",
+            stderr="",
+            error=None,
+        )
     ),
     "POST /v1/ssh-keys": api.SshKeyShown(ssh_key=_KEY),
     "GET /v1/ssh-keys": api.SshKeyList(ssh_keys=(_KEY,)),

@@ -7,12 +7,25 @@ from litestar.handlers import HTTPRouteHandler
 from spawn_schemas import catalog
 from spawn_schemas.money import format_usdc
 
-from spawn.api import balance, boots, events, hosts, keys, public, servers, sessions, suspense, webhooks
+from spawn.api import (
+    balance,
+    boots,
+    events,
+    hosts,
+    inside,
+    keys,
+    public,
+    servers,
+    sessions,
+    suspense,
+    webhooks,
+)
 from spawn.api.routing import Routes
 from spawn.domain.charges import Charge, Kind
 
 HANDLERS: tuple[HTTPRouteHandler, ...] = (
     *servers.HANDLERS,
+    *inside.HANDLERS,
     *keys.HANDLERS,
     *balance.HANDLERS,
     *suspense.HANDLERS,

@@ -12,6 +12,7 @@ from spawn.clock import Clock
 from spawn.outbound.outbound import Outbound
 from spawn.payments.exact import Terms
 from spawn.payments.sessions import Sessions
+from spawn.services.asks import Asks
 from spawn.services.billing import Billing
 from spawn.services.create_server import Shop
 from spawn.services.hosts import Hosts
@@ -23,9 +24,13 @@ from spawn.store.secrets import Vault
 
 @dataclass(frozen=True, kw_only=True)
 class HostServices:
-    """What lent machines are handed; only where they are rented out. `changed`: the relay may lead elsewhere."""
+    """What lent machines are handed, and who asks them; only where they are rented out.
+
+    `changed`: the relay may lead elsewhere.
+    """
 
     hosts: Hosts
+    asks: Asks
     vault: Vault
     entropy: Entropy
     changed: Callable[[], None]

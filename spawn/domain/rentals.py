@@ -35,6 +35,8 @@ class CommandState(StrEnum):
 
 
 ENDED: Final = frozenset({CommandState.SUCCEEDED, CommandState.FAILED, CommandState.WITHDRAWN})
+ASKS: Final = frozenset({"logs", "exec"})
+"""Commands that a tenant gives: they change nothing of what we want of the rental, and are in the way of no order."""
 
 
 class Rental(msgspec.Struct, frozen=True, kw_only=True):

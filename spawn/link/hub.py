@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from spawn_ledger.tx import Tx
 from spawn_schemas import link, orders
 from spawn_schemas.errors import SpawnError
-from spawn_schemas.ids import Entropy, HostId
+from spawn_schemas.ids import CommandId, Entropy, HostId
 
 from spawn.clock import Clock
 from spawn.domain.hosts import Host, HostState, beat_s
@@ -44,6 +44,8 @@ class Hub:
         self.sessions: dict[HostId, Session] = {}
         self.on_change: Callable[[], None] = lambda: None
         """Called when rentals may have come or gone."""
+        self.on_ack: Callable[[CommandId], None] = lambda _: None
+        """Called with a command of which its host said something new."""
         self.also_flush: Callable[[], Awaitable[None]] = _nothing
         """Written down with what was heard."""
         self._telling: dict[HostId, asyncio.Task[None]] = {}

@@ -138,6 +138,7 @@ async def _obey(hub: Hub, session: Session, frame: link.ToService, dial_failed: 
             )
             if news:
                 hub.on_change()
+                hub.on_ack(ack.command_id)
         case link.StateSync():
             await _synced(hub, session, frame)
         case link.DialFailed():

@@ -151,6 +151,14 @@ class UseCase(ABC):
         """The answer after the provider's first word. Only called when `act` named an operation."""
         raise RuntimeError(f"{type(self).__name__} starts no operation")
 
+    async def tell(self, answer: bytes) -> bytes:
+        """What is sent for an answer, with no transaction open, whenever it is sent: most are sent as they are stored.
+
+        For a call whose effect is done and whose outcome is elsewhere. Raises SpawnError where that is not there yet:
+        the call stays done, and whoever repeats it asks here again.
+        """
+        return answer
+
 
 class Read(UseCase):
     """A use case that only shows the caller what is theirs. Its fee is taken before it acts."""

@@ -18,14 +18,16 @@ from spawn_schemas.orders import Ack, Command, Desired, Order, RentalReport, Res
 
 from spawn.domain import rentals as domain
 from spawn.domain.hosts import LEASE_S, Host, HostState
-from spawn.domain.rentals import ENDED, CommandState, Issued, Rental
+from spawn.domain.rentals import ASKS, ENDED, CommandState, Issued, Rental
 from spawn.store import hosts, rentals, secrets
 from spawn.store.secrets import Vault
 
 log = logging.getLogger(__name__)
 
-RESULT_MAX: Final = 256 * 1024
-"""Bytes of a command's result that are kept."""
+RESULT_MAX: Final = 64 * 1024
+"""Characters of each text of a command's result that are kept."""
+_FIELDS_MAX: Final = 8
+_INT_MAX: Final = 2**53
 AGAIN_S: Final = 30
 """How old an order's last copy must be before it is sent again on the same link."""
 _order: Final[msgspec.json.Decoder[Order]] = msgspec.json.Decoder(Order)
@@ -110,9 +112,8 @@ def acknowledged(tx: Tx, vault: Vault, host_id: HostId, ack: Ack, now: int) -> b
     state = _STATES[ack.state]
     if issued.state in ENDED or _RANK[state] < _RANK[issued.state]:
         return False
-    result = (
-        None if ack.result is None else msgspec.json.encode(ack.result)[:RESULT_MAX].decode(errors="ignore")
-    )
+    told, is_asked = _kept(ack), issued.kind in ASKS
+    result = None if is_asked else told
     after = replace(
         issued,
         state=state,
@@ -123,6 +124,9 @@ def acknowledged(tx: Tx, vault: Vault, host_id: HostId, ack: Ack, now: int) -> b
         finished_at=now if state in ENDED else None,
     )
     _save(tx, vault, issued, after)
+    if is_asked and state is CommandState.SUCCEEDED:
+        # It is the tenant's: it is told once it is asked for, and forgotten by the sweep.
+        vault.put(tx, issued.id, secrets.RESULT, told or "{}", now)
     return True
 
 
@@ -147,6 +151,20 @@ def _save(tx: Tx, vault: Vault, before: Issued, after: Issued) -> None:
         rentals.save(tx, rental, reached)
     elif after.kind == "start_instance":
         rentals.save(tx, rental, replace(rental, reported="failed", reported_at=after.finished_at))
+
+
+def _kept(ack: Ack) -> str | None:
+    """The result as JSON, of bounded length whatever the host says."""
+    if ack.result is None:
+        return None
+    fields = list(ack.result.items())[:_FIELDS_MAX]
+    return msgspec.json.encode({name[:64]: _bounded(value) for name, value in fields}).decode()
+
+
+def _bounded(value: str | int | None) -> str | int | None:
+    if isinstance(value, str):
+        return value[:RESULT_MAX]
+    return None if value is None or abs(value) > _INT_MAX else value
 
 
 def gone(tx: Tx, rental: Rental, now: int) -> None:
@@ -183,7 +201,7 @@ def synced(
             gone(tx, rental, now)
         elif after.reported != rental.reported or after.ended_by != rental.ended_by:
             rentals.save(tx, rental, after)
-            if domain.must_resume(after) and not rentals.open_of_rental(tx, rental.id):
+            if domain.must_resume(after) and not rentals.under_way(tx, rental.id):
                 _resume(tx, entropy, after, now)
     told = replace(
         host,

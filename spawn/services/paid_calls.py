@@ -96,6 +96,11 @@ class PaidCalls:
 
         Raises `PaymentInvalid` for a payment that does not match the price, `SpawnError` for a refusal.
         """
+        answer = await self._once(call, use_case)
+        told = await use_case.tell(answer.body)
+        return answer if told is answer.body else replace(answer, body=told)
+
+    async def _once(self, call: PaidCall, use_case: UseCase) -> Answer:
         try:
             if use_case.refusal is not None:
                 raise use_case.refusal

@@ -25,7 +25,7 @@ from spawn_providers.base import (
 from spawn_providers.catalog import Catalog, Currency, Image, Location, Offer, Wholesale
 from spawn_schemas import inventory, orders
 from spawn_schemas.errors import SpawnError
-from spawn_schemas.ids import CommandId, Entropy, HostId, RentalId, ServerId, new_command_id
+from spawn_schemas.ids import Entropy, HostId, RentalId, ServerId, new_command_id
 from spawn_schemas.money import Usdc
 
 from spawn.clock import Clock
@@ -116,19 +116,6 @@ class Rentals:
         """How far these have come."""
         return await self._write(lambda tx: [_outcome(tx, handle) for handle in handles])
 
-    async def ask(self, host_id: HostId, order: orders.Order, *, rental_id: str | None = None) -> CommandId:
-        """Have a host do what is about no rental's life: logs, exec, draining. Answers the command's id."""
-        issued = await self._db.write(
-            lambda tx: self._issue(tx, host_id, order, rental_id=rental_id, within_s=ORDER_S)
-        )
-        self.changed(host_id)
-        return issued.id
-
-    async def command(self, command_id: CommandId) -> Issued | None:
-        """Where a command has come to."""
-        found = await self._db.read(rentals.SELECT_COMMAND, {"id": command_id})
-        return rentals.command_from(found[0]) if found else None
-
     # --- in transactions --------------------------------------------------------------------------------------------
 
     def _place(self, tx: Tx, key: ServerId, spec: Spec, offer: Offer) -> tuple[str, Rental]:
@@ -208,7 +195,7 @@ class Rentals:
         rental = rentals.find(tx, key)
         if rental is None or rental.gone_at is not None:
             raise Refused(RefusedCode.NOT_FOUND, "There is no such container any more.")
-        if rental.desired is Desired.GONE or rentals.open_of_rental(tx, rental.id):
+        if rental.desired is Desired.GONE or rentals.under_way(tx, rental.id):
             raise Refused(RefusedCode.CONFLICT, "Another order runs on this container.")
         wanted = _orders(rental, verb, self._clock.now_s())
         issued = [self._issue(tx, rental.host_id, order, rental_id=key, within_s=ORDER_S) for order in wanted]
@@ -252,7 +239,7 @@ class Rentals:
         host = hosts.find(tx, rental.host_id)
         if host is None:
             raise RuntimeError(f"{rental.id} is on a host that there is not")
-        resuming = any(c.kind == "resume_instance" for c in rentals.open_of_rental(tx, rental.id))
+        resuming = any(c.kind == "resume_instance" for c in rentals.under_way(tx, rental.id))
         ipv4, ipv6 = _addresses(self.goods.relay.host)
         return Instance(
             ref=rental.id,

@@ -11,7 +11,7 @@ from spawn_ledger.tx import Row, Tx
 from spawn_providers.base import Endpoint
 from spawn_schemas.ids import CommandId, HostId, RentalId
 
-from spawn.domain.rentals import CommandState, Desired, Issued, Rental
+from spawn.domain.rentals import ASKS, CommandState, Desired, Issued, Rental
 
 _endpoints: Final = msgspec.json.Decoder(tuple[Endpoint, ...])
 _RENTAL: Final = Rental.__struct_fields__
@@ -159,6 +159,11 @@ def open_commands(tx: Tx, host_id: HostId) -> list[Issued]:
 
 def open_of_rental(tx: Tx, rental_id: RentalId) -> list[Issued]:
     return [command_from(row) for row in tx.all(SELECT_OPEN_OF_RENTAL, {"rental_id": rental_id})]
+
+
+def under_way(tx: Tx, rental_id: RentalId) -> list[Issued]:
+    """The open orders that say what becomes of the rental."""
+    return [issued for issued in open_of_rental(tx, rental_id) if issued.kind not in ASKS]
 
 
 def ports_of(tx: Tx, rental_id: str) -> dict[int, int]:

@@ -24,6 +24,8 @@ SIGNING_BEFORE: Final = "signing_before"
 
 ORDER: Final = "order"
 """What a lent machine is told to run, with its keys, until it has ended."""
+RESULT: Final = "result"
+"""What a tenant's command wrote."""
 
 Owner = ServerId | WebhookId | CommandId
 
@@ -41,6 +43,11 @@ SELECT ciphertext FROM secret WHERE owner = :owner AND kind = :kind AND created_
 SELECT_BEGAN: Final = "SELECT created_at FROM secret WHERE owner = 'spawn' AND kind = 'proof'"
 DELETE_SEALED: Final = "DELETE FROM secret WHERE owner = :owner AND kind = :kind"
 DELETE_ALL_SEALED: Final = "DELETE FROM secret WHERE owner = :owner"
+DELETE_OLD_RESULTS: Final = """
+DELETE FROM secret WHERE kind = 'result' AND owner IN (
+  SELECT owner FROM secret WHERE kind = 'result' AND created_at < :before ORDER BY owner LIMIT :limit
+)
+"""
 
 
 class WrongKey(StoreError):

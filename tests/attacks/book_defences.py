@@ -42,6 +42,9 @@ OF_BOOKS: Final = (
             "ownership: DELETE server, paid",
             "ownership: POST /rebuild to image, signed",
             "header: the thief's payment beside the owner's signature",
+            "host: GET /logs of another's server",
+            "host: POST /exec of another's server",
+            "host: what another's command wrote",
         ),
     ),
     Defence(

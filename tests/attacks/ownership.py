@@ -21,6 +21,8 @@ CALLS: tuple[tuple[str, str, Any], ...] = (
     ("POST", "/reboot", None),
     ("POST", "/resize", {"type": "medium"}),
     ("POST", "/rebuild", {"image": "ubuntu-24.04"}),
+    ("GET", "/logs", None),
+    ("POST", "/exec", {"argv": ["id"]}),
 )
 """Everything that can be done with a server: method, what follows its path, body."""
 

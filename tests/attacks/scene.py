@@ -20,9 +20,12 @@ from spawn_schemas.money import parse_usdc
 from spawn.door import bounds_of
 from spawn.payments import exact
 from spawn.payments.exact import ExactPayment
+from tests.attacks.lent_scene import open_lent, rented
 from tests.harness import BASE_URL, CHAIN_ID, ORDER, World, open_world
+from tests.integration.hosts_world import Lent
 from tests.integration.paid_calls import PUBLIC_KEY, challenge, everything, machines
 from tests.integration.raw_connections import Served, serving
+from tests.integration.scripted_host import ScriptedHost
 from tests.unit import bad_payments, bad_signatures
 from tests.wallets import Wallet, encode
 
@@ -74,7 +77,8 @@ class Bytes:
 class Scene:
     """A world with an owner who has a server, a key and a balance, and a thief who has money and bad intentions.
 
-    `caller` is the customer whose signatures `bad_signatures` makes.
+    `caller` is the customer whose signatures `bad_signatures` makes. Where machines are lent (`lent_scene`),
+    the server is on that of `lends`, and the thief's is another.
     """
 
     world: World
@@ -84,11 +88,24 @@ class Scene:
     server: str
     ssh_key: str
     listening: Served
+    lends: tuple[Lent, ScriptedHost] | None = None
     _signed: int = field(default=0)
 
     @property
     def now(self) -> int:
         return self.world.clock.now_s()
+
+    @property
+    def lent(self) -> Lent:
+        """The service with the host that the owner's server is on."""
+        assert self.lends is not None
+        return self.lends[0]
+
+    @property
+    def foreign_host(self) -> ScriptedHost:
+        """The machine that the thief lends."""
+        assert self.lends is not None
+        return self.lends[1]
 
     async def send(self, wire: Wire) -> httpx.Response:
         """Hand the request to the application as a web server would."""
@@ -218,7 +235,8 @@ class Scene:
         world = self.world
         counted = await world.rows(
             "SELECT (SELECT COUNT(*) FROM reservation) AS calls, (SELECT COUNT(*) FROM server) AS servers, "
-            "(SELECT COUNT(*) FROM idempotency) AS keys"
+            "(SELECT COUNT(*) FROM idempotency) AS keys, (SELECT COUNT(*) FROM host_call) AS host_calls, "
+            "(SELECT COUNT(*) FROM command WHERE finished_at IS NOT NULL) AS orders_ended"
         )
         return Counter(
             chain=await world.chain.balance_of(world.settings.pay_to),
@@ -244,26 +262,44 @@ async def open_scene(folder: Path, **changes: Any) -> AsyncIterator[Scene]:
     """A scene of one's own; `changes` are settings. Afterwards the books must be right."""
     # Hundreds of attacks come from one address while no time passes; those on the rates set their own.
     unlimited = {"rate_address_per_minute": 0, "rate_wallet_per_minute": 0}
-    async with open_world(folder, **(unlimited | changes)) as world, _listening(world) as listening:
+    async with _world(folder, unlimited | changes) as (world, lends), _listening(world) as listening:
         owner, thief, caller = await world.customer("60.00"), await world.customer("20.00"), _caller()
         for address in (caller.address, Wallet(bad_payments.ATTACKER).address):
             await world.chain.mint(address, parse_usdc("100"))
         funded = await world.pay(caller, "POST", "/v1/balance/deposit", {"amount": "20.00"})
         assert funded.is_success, funded.text
-        created = await world.sign(owner, "POST", "/v1/servers", ORDER | {"name": "owned"})
-        await world.run_for(60, step_s=10)
+        server = await _owned(world, owner) if lends is None else await rented(lends[0], owner)
         key = await world.sign(owner, "POST", "/v1/ssh-keys", {"name": "laptop", "public_key": PUBLIC_KEY})
         scene = Scene(
             world=world,
             owner=owner,
             thief=thief,
             caller=caller,
-            server=created.json()["server"]["id"],
+            server=server,
             ssh_key=key.json()["ssh_key"]["id"],
             listening=listening,
+            lends=lends,
         )
         yield scene
         await world.check_books()
+
+
+@asynccontextmanager
+async def _world(
+    folder: Path, changes: dict[str, Any]
+) -> AsyncIterator[tuple[World, tuple[Lent, ScriptedHost] | None]]:
+    if changes.get("providers") == "community":
+        async with open_lent(folder, **changes) as lends:
+            yield lends[0].world, lends
+        return
+    async with open_world(folder, **changes) as world:
+        yield world, None
+
+
+async def _owned(world: World, owner: Wallet) -> str:
+    created = await world.sign(owner, "POST", "/v1/servers", ORDER | {"name": "owned"})
+    await world.run_for(60, step_s=10)
+    return str(created.json()["server"]["id"])
 
 
 def _listening(world: World) -> AbstractAsyncContextManager[Served]:

@@ -62,6 +62,7 @@ def writes(scene: Scene) -> tuple[tuple[str, str, Any], ...]:
         *(("POST", f"{server}/{verb}", None) for verb in ("start", "stop", "poweroff", "reboot")),
         ("POST", f"{server}/resize", {"type": "medium"}),
         ("POST", f"{server}/rebuild", {"image": "ubuntu-24.04"}),
+        ("POST", f"{server}/exec", {"argv": ["id"]}),
         ("POST", "/v1/ssh-keys", {"name": "thief", "public_key": PUBLIC_KEY.replace("fICEi", "fICEj")}),
         ("DELETE", f"/v1/ssh-keys/{scene.ssh_key}", None),
         ("POST", "/v1/suspense/claim", None),

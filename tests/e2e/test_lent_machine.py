@@ -61,6 +61,12 @@ async def test_a_lent_machine_is_rented_used_and_given_back(lent: Lent, tmp_path
         logs = lent.run_agent("logs", server["id"])
         assert logs.returncode == 0, logs.stderr
         assert "Server listening on" in logs.stdout
+        one = "/v1/servers/{server_id}"
+        wrote = await renter.shopper.buy("GET", f"{one}/logs", query="?lines=50", server_id=server["id"])
+        assert "Server listening on" in wrote["logs"]["text"]
+        argv = ["sh", "-c", "hostname; echo oops >&2; exit 3"]
+        ran = (await renter.shopper.buy("POST", f"{one}/exec", {"argv": argv}, server_id=server["id"]))["ran"]
+        assert (ran["exit_code"], ran["stdout"], ran["stderr"]) == (3, "box\n", "oops\n"), ran
         renter.ssh(server, "echo kept > /root/kept")
         await renter.shopper.buy("POST", "/v1/servers/{server_id}/poweroff", server_id=server["id"])
         assert lent.ssh(server, renter.key, "true").returncode == REFUSED
