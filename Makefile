@@ -8,7 +8,7 @@ UV := $(BIN)/uv
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: help setup demo test test-postgres test-collisions check format types imports bench bench-burn bench-settlement bench-replicas bench-hetzner live-hetzner soak fuzz sim sim-planted chaos host-dist anvil lock openapi clean
+.PHONY: help setup demo test test-postgres test-collisions check format types imports bench bench-burn bench-settlement bench-replicas bench-hetzner bench-hosts live-hetzner soak fuzz sim sim-planted chaos host-dist anvil lock openapi clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -70,6 +70,9 @@ bench-replicas: $(READY) ## Paid calls with 1, 2 and 3 replicas on PostgreSQL, b
 
 bench-hetzner: $(READY) ## An hour of 1,000 servers on the emulated Hetzner: the calls it costs us
 	$(BIN)/python -m tests.bench.hetzner $(ARGS)
+
+bench-hosts: $(READY) ## What 2,000 idle hosts cost, and the relay beside direct and asyncssh; needs OpenSSH
+	$(BIN)/python -m tests.bench.hosts $(ARGS)
 
 live-hetzner: $(READY) ## A machine's life at the real Hetzner Cloud, for CAP at most (token in SPAWN_HETZNER_TOKEN)
 	@$(BIN)/python -m tests.live.hetzner --cap $(if $(CAP),$(CAP),$(error say what it may cost at most: make live-hetzner CAP=0.10)) $(ARGS)

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 FLUSH_S: Final = 15.0
 """How often it is written down when hosts were last heard."""
+FLUSH_MANY: Final = 100
+"""Hosts of which this is written at once: a commit for each would cost more than all they say."""
 QUIET_S: Final = 120
 """A session that says nothing for so long is closed: whatever is behind it is not there."""
 
@@ -127,17 +129,45 @@ class Hub:
         generation, wanted = await self.db.write(lambda tx: _desired(tx, session.host_id, self.clock.now_s()))
         await session.send(link.DesiredFrame, generation=generation, rentals=wanted)
 
+    async def synced(self, session: Session, frame: link.StateSync) -> None:
+        """Write down what a host says it has, and answer with what it should have and do.
+
+        All of it is one transaction, because every host does this once a minute.
+        """
+        now = self.clock.now_s()
+        status = session.agent_status or ("draining" if frame.draining else "online")
+
+        def work(tx: Tx) -> tuple[int, tuple[orders.Desired, ...], list[orders.Command]]:
+            host_reports.synced_by(tx, self.entropy, session.host_id, frame, status, now)
+            generation, wanted = _desired(tx, session.host_id, now)
+            again_before = now - host_reports.AGAIN_S
+            commands = host_reports.to_send(tx, self.vault, session.host_id, now, again_before=again_before)
+            return generation, wanted, commands
+
+        generation, wanted, commands = await self.db.write(work)
+        if frame.rentals:
+            self.on_change()
+        await session.send(link.DesiredFrame, generation=generation, rentals=wanted)
+        for command in commands:
+            await session.send(link.CommandFrame, command=command)
+
     # --- what was heard ---------------------------------------------------------------------------------------------
 
     async def flush(self) -> None:
         """Write down when each host was last heard; end the sessions of those that may not be here any more."""
         now = self.clock.now_s()
+        heard: list[Session] = []
         for session in tuple(self.sessions.values()):
-            if now - session.heard_at >= QUIET_S:
-                self.closed(session)
-                await session.close(1001, "nothing was heard for too long")
+            if now - session.heard_at < QUIET_S:
+                heard.append(session)
                 continue
-            await self.flush_one(session)
+            self.closed(session)
+            await session.close(1001, "nothing was heard for too long")
+        for first in range(0, len(heard), FLUSH_MANY):
+            some = heard[first : first + FLUSH_MANY]
+            found = await self.db.write(lambda tx, s=some: [_touched(tx, one) for one in s])  # type: ignore[misc]  # bound
+            for session, host in zip(some, found, strict=True):
+                await self._check(session, host)
 
     async def flush_one(self, session: Session) -> None:
         """Write down what this session heard, unless it is not its host's newest any more: then it ends."""

@@ -140,19 +140,8 @@ async def _obey(hub: Hub, session: Session, frame: link.ToService, dial_failed: 
                 hub.on_change()
                 hub.on_ack(ack.command_id)
         case link.StateSync():
-            await _synced(hub, session, frame)
+            await hub.synced(session, frame)
         case link.DialFailed():
             dial_failed(frame, session.host_id)
         case link.Hello():
             raise BadFrame("a host says hello once")
-
-
-async def _synced(hub: Hub, session: Session, frame: link.StateSync) -> None:
-    now = hub.clock.now_s()
-    status = session.agent_status or ("draining" if frame.draining else "online")
-    await hub.db.write(
-        lambda tx: host_reports.synced_by(tx, hub.entropy, session.host_id, frame, status, now)
-    )
-    hub.on_change()
-    await hub.send_desired(session)
-    await hub.send_commands(session, again_before=now - host_reports.AGAIN_S)

@@ -2,16 +2,19 @@
 
 import asyncio
 from base64 import b64encode
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from spawn_schemas import hosts as wire
 from spawn_schemas import inventory, link, orders
-from spawn_schemas.ids import CommandId, HostId
+from spawn_schemas.ids import CommandId, HostId, RentalId
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
+from spawn.link import hub
 from spawn.services import hosts_admin
 from spawn.services.hosts import hashed
 from tests.harness import VirtualClock
@@ -351,6 +354,48 @@ async def test_when_a_host_was_heard_is_written_down(tmp_path: Path) -> None:
         assert row.last_seen == lent.world.clock.now_s() - 10
         assert (row.beat_s, row.agent_status) == (5, "online")
         assert '"cpu_percent":12.5' in (row.metrics or "")
+
+
+async def test_many_hosts_are_written_at_once_and_each_is_judged_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "FLUSH_MANY", 2)
+    async with open_hosts(tmp_path) as lent, AsyncExitStack() as stack:
+        machines = [ScriptedHost(name, lent.world.clock.now_s) for name in ("one", "two", "three")]
+        for machine in machines:
+            await lent.register(machine, machine.name)
+        links = [await stack.enter_async_context(dialled(machine)) for machine in machines]
+        lent.world.clock.advance(25)
+        for connected in links:
+            await connected.heartbeat()
+        await lent.order(hosts_admin.RevokeHost(name="two"))
+        writes = Mock(wraps=lent.world.parts.db.write)
+        monkeypatch.setattr(lent.link.listener.hub.db, "write", writes)
+        await lent.link.flush()
+        assert writes.call_count == 2, "three hosts, two at a time"
+        assert await links[1].closed() == link.CLOSE_REFUSED
+        seen = {row["name"]: row["last_seen"] for row in await lent.world.rows("SELECT * FROM host")}
+        now = lent.world.clock.now_s()
+        assert (seen["one"], seen["three"]) == (now, now)
+        await links[0].heartbeat()
+        await links[2].heartbeat()
+
+
+async def test_a_sync_is_one_write_and_without_a_rental_nobody_looks_at_the_ports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_hosts(tmp_path) as lent, dialled(lent.host) as connected:
+        await connected.heartbeat()
+        central = lent.link.listener.hub
+        writes, looks = Mock(wraps=central.db.write), Mock()
+        monkeypatch.setattr(central.db, "write", writes)
+        monkeypatch.setattr(central, "on_change", looks)
+        await connected.sync()
+        assert (writes.call_count, looks.call_count) == (1, 0)
+        await connected.sync(
+            orders.RentalReport(rental_id=RentalId("srv_x"), generation=1, state="running", since=1)
+        )
+        assert (writes.call_count, looks.call_count) == (2, 1)
 
 
 async def test_a_drained_host_is_told_and_takes_nothing(tmp_path: Path) -> None:
