@@ -29,7 +29,7 @@ _IDS: Final = {
     "webhook_id": RESPONSES["POST /v1/webhooks"].webhook.id,
 }
 """An example of each path parameter: the id in the example answer of the call that makes such a thing."""
-_KEPT: Final = ("type", "enum", "required", "additionalProperties")
+_KEPT: Final = ("type", "enum", "required", "additionalProperties", "minimum", "maximum")
 """What a caller must know to form a call. Prose, patterns, lengths and defaults are left to `/openapi.json`."""
 _OUTPUT: Final[dict[str, Any]] = {
     "type": "object",
