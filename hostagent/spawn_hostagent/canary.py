@@ -285,8 +285,7 @@ class Canary:
 
     def _walls(self) -> str:
         try:
-            if not self._firewall.stands():
-                self._firewall.put_up({})
+            self._firewall.mend()
             networks.make_named(self._client, NETWORK, {LABEL: ""})
             (config,) = self._client.inspect_network(NETWORK)["IPAM"]["Config"]
             gateway = str(config.get("Gateway") or next(ipaddress.IPv4Network(config["Subnet"]).hosts()))

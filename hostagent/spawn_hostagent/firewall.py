@@ -20,7 +20,10 @@ RESOLVER_FILES: Final = (Path("/run/systemd/resolve/resolv.conf"), Path("/etc/re
 BYTES_PER_MBIT: Final = 125_000
 _TIMEOUT_S: Final = 30
 
-Chain = Literal["input", "forward"]
+EACH: Final = 'iifname "{bridge}"'
+"""How a rule begins of which every rental has its own."""
+
+Chain = Literal["limits", "input", "forward"]
 
 
 class WallError(Exception):
@@ -29,7 +32,10 @@ class WallError(Exception):
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule, in nft's words, and why it is there. It is about what comes from tenants, unless `begins` says else."""
+    """One rule, in nft's words, and why it is there. It is about what comes from tenants, unless `begins` says else.
+
+    Those of the chain `limits` come before the others.
+    """
 
     name: str
     chain: Chain
@@ -40,6 +46,8 @@ class Rule:
 
 
 RULES: Final = (
+    Rule("connections", "limits", "ct state new ct count over 4096", "drop",
+         "The kernel follows so many connections at once, often 65,536; then the owner's own fail, too.", begins=EACH),
     Rule("answers to the host", "input", "ct state established,related", "accept",
          "The tunnel's connections begin on the host."),
     Rule("resolver on the host", "input", "ip daddr @resolvers meta l4proto { tcp, udp } th dport 53", "accept",
@@ -92,11 +100,14 @@ def ruleset(
 ) -> str:
     """The whole table, in nft's language. `bridges` is each rental's bridge and its own limit of Mbit/s upwards."""
     named = ", ".join(str(ipaddress.IPv4Address(resolver)) for resolver in resolvers)
-    chains: dict[Chain, list[str]] = {"input": [], "forward": []}
+    chains: dict[Chain, list[str]] = {"limits": [], "input": [], "forward": []}
     for rule in rules:
-        words = (rule.begins, rule.match, "counter", rule.verdict, f'comment "{rule.name}"')
-        chains[rule.chain].append("    " + " ".join(word for word in words if word))
-    limits = [_limit(f'"{bridge}"', mbit) for bridge, mbit in sorted(bridges.items()) if mbit is not None]
+        begins = (
+            [rule.begins] if rule.begins != EACH else [EACH.format(bridge=name) for name in sorted(bridges)]
+        )
+        chains[rule.chain].extend(_worded(rule, begin) for begin in begins)
+    limits = chains["limits"]
+    limits += [_limit(f'"{bridge}"', mbit) for bridge, mbit in sorted(bridges.items()) if mbit is not None]
     if up_mbit is not None:
         limits.append(_limit(f'"{BRIDGES}"', up_mbit))
     lines = [
@@ -111,6 +122,11 @@ def ruleset(
         "}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _worded(rule: Rule, begins: str) -> str:
+    words = (begins, rule.match, "counter", rule.verdict, f'comment "{rule.name}"')
+    return "    " + " ".join(word for word in words if word)
 
 
 def _chain(name: str, hook: str, rules: Iterable[str]) -> Iterable[str]:
@@ -136,12 +152,18 @@ class Firewall:
         self.up_mbit = up_mbit
         self._rules = rules
         self._stands = ""
+        self._bridges: Mapping[str, int | None] = {}
 
     def put_up(self, bridges: Mapping[str, int | None]) -> None:
         """Make the table be this one, whatever there was. Raises WallError."""
-        self._stands = ""
+        self._stands, self._bridges = "", dict(bridges)
         _nft("-f", "-", told=ruleset(self._rules, self.resolvers, self.up_mbit, bridges))
         self._stands = self._listed()
+
+    def mend(self) -> None:
+        """Put it up again where it does not stand, around the same bridges. Raises WallError."""
+        if not self.stands():
+            self.put_up(self._bridges)
 
     def stands(self) -> bool:
         """Whether the table is there as it was put up; another program may have flushed or changed it."""

@@ -15,7 +15,7 @@ from docker.types import DeviceRequest
 from spawn_hostagent.admission import Lent
 from spawn_hostagent.config import Config, Images
 from spawn_hostagent.docker_manager import DockerManager
-from spawn_hostagent.firewall import RULES, Firewall
+from spawn_hostagent.firewall import RULES
 from spawn_hostagent.isolation import LINES, Line, Wanted
 from spawn_schemas.ids import RentalId
 from spawn_schemas.inventory import Isolation
@@ -153,15 +153,19 @@ class Arena:
         if not without:
             yield
             return
-        with inside(self.engine.network):
-            Firewall(self.resolvers, None, tuple(rule for rule in RULES if rule.name not in without)).put_up(
-                {}
-            )
+        weaker = DockerManager(
+            self.config(), self.lent, rules=tuple(rule for rule in RULES if rule.name not in without)
+        )
+        self._put_up(weaker)
         try:
             yield
         finally:
-            with inside(self.engine.network):
-                Firewall(self.resolvers, None).put_up({})
+            self._put_up(self.manager())
+            weaker.close()
+
+    def _put_up(self, manager: DockerManager) -> None:
+        manager.lend(self.lent)  # it has forgotten what stands
+        self.run(manager._engine.call_slow(manager._put_up_walls))
 
     def close(self) -> None:
         for manager in self.managers.values():

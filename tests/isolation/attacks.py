@@ -7,7 +7,7 @@ where its lines are missing, where it succeeds: an attack that never works prove
 from dataclasses import dataclass
 from typing import Final
 
-from tests.hostagent.namespaces import CARRIER, GATEWAY, HOST, INTERNET, METADATA, NEIGHBOUR
+from tests.hostagent.namespaces import CARRIER, GATEWAY, HOST, INTERNET, METADATA, NEIGHBOUR, RESOLVER
 
 DISK_MIB: Final = 48
 MEMORY_MIB: Final = 160
@@ -48,6 +48,18 @@ def call(number: int, *arguments: str) -> str:
     words = ", ".join((str(number), *arguments))
     return f"perl -e '$r = syscall({words}); print \"BROKEN\\n\" if $r != -1'"
 
+
+CONNECTIONS: Final = 4096
+"""What the profile leaves a tenant at once."""
+FLOODS: Final = 4300
+FLOOD: Final = (
+    f"perl -MIO::Socket::INET -e 'for (1..{FLOODS}) {{ "
+    f'$s = IO::Socket::INET->new(Proto => "udp", PeerAddr => "{RESOLVER}:53") or die $!; push @open, $s; '
+    '$s->send("\\1\\2\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0\\1a\\0\\0\\1\\0\\1"); $r = ""; vec($r, fileno $s, 1) = 1; '
+    "if (select $r, undef, undef, 1) { $s->recv($b, 512); $n++; $lost = 0 } else { last if ++$lost == 3 } } "
+    "print $n'"
+)
+"""Ask for a name from so many ports, all open together; says how often there was an answer."""
 
 RESOURCES: Final = (
     Attack("memory bomb", f'perl -e \'$x = "a" x ({2 * MEMORY_MIB} << 20); print "BROKEN\\n"\'', ("memory",)),

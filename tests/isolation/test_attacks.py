@@ -3,10 +3,11 @@
 import pytest
 from spawn_hostagent.firewall import RULES
 from spawn_hostagent.isolation import LINES
+from spawn_schemas.ids import RentalId
 
 from tests.hostagent.namespaces import INTERNET
-from tests.isolation.arena import Arena
-from tests.isolation.attacks import ATTACKS, Attack, connect
+from tests.isolation.arena import PATIENCE_S, Arena, ignore
+from tests.isolation.attacks import ATTACKS, CONNECTIONS, FLOOD, FLOODS, Attack, connect
 
 each = pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name.replace(" ", "-"))
 
@@ -19,6 +20,18 @@ def test_is_stopped(ground: Arena, attack: Attack) -> None:
 @each
 def test_succeeds_without_its_line(ground: Arena, attack: Attack) -> None:
     assert ground.attack(attack.script, frozenset(attack.without))
+
+
+def test_a_flood_of_connections_leaves_the_rest_to_others(ground: Arena) -> None:
+    """The kernel remembers each for half a minute, so that this is fought by tenants of its own."""
+    for name, without in (("srv_flooder", set()), ("srv_drowner", {"connections"})):
+        ground.run(ground.manager().start(ground.order(name), ignore))
+        with ground.walls(frozenset(without)):
+            result = ground.run(ground.manager().exec(RentalId(name), 1, ("sh", "-c", FLOOD), PATIENCE_S))
+        answered = int(result.stdout)
+        assert (answered == FLOODS) if without else (FLOODS // 2 < answered <= CONNECTIONS), result
+        ground.run(ground.manager().destroy(RentalId(name), 1))
+    assert ground.attack(connect("anything.example", 443)), "a neighbour goes on"
 
 
 def test_a_tenant_reaches_the_internet_by_name(ground: Arena) -> None:

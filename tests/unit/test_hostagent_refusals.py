@@ -108,7 +108,8 @@ def test_the_walls_are_one_table_with_a_reason_for_each_rule() -> None:
     assert text.count("priority -10") == 3
     assert 'iifname "spw-0123" limit rate over 1000000 bytes/second' in text
     assert 'iifname "spw-*" limit rate over 12500000 bytes/second' in text
-    assert "spw-4567" not in text
+    assert 'iifname "spw-4567" limit' not in text
+    assert text.count("ct state new ct count over 4096 counter drop") == 2, "each rental has its own"
     assert all(rule.reason for rule in RULES)
     with pytest.raises(ValueError, match="accept"):
         ruleset(RULES, ("1.1.1.1 } ; accept",), None, {})
