@@ -95,7 +95,7 @@ def status_of(rental: Rental, host: HostState, *, resuming: bool) -> InstanceSta
     """The provider's word for it. `resuming`: it is ordered to run again, and the host has not said how that went."""
     if rental.desired is Desired.GONE:
         return InstanceStatus.DELETING
-    if host in SILENT:
+    if host in SILENT or (is_withheld(rental) and not resuming):
         return InstanceStatus.UNKNOWN
     match rental.reported:
         case None | "pulling" | "creating":
@@ -105,6 +105,18 @@ def status_of(rental: Rental, host: HostState, *, resuming: bool) -> InstanceSta
             return InstanceStatus.RUNNING if stays else InstanceStatus.STOPPING
         case _:
             return InstanceStatus.STARTING if resuming else InstanceStatus.OFF
+
+
+WITHHELD_BY: Final = frozenset({None, "lease", "owner"})
+"""Who ended it where its host did: the machine went down, did not hear us, or its owner's hours are over."""
+
+
+def is_withheld(rental: Rental) -> bool:
+    """Whether its host keeps from its tenant what is paid for: it is wanted to run, and did not end by itself."""
+    if rental.desired is not Desired.RUNNING:
+        return False
+    stands = rental.reported == "stopped" and rental.ended_by in WITHHELD_BY
+    return stands or rental.reported == "failed"
 
 
 def must_resume(rental: Rental) -> bool:

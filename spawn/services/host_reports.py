@@ -147,10 +147,25 @@ def _save(tx: Tx, vault: Vault, before: Issued, after: Issued) -> None:
     if after.kind == "destroy_instance" and after.state is CommandState.SUCCEEDED:
         gone(tx, rental, after.finished_at)
     elif after.state is CommandState.SUCCEEDED and after.kind in _REACHED:
-        reached = replace(rental, reported=_REACHED[after.kind], reported_at=after.finished_at)
+        why = "command" if after.kind == "stop_instance" else None
+        reached = replace(rental, reported=_REACHED[after.kind], reported_at=after.finished_at, ended_by=why)
         rentals.save(tx, rental, reached)
     elif after.kind == "start_instance":
         rentals.save(tx, rental, replace(rental, reported="failed", reported_at=after.finished_at))
+    elif after.state is CommandState.FAILED:
+        _undo(tx, rental, after.kind)
+
+
+def _undo(tx: Tx, rental: Rental, kind: str) -> None:
+    """What was ordered did not happen: it is not wanted any more, either, and its host is told so."""
+    desired = rental.desired
+    if kind == "stop_instance" and desired is domain.Desired.STOPPED:
+        desired = domain.Desired.RUNNING
+    if kind == "resume_instance" and desired is domain.Desired.RUNNING and rental.ended_by == "command":
+        desired = domain.Desired.STOPPED
+    if desired is not rental.desired:
+        rentals.save(tx, rental, replace(rental, desired=desired))
+        hosts.raise_desired(tx, rental.host_id)
 
 
 def _kept(ack: Ack) -> str | None:

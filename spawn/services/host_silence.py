@@ -1,8 +1,8 @@
-"""What the silence of hosts does to their rentals' money, and what becomes of it when they are heard again.
+"""What it does to rentals' money that their host is silent or keeps them stopped, and what becomes of it afterwards.
 
 Invariant: nothing is destroyed by it. While a host is offline nobody pays for what runs there, back to the second in
-which it was last heard; and what is done about a rental follows from what the books say now, so that a tick that was
-missed, doubled or cut short changes nothing but when it happens.
+which it was last heard, nor for what it has stopped of its own accord, from when it says so. All that is done follows
+from what the books say now: a tick that was missed, doubled or cut short changes only when it happens.
 """
 
 import logging
@@ -14,8 +14,9 @@ from spawn_schemas.events import EventType
 from spawn_schemas.ids import RentalId, ServerId
 
 from spawn.domain.hosts import SILENT, Host, HostState, judge
-from spawn.domain.rentals import Desired
-from spawn.domain.servers import FINAL, Status
+from spawn.domain.rentals import CommandState, Rental, is_withheld
+from spawn.domain.rentals import status_of as instance_status
+from spawn.domain.servers import FINAL, Status, status_of
 from spawn.services import meters
 from spawn.services.billing import Billing
 from spawn.services.changes import save, tell
@@ -24,17 +25,25 @@ from spawn.store.database import Database
 
 log = logging.getLogger(__name__)
 
-SELECT_TO_PAUSE: Final = """
+_IS_WITHHELD: Final = """(
+  rental.desired = 'running' AND (
+    COALESCE(rental.reported, '') = 'failed'
+    OR (COALESCE(rental.reported, '') = 'stopped' AND COALESCE(rental.ended_by, 'owner') IN ('owner', 'lease'))
+  )
+)"""
+"""`spawn.domain.rentals.is_withheld`."""
+SELECT_TO_PAUSE: Final = f"""
 SELECT rental.id FROM rental JOIN host ON host.id = rental.host_id JOIN server ON server.id = rental.id
-WHERE rental.gone_at IS NULL AND host.state IN ('offline', 'refundable', 'hidden')
-  AND server.ended_at IS NULL AND server.charged_until IS NOT NULL
+WHERE rental.gone_at IS NULL AND server.ended_at IS NULL AND server.charged_until IS NOT NULL
+  AND (host.state IN ('offline', 'refundable', 'hidden') OR {_IS_WITHHELD})
 ORDER BY rental.id LIMIT 1000
-"""
-SELECT_TO_RESUME: Final = """
+"""  # noqa: S608 - a constant of ours
+SELECT_TO_RESUME: Final = f"""
 SELECT rental.id FROM rental JOIN host ON host.id = rental.host_id
 WHERE rental.gone_at IS NULL AND rental.paused_at IS NOT NULL AND host.state IN ('online', 'suspect', 'warned')
+  AND NOT {_IS_WITHHELD}
 ORDER BY rental.id LIMIT 1000
-"""
+"""  # noqa: S608 - a constant of ours
 
 SELECT_OUTAGE: Final = """
 SELECT began_at FROM host_outage WHERE host_id = :host_id AND ended_at IS NULL ORDER BY began_at LIMIT 1
@@ -107,16 +116,18 @@ def _moved(tx: Tx, seen: Host, state: HostState, now: int) -> bool:
 
 
 def paused(tx: Tx, billing: Billing, rental_id: RentalId, now: int) -> None:
-    """Nobody pays for this rental since its host was last heard; its owner is told."""
+    """Nobody pays for this rental since its host was last heard, or said that it stopped it; its owner is told."""
     rental, server = rentals.find(tx, rental_id), servers.find_server(tx, ServerId(rental_id))
-    host = None if rental is None else hosts.find(tx, rental.host_id)
-    if rental is None or server is None or host is None or host.state not in SILENT:
+    if (
+        rental is None
+        or server is None
+        or server.status in FINAL | {Status.DESTROYING}
+        or server.meter is None
+    ):
         return
-    if server.status in FINAL | {Status.DESTROYING} or server.meter is None:
+    since = _kept_since(tx, rental, now)
+    if since is None:
         return
-    # It may have been heard again since it was found to be offline.
-    outage = tx.one(SELECT_OUTAGE, {"host_id": host.id})
-    since = min(now, host.last_seen or now, now if outage is None else outage["began_at"])
     billing.settle(tx, server.wallet, now, sparing=server.id)
     server = servers.get_server(tx, server.id)
     stopped = replace(meters.paused(tx, server, since, now), status=Status.UNKNOWN)
@@ -126,15 +137,29 @@ def paused(tx: Tx, billing: Billing, rental_id: RentalId, now: int) -> None:
     billing.reschedule(tx, server.wallet, now)
 
 
+def _kept_since(tx: Tx, rental: Rental, now: int) -> int | None:
+    """Since when its tenant has not had it; None where it has: its host may have been heard since we looked."""
+    host, start = hosts.find(tx, rental.host_id), rentals.find_command(tx, rental.start_command)
+    if host is not None and host.state in SILENT:
+        outage = tx.one(SELECT_OUTAGE, {"host_id": host.id})
+        return min(now, host.last_seen or now, now if outage is None else outage["began_at"])
+    began = start is not None and start.state is CommandState.SUCCEEDED
+    # What never began is given back as a whole by whoever ordered it.
+    return min(now, rental.reported_at or now) if began and is_withheld(rental) else None
+
+
 def resumed(tx: Tx, billing: Billing, rental_id: RentalId, now: int) -> None:
-    """Its host is heard again: from now on its owner pays as before."""
+    """Its host is heard again, and does not keep it stopped: from now on its owner pays as before."""
     rental, server = rentals.find(tx, rental_id), servers.find_server(tx, ServerId(rental_id))
-    if rental is None or rental.paused_at is None:
+    host = None if rental is None else hosts.find(tx, rental.host_id)
+    if rental is None or rental.paused_at is None or host is None:
+        return
+    if host.state in SILENT or is_withheld(rental):
         return
     rentals.save(tx, rental, replace(rental, paused_at=None))
     if server is None or server.status in FINAL | {Status.DESTROYING} or not server.frozen:
         return
-    runs = rental.desired is Desired.RUNNING
-    back = replace(meters.resumed(server, now), status=Status.RUNNING if runs else Status.OFF)
+    shown = status_of(instance_status(rental, host.state, resuming=False))
+    back = replace(meters.resumed(server, now), status=shown)
     save(tx, server, back, now)
     billing.reschedule(tx, server.wallet, now)

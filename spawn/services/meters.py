@@ -340,10 +340,7 @@ def reverse(tx: Tx, server: Server, now: int) -> Server:
     Nor is a host owed anything for it.
     """
     _give_back(tx, server, server.charged_usdc, now)
-    if server.host_id is not None and server.cost_usdc > 0:
-        name = transfer_id("cost-refund", server.id)
-        _post(tx, name, (owed_to(server), COST_PROVIDER), server.cost_usdc, Code.COST, server, now)
-        server = replace(server, cost_usdc=NOTHING, cost_remainder=0, cost_until=None)
+    server = _owed_nothing(tx, server, now)
     refund = funds.reserve_usdc(tx, server.id)
     funds.withdraw(tx, server, refund, id=transfer_id("refund", server.id), at=now)
     return replace(server, charged_until=None, due_at=None, charged_usdc=NOTHING)
@@ -356,7 +353,7 @@ def unmade(tx: Tx, server: Server, which: str, now: int) -> Server:
     """
     _give_back(tx, server, server.charged_usdc, now, of=which)
     return replace(
-        overrun(tx, server, now, of=which),
+        _owed_nothing(tx, overrun(tx, server, now, of=which), now, of=which),
         charged_until=None,
         due_at=None,
         charged_usdc=NOTHING,
@@ -366,6 +363,15 @@ def unmade(tx: Tx, server: Server, which: str, now: int) -> Server:
         metered_from=None,
         cost_remainder=0,
     )
+
+
+def _owed_nothing(tx: Tx, server: Server, now: int, *, of: str = "") -> Server:
+    """Whoever lends a machine has a share of what is paid for it, and of what was given back none."""
+    if server.host_id is None or server.cost_usdc == 0:
+        return server
+    name = transfer_id("cost-refund", server.id, *filter(None, (of,)))
+    _post(tx, name, (owed_to(server), COST_PROVIDER), server.cost_usdc, Code.COST, server, now)
+    return replace(server, cost_usdc=NOTHING, cost_remainder=0, cost_until=None)
 
 
 def _give_back(tx: Tx, server: Server, amount: Usdc, now: int, *, of: str = "") -> None:

@@ -3,13 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import pytest
 from spawn_schemas import inventory, link, orders
+from spawn_schemas.ids import RentalId
 
 from spawn.domain.hosts import HostState
 from spawn.services import host_silence, hosts_admin
 from tests.harness import VirtualClock
 from tests.integration.hosts_world import DAILY, Lent, open_hosts
-from tests.integration.scripted_host import ScriptedHost, dialled, obedient
+from tests.integration.scripted_host import Connected, ScriptedHost, dialled, obedient
 from tests.wallets import Wallet
 
 
@@ -202,3 +205,96 @@ async def test_a_service_that_was_down_blames_nobody(tmp_path: Path) -> None:
     async with open_hosts(tmp_path, clock=clock, registered=False) as lent:
         await lent.world.tick("hosts")
         assert (await lent.world.server(view["id"])).status == "running"
+
+
+def stopped_by(rental_id: str, ended_by: Any) -> orders.RentalReport:
+    return orders.RentalReport(
+        rental_id=RentalId(rental_id), generation=1, state="stopped", since=1, ended_by=ended_by
+    )
+
+
+@pytest.mark.parametrize("ended_by", ["owner", "lease", None])
+async def test_what_its_host_stopped_costs_nothing_until_it_runs_again(tmp_path: Path, ended_by: Any) -> None:
+    """The owner's hours are over, or the machine restarted: whoever rents it is told, and does not pay for it."""
+    async with open_hosts(tmp_path) as lent:
+        wallet, view = await rented(lent)
+        began = (await lent.world.server(view["id"])).metered_from or 0
+        async with dialled(lent.host) as connected:
+            lent.world.clock.advance(600)
+            said_at = lent.world.clock.now_s()
+            await connected.sync(stopped_by(view["id"], ended_by))
+            for _ in range(3):
+                lent.world.clock.advance(100)
+                await connected.heartbeat(rentals=1)
+                await lent.link.flush()
+                await lent.world.tick("burn", "hosts", "reconcile")
+            server = await lent.world.server(view["id"])
+            # What stopped because it did not hear us is ordered to run again at once.
+            assert server.status == ("initializing" if ended_by == "lease" else "unknown")
+            assert server.charged_until is None
+            assert server.charged_usdc == DAILY * (said_at - began) // 86_400
+            assert await lent.owed() == DAILY * 60 * (said_at - began) // 100 // 86_400
+            assert [data["server"] for data in await told(lent, wallet, "server.unreachable")] == [view["id"]]
+            await connected.sync(msgspec.structs.replace(stopped_by(view["id"], None), state="running"))
+            await lent.world.tick("hosts")
+            back = await lent.world.server(view["id"])
+            assert (back.status, back.charged_until) == ("running", lent.world.clock.now_s())
+        await lent.world.check_books()
+
+
+@pytest.mark.parametrize("ended_by", ["exit", "out_of_memory", "disk_full"])
+async def test_what_ended_by_itself_is_still_reserved_and_paid_for(tmp_path: Path, ended_by: Any) -> None:
+    async with open_hosts(tmp_path) as lent:
+        _, view = await rented(lent)
+        async with dialled(lent.host) as connected:
+            await connected.sync(stopped_by(view["id"], ended_by))
+            lent.world.clock.advance(10)
+            await lent.world.tick("burn", "hosts", "reconcile")
+            server = await lent.world.server(view["id"])
+            assert (server.status, server.charged_until is None) == ("off", False)
+
+
+async def test_a_machine_that_its_tenant_stops_or_restarts_is_paid_for_all_the_time(tmp_path: Path) -> None:
+    async with open_hosts(tmp_path) as lent:
+        wallet, view = await rented(lent)
+        async with dialled(lent.host) as connected:
+            answer = await lent.world.sign(wallet, "POST", f"/v1/servers/{view['id']}/reboot")
+            assert answer.status_code == 200, answer.text
+            for kind in (orders.StopInstance, orders.ResumeInstance):
+                command = (await connected.receive_kind(link.CommandFrame)).command
+                assert isinstance(command.order, kind)
+                await lent.world.tick("hosts")
+                await connected.ack(command.command_id, "succeeded")
+            await lent.until(lambda: lent.status_is(view["id"], "running"))
+            assert await told(lent, wallet, "server.unreachable") == []
+
+
+async def answered(lent: Lent, connected: Connected, wallet: Wallet, verb: str, state: Any) -> None:
+    """The tenant orders it, and its host says that it succeeded or failed."""
+    server_id = (await lent.world.rows("SELECT id FROM server"))[0]["id"]
+    answer = await lent.world.sign(wallet, "POST", f"/v1/servers/{server_id}/{verb}")
+    assert answer.status_code == 200, answer.text
+    command = (await connected.receive_kind(link.CommandFrame)).command
+    problem = (
+        orders.Problem(code="internal", message="Docker does not answer.") if state == "failed" else None
+    )
+    await connected.ack(command.command_id, state, problem=problem)
+
+    async def ended() -> bool:
+        lent.world.clock.advance(1)
+        await lent.world.tick("operations")
+        return await lent.world.rows("SELECT id FROM operation WHERE status = 'running'") == []
+
+    await lent.until(ended)
+
+
+async def test_a_stop_that_fails_is_not_wanted_any_more(tmp_path: Path) -> None:
+    """Otherwise the next sync would stop what its tenant was told is still running; and start what is off."""
+    async with open_hosts(tmp_path) as lent:
+        wallet, view = await rented(lent)
+        wanted = {("stop", "failed"): "running", ("stop", "succeeded"): "stopped"}
+        wanted |= {("start", "failed"): "stopped", ("start", "succeeded"): "running"}
+        async with dialled(lent.host) as connected:
+            for (verb, state), desired in wanted.items():
+                await answered(lent, connected, wallet, verb, state)
+                assert (await lent.rental(view["id"])).desired == desired, verb
