@@ -95,7 +95,7 @@ def upgrade() -> None:
         # The commands that made it and that destroy it.
         sa.Column("start_command", TEXT, nullable=False),
         sa.Column("destroy_command", TEXT),
-        # From when on nobody pays for it, because its host is silent; null while somebody does.
+        # From when on nobody pays for it, because its host is silent or keeps it stopped; null while somebody does.
         sa.Column("paused_at", BIG),
         # What the relay carried for it.
         sa.Column("ingoing_bytes", BIG, nullable=False),
@@ -139,6 +139,11 @@ def upgrade() -> None:
         sqlite_strict=True,
     )
     op.create_index("relay_port_of_rental", "relay_port", ["rental_id"])
+    # What programs in tenants' containers wrote is kept for minutes, among secrets that are kept for years.
+    of_results = sa.text("kind = 'result'")
+    op.create_index(
+        "secret_results", "secret", ["created_at"], sqlite_where=of_results, postgresql_where=of_results
+    )
 
 
 def downgrade() -> None:

@@ -130,7 +130,8 @@ def _without_new_numbers(answer: object, moved: Mapping[str, int]) -> str:
         last = moved["event" if found[1] == "evt_" else "transfer"]
         return found[0] if int(found[2]) <= last else f"{found[1]}new"
 
-    return re.sub(r"\b(txn_|evt_|c)([0-9]+)\b", number, msgspec.json.encode(answer).decode())
+    told = re.sub(r"\breq_[0-9a-f]{20}\b", "req_new", msgspec.json.encode(answer).decode())
+    return re.sub(r"\b(txn_|evt_|c)([0-9]+)\b", number, told)
 
 
 def bulk_usdc(transfers: int) -> int:

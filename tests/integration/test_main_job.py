@@ -6,7 +6,7 @@ from tests.harness import ORDER, open_world
 
 
 async def test_a_server_is_bought_in_one_call_and_refunded(tmp_path: Path) -> None:
-    async with open_world(tmp_path) as world:
+    async with open_world(tmp_path, first_answer_s=30.0) as world:
         wallet = await world.wallet("10.00")
         order = ORDER | {"deposit": "0.50", "fund": "0.60"}
         bought = await world.pay(wallet, "POST", "/v1/servers", order, key="one")
