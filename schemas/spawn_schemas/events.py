@@ -200,7 +200,7 @@ MEANINGS: Final[dict[EventType, str]] = {
     EventType.SERVER_READY: "The machine told that its cloud-init has ended: once after it was ordered, and after each "
     "rebuild.",
     EventType.SERVER_OFF: "The server is switched off. It still costs money.",
-    EventType.SERVER_UNREACHABLE: "The lent machine that it is on is silent, or keeps it stopped. It costs nothing until it runs again.",
+    EventType.SERVER_UNREACHABLE: "Its lent machine is silent, or keeps it stopped: it costs nothing.",
     EventType.SERVER_RESIZED: "The server has another type, and from this second another price.",
     EventType.SERVER_REBUILT: "The server's disk was written anew from an image.",
     EventType.SERVER_UPDATED: "The server was renamed, its renewal was switched on or off, or it is ordered in another "
