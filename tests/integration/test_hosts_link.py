@@ -401,7 +401,7 @@ async def test_a_sync_is_one_write_and_without_a_rental_nobody_looks_at_the_port
 async def test_a_drained_host_is_told_and_takes_nothing(tmp_path: Path) -> None:
     async with open_hosts(tmp_path) as lent, dialled(lent.host) as connected:
         await lent.order(hosts_admin.RestHost(name="attic", draining=True))
-        await connected.sync()
+        await connected.send(link.StateSync, rentals=())
         told = (await connected.receive_kind(link.CommandFrame)).command
         assert isinstance(told.order, orders.Drain)
         wallet = await lent.world.customer("20.00")
