@@ -20,7 +20,8 @@ from spawn_schemas.money import Usdc, format_usdc
 from spawn.cli_common import open_chain, process_settings
 from spawn.settings import Settings
 from spawn.store.migrate import require_current
-from spawn.store.places import Place, place_of
+from spawn.store.place import Place
+from spawn.store.places import place_of
 
 COUNT_TRANSFERS: Final = "SELECT COUNT(*) AS n FROM transfer"
 DAY: Final = click.DateTime(["%Y-%m-%d"])

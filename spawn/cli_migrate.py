@@ -11,7 +11,8 @@ from spawn_schemas.money import format_usdc
 from spawn.cli_common import process_settings
 from spawn.settings import Settings
 from spawn.store.migrate import migrate
-from spawn.store.places import moved_note, place_of
+from spawn.store.places import place_of
+from spawn.store.sqlite_place import moved_note
 
 if TYPE_CHECKING:
     from spawn.store.moving import Move

@@ -27,7 +27,8 @@ from spawn.settings import Settings
 from spawn.store import leases, operations, price_sheets, reservations
 from spawn.store.database import Database, StoreError
 from spawn.store.migrate import require_current
-from spawn.store.places import Options, place_of
+from spawn.store.place import Options
+from spawn.store.places import place_of
 from spawn.store.secrets import Vault
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from psycopg import sql
 
 from spawn.store.database import Database
 from spawn.store.migrate import migrate
-from spawn.store.places import Options, place_of
+from spawn.store.place import Options
+from spawn.store.places import place_of
 from spawn.store.postgres_session import Connection, connect
 
 ENGINE_VARIABLE: Final = "SPAWN_TEST_ENGINE"

@@ -21,9 +21,9 @@ from spawn_schemas.money import Usdc
 from spawn.store.database import StoreError
 from spawn.store.migrate import check_version, head_version, migrate
 from spawn.store.owner import Owner
-from spawn.store.places import SqliteFile
 from spawn.store.snapshot import snapshot
 from spawn.store.sqlite import connect_reader, connect_writer
+from spawn.store.sqlite_place import SqliteFile
 from spawn.store.whole_files import flush, whole
 
 BESIDE: Final = ("", "-wal", "-shm")

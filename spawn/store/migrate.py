@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import spawn
 from spawn.store.database import StoreError
-from spawn.store.places import Place, place_of
+from spawn.store.place import Place
+from spawn.store.places import place_of
 
 _REVISION_FILE: Final = re.compile(r"(\d{4})_\w+\.py")
 

@@ -20,9 +20,10 @@ from spawn_schemas.money import Usdc
 from spawn.store.database import DatabaseBusy, StoreError
 from spawn.store.migrate import head_version, upgrade
 from spawn.store.owner import Owner
-from spawn.store.places import SqliteFile, moved_note, place_of
+from spawn.store.places import place_of
 from spawn.store.postgres_copy import Mark, Table, Target, target
 from spawn.store.sqlite import connect_reader
+from spawn.store.sqlite_place import SqliteFile, moved_note
 from spawn.store.whole_files import whole
 
 PAGE_ROWS: Final = 5_000

@@ -12,7 +12,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from spawn_ledger.tx import Tx
 
-from spawn.store.places import ALONE, NoFile, OnFatal, Options
+from spawn.store.place import ALONE, NoFile, OnFatal, Options
 from spawn.store.postgres import PostgresDatabase
 from spawn.store.postgres_copy import require_finished
 from spawn.store.postgres_marks import prepare

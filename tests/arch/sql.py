@@ -18,7 +18,7 @@ from tests.arch.tree import Module
 ELSEWHERE: Final = (
     "spawn/payments/devnet",
     "spawn/store/moving",
-    "spawn/store/places",
+    "spawn/store/sqlite_place",
     "spawn/store/postgres",
 )
 """Modules whose SQL is for one engine only, by design: for a file outside the service's database, or for a place."""

@@ -18,7 +18,8 @@ from spawn_schemas.ids import Address
 from spawn.domain.settlements import gas_cost_usdc
 from spawn.evm.transactions import address_of
 from spawn.settings import Settings
-from spawn.store.places import Place, place_of
+from spawn.store.place import Place
+from spawn.store.places import place_of
 from tests.anvil import Chain
 
 ETHER: Final = 10**18

@@ -29,7 +29,8 @@ from spawn.parts import Parts, open_parts
 from spawn.payments.exact import ExactPayment
 from spawn.rails import self_rail
 from spawn.settings import Settings
-from spawn.store.places import Place, place_of
+from spawn.store.place import Place
+from spawn.store.places import place_of
 from tests import databases
 from tests.anvil import RELAYER_KEYS, Chain
 from tests.e2e.anvil_books import is_busy, unfinished

@@ -19,8 +19,9 @@ from spawn.store.backup import Contents, UnsoundBackup, back_up, inspect, restor
 from spawn.store.database import DatabaseBusy, StoreError
 from spawn.store.migrate import SchemaMismatch, head_version
 from spawn.store.owner import Owner
-from spawn.store.places import SqliteFile, file_of
+from spawn.store.places import file_of
 from spawn.store.snapshot import snapshot
+from spawn.store.sqlite_place import SqliteFile
 from tests import databases
 from tests.engines import ROOT
 from tests.harness import World, open_world

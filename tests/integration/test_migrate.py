@@ -23,7 +23,8 @@ from spawn.store.migrate import (
     upgrade,
 )
 from spawn.store.owner import Owner
-from spawn.store.places import SqliteFile, file_of, place_of
+from spawn.store.places import file_of, place_of
+from spawn.store.sqlite_place import SqliteFile
 from tests.engines import ROOT
 
 pytestmark = pytest.mark.embedded

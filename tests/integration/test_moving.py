@@ -18,8 +18,9 @@ from spawn.store.database import DatabaseBusy, StoreError
 from spawn.store.migrate import migrate, require_current
 from spawn.store.moving import CopyDiffers, Move, move
 from spawn.store.owner import Owner
-from spawn.store.places import Moved, moved_note, place_of
+from spawn.store.places import place_of
 from spawn.store.postgres_copy import UnfinishedCopy
+from spawn.store.sqlite_place import Moved, moved_note
 from tests import databases
 from tests.harness import settings_in
 from tests.integration.moving_books import fill

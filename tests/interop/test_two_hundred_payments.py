@@ -30,7 +30,8 @@ from spawn.payments.exact import ExactPayment
 from spawn.payments.facilitator import Settled
 from spawn.payments.onchain import OnChain
 from spawn.services.relayer import Relayer
-from spawn.store.places import Place, place_of
+from spawn.store.place import Place
+from spawn.store.places import place_of
 from tests.anvil import MULTICALL, RELAYER_KEYS, Chain, anvil
 from tests.fake_node import GWEI
 from tests.interop.service import spawn_dev
