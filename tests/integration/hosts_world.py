@@ -118,7 +118,7 @@ class Lent:
 
     async def until(self, holds: Callable[[], Any]) -> None:
         """Wait for what another task does; bounded."""
-        for _ in range(400):
+        for _ in range(3_000):
             if await holds():
                 return
             await asyncio.sleep(0.01)

@@ -22,6 +22,7 @@ from websockets.exceptions import ConnectionClosed
 
 _frames: Final[msgspec.json.Decoder[link.ToAgent]] = msgspec.json.Decoder(link.ToAgent)
 
+PATIENCE_S: Final = 30
 INVENTORY: Final = inventory.Inventory(
     hostname="attic",
     os="Debian GNU/Linux 12",
@@ -111,7 +112,7 @@ class Connected:
         self.welcome: link.Welcome | None = None
 
     async def receive(self) -> link.ToAgent:
-        return _frames.decode(await asyncio.wait_for(self.socket.recv(), 10))
+        return _frames.decode(await asyncio.wait_for(self.socket.recv(), PATIENCE_S))
 
     async def receive_kind(self, kind: type[Any]) -> Any:
         """The next frame of this kind; others are passed over."""
@@ -153,7 +154,7 @@ class Connected:
     async def closed(self) -> int:
         """The code that the service closed it with, once it did."""
         with contextlib.suppress(ConnectionClosed):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE_S):
                 while True:
                     await self.socket.recv()
         code = self.socket.close_code
