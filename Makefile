@@ -97,8 +97,8 @@ CHAOS_SECONDS ?= 120
 chaos: $(READY) ## Three replicas on PostgreSQL under load, killed and paused for CHAOS_SECONDS (120); CHAIN=anvil relays
 	$(BIN)/python -m tests.chaos --seconds $(CHAOS_SECONDS) $(if $(CHAIN),--chain $(CHAIN)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-host-dist: $(READY) ## Build the host agent as wheel and single file; sizes and start times
-	$(BIN)/python -m tests.hostagent.dist
+host-dist: $(READY) ## Build the host agent as wheel, single file and image; sizes, starts, and what it takes to idle
+	$(BIN)/python -m tests.hostagent.dist $(ARGS)
 
 anvil: $(READY) ## Install anvil for `spawn dev --chain anvil`; needs Node and npm
 	@$(BIN)/python -m tests.anvil $(VENV)/anvil

@@ -93,7 +93,10 @@ spawn_host_install() {
 
 # Download this version beside the others and put it in place as one folder, whole and checked, or not at all.
 download() {
-  program="spawn-host-$(system)-$(machine)"
+  # One at a time: of two in one word only the second one's failure would end this.
+  os=$(system)
+  processor=$(machine)
+  program="spawn-host-$os-$processor"
   fresh="$work/$version"
   mkdir "$fresh"
   fetch "$releases/$version/SHA256SUMS" "$work/MANIFEST"

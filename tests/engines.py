@@ -89,6 +89,7 @@ ENGINES: Final[dict[str, Callable[[], bool]]] = {
     "uv": lambda: _uv() is not None,
     "hledger": lambda: shutil.which("hledger") is not None,
     "beancount": lambda: bean_check() is not None,
+    "systemd": lambda: shutil.which("systemd-analyze") is not None and shutil.which("setpriv") is not None,
     "qemu": lambda: all(map(shutil.which, ("mmdebstrap", "genext2fs", "qemu-system-x86_64", "ssh"))),
 }
 """Every engine a test may need, and how to see that it is here."""

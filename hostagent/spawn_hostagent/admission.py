@@ -46,12 +46,16 @@ class Lent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Taken(msgspec.Struct, frozen=True, kw_only=True):
-    """What one rental has of it; a stopped one keeps its part, since it may be resumed."""
+    """What one rental has of it; a stopped one keeps its part, since it may be resumed.
+
+    What is not `is_rental` is a disk that lost its container.
+    """
 
     cpus: float
     memory_mib: int
     disk_mib: int
     gpus: tuple[str, ...] = ()
+    is_rental: bool = True
 
 
 def refuse(code: str, message: str) -> MachineError:
@@ -146,7 +150,7 @@ def free(lent: Lent, taken: Iterable[Taken]) -> Capacity:
         memory_mib=max(0, lent.memory_mib - sum(row.memory_mib for row in rows)),
         disk_mib=max(0, lent.disk_mib - sum(row.disk_mib for row in rows)),
         gpus=tuple(gpu for gpu in lent.gpus if gpu not in held),
-        rentals=max(0, lent.rentals - len(rows)),
+        rentals=max(0, lent.rentals - sum(row.is_rental for row in rows)),
     )
 
 

@@ -16,10 +16,11 @@ from spawn_hostagent.nvidia import Nvidia
 from spawn_hostagent.versions import (
     DOCKER_API_FLOOR,
     RUNC_FIX,
-    TOOLKIT_FLOOR,
+    TOOLKIT_FIX,
     parse_api,
     parse_version,
     runc_is_fixed,
+    toolkit_is_fixed,
 )
 
 Severity = Literal["error", "warning", "info"]
@@ -138,9 +139,8 @@ def runc_check(told: str, is_backported: bool) -> Check:
         return Check(
             name="runc",
             ok=False,
-            severity="warning",
             message="Docker does not tell the version of its runc",
-            remedy="Run `runc --version`: it should be 1.2.8, 1.3.3, 1.4.0-rc.3 or newer.",
+            remedy="Upgrade to Docker 20.10 or newer, which tells: an old runc lets a container out.",
         )
     if runc_is_fixed(version):
         return Check(name="runc", ok=True, message=told)
@@ -287,11 +287,11 @@ def toolkit_check(docker: DockerFacts, toolkit: ToolkitFacts) -> Check:
             remedy="Install nvidia-container-toolkit 1.17.8 or newer, then `nvidia-ctk runtime configure "
             "--runtime=docker` and restart Docker; or set limits.gpus: none.",
         )
-    if version < TOOLKIT_FLOOR:
+    if not toolkit_is_fixed(str(toolkit.version)):
         return Check(
             name="nvidia toolkit",
             ok=False,
-            message=f"{toolkit.version} lets a container out (CVE-2025-23266)",
+            message=f"{toolkit.version} lets a container out ({TOOLKIT_FIX})",
             remedy="Upgrade nvidia-container-toolkit to 1.17.8 or newer, or set limits.gpus: none.",
         )
     if docker.problem is None and "nvidia" not in docker.runtimes:
@@ -344,8 +344,7 @@ def isolation_checks(isolation: Isolation, *, known_only: bool) -> list[Check]:
             remedy=feature.remedy,
         )
         for feature in isolation.features
-        if not feature.works
-        and feature.name != "runc"  # `runc_check` knows more: what distributions backport
+        if not feature.works and feature.name not in ("runc", "toolkit")  # lines of their own say it
     ]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spawn_hostagent.checks import Check
-from spawn_hostagent.cli_common import console, default_state, open_config, open_detector, open_machines
+from spawn_hostagent.cli_common import console, default_state, isolation_of, open_config, open_detector
 from spawn_hostagent.config import Config, ConfigError
 from spawn_hostagent.failures import Failure
 
@@ -26,7 +26,7 @@ def look(path: Path) -> tuple[Config, tuple[Check, ...]]:
     detector = open_detector(config)
 
     async def isolate() -> "Isolation":
-        return await open_machines(config, detector).isolation()
+        return await isolation_of(config, detector)
 
     async def work() -> tuple[Check, ...]:
         service = Service(config.service) if config.service else None

@@ -8,29 +8,22 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Final
 
-import typer
-
-from spawn_hostagent.checks import Check
 from spawn_hostagent.config import Config, load
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from spawn_schemas.inventory import Isolation
 
+    from spawn_hostagent.checks import Check
     from spawn_hostagent.hardware import HardwareDetector
     from spawn_hostagent.machines import Machines
 
-SYSTEM_CONFIG: Final = Path("/etc/spawn-host/agent.yaml")
+ISOLATION_S: Final = 90.0
+"""The daemon may be in the middle of measuring, which takes seconds for each canary."""
 _PIPED_WIDTH: Final = 120
 _MARKS: Final = {"error": "red", "warning": "yellow", "info": "cyan"}
-
-
-def default_config() -> Path:
-    """Root's is the machine's; anybody else's is his own."""
-    if os.name == "posix" and os.geteuid() == 0:
-        return SYSTEM_CONFIG
-    return Path.home() / ".config" / "spawn-host" / "agent.yaml"
 
 
 def default_state() -> Path:
@@ -38,19 +31,6 @@ def default_state() -> Path:
     if os.name == "posix" and os.geteuid() == 0:
         return Path(Config(service="").state_dir)
     return Path.home() / ".local" / "state" / "spawn-host"
-
-
-ConfigOption = Annotated[
-    Path,
-    typer.Option(
-        "--config",
-        "-c",
-        default_factory=default_config,
-        envvar="SPAWN_HOST_CONFIG",
-        show_default=str(SYSTEM_CONFIG) + ", or ~/.config/spawn-host/agent.yaml",
-        help="The owner's configuration.",
-    ),
-]
 
 
 def environment() -> Mapping[str, str]:
@@ -96,6 +76,27 @@ def open_machines(config: Config, detector: "HardwareDetector") -> "Machines":
     )
 
 
+async def isolation_of(config: Config, detector: "HardwareDetector") -> "Isolation":
+    """What the running daemon measured; where none runs, what canaries find now, beside the walls that stand.
+
+    Raises MachineError and Failure.
+    """
+    import asyncio
+
+    import msgspec
+    from spawn_schemas.inventory import Isolation
+
+    from spawn_hostagent import trial
+    from spawn_hostagent.control import ask, find_daemon
+    from spawn_hostagent.hardware import lend
+
+    if await asyncio.to_thread(find_daemon, config.state) is not None:
+        answer = await asyncio.to_thread(ask, config.state, {"do": "isolation"}, ISOLATION_S)
+        return msgspec.convert(answer.get("isolation"), Isolation)
+    system, gpus = await asyncio.to_thread(lambda: (detector.detect_system(), detector.detect_gpus().gpus))
+    return await trial.measured(config, has_cards=bool(lend(config.limits, system, gpus).gpus))
+
+
 def console(*, stderr: bool = False) -> "Console":
     from rich.console import Console
 
@@ -104,15 +105,11 @@ def console(*, stderr: bool = False) -> "Console":
 
 
 def say(text: str = "") -> None:
-    typer.echo(text)
+    """A line for the owner."""
+    sys.stdout.write(f"{text}\n")
 
 
-def complain(text: str) -> None:
-    """The one line of a failure."""
-    typer.secho(f"spawn-host: {text}", err=True, fg="red" if sys.stderr.isatty() else None)
-
-
-def show_checks(found: Iterable[Check], title: str = "") -> None:
+def show_checks(found: "Iterable[Check]", title: str = "") -> None:
     """The table, then what to do about each line that is not fine."""
     from rich.table import Table
     from rich.text import Text

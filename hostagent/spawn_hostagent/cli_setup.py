@@ -15,21 +15,21 @@ import typer
 import yaml  # type: ignore[import-untyped]  # its stubs are a package of their own
 
 from spawn_hostagent.cli_common import (
-    ConfigOption,
     console,
     default_state,
     environment,
+    isolation_of,
     open_config,
     open_detector,
-    open_machines,
     say,
     show_checks,
 )
+from spawn_hostagent.cli_option import ConfigOption
 from spawn_hostagent.config import Config, ConfigError, parse
 from spawn_hostagent.failures import Failure
 
 if TYPE_CHECKING:
-    from spawn_schemas.inventory import Inventory
+    from spawn_schemas.inventory import Inventory, Isolation
 
     from spawn_hostagent.hardware import HardwareDetector
     from spawn_hostagent.identity import Identity
@@ -171,24 +171,21 @@ def _token(token: str | None, path: Path | None) -> str:
 async def _look(config: Config, detector: "HardwareDetector", *, despite_checks: bool) -> "Inventory":
     """The preflight, shown; then what the service is told. Raises Failure where an error stands in the way."""
     from spawn_hostagent.checks import is_fit
-    from spawn_hostagent.machines import MachineError
     from spawn_hostagent.preflight import preflight
     from spawn_hostagent.service import Service
 
-    machines = open_machines(config, detector)
+    async def isolate() -> "Isolation":
+        return await isolation_of(config, detector)
+
     with console().status("Looking at this machine; trying its isolation takes a few seconds"):
-        looked = await preflight(config, detector, Service(config.service), machines.isolation)
+        looked = await preflight(config, detector, Service(config.service), isolate)
     show_checks(looked.checks)
     if not is_fit(looked.checks) and not despite_checks:
         raise Failure(
             "nothing was registered: repair what is marked error, then run this again. Or, at your own risk, go on "
             "with --despite-checks."
         )
-    try:
-        isolation = await machines.isolation()
-    except MachineError:
-        isolation = None
-    return await asyncio.to_thread(detector.inventory, isolation, looked.docker.version or None)
+    return await asyncio.to_thread(detector.inventory, looked.isolation, looked.docker.version or None)
 
 
 def _show_shared(config: Config, inventory: "Inventory") -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from spawn_hostagent.cli_common import ConfigOption, console, open_config, say
+from spawn_hostagent.cli_common import console, open_config, say
+from spawn_hostagent.cli_option import ConfigOption
 from spawn_hostagent.config import Config
 
 if TYPE_CHECKING:
@@ -103,9 +104,18 @@ def _facts(found: "Status") -> "RenderableType":
     table.add_row("isolation", found.tier)
     table.add_row("rentals", "draining: no new ones are taken" if found.draining else "taken")
     table.add_row("load", _load(found.metrics))
+    for image in found.prepulls:
+        done = f"{image.percent} %" if image.state == "fetching" else image.problem or image.state
+        table.add_row("ahead of time", Text(f"{_short(image.image)}: {done}"))
     if found.last_error:
         table.add_row("last error", Text(found.last_error, style="yellow"))
     return table
+
+
+def _short(image: str) -> str:
+    """Its name and as much of its digest as people compare."""
+    name, _, digest = image.partition("@sha256:")
+    return f"{name}@{digest[:12]}"
 
 
 def _load(metrics: "Metrics") -> str:

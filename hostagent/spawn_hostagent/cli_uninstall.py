@@ -1,7 +1,7 @@
 """`spawn-host uninstall`: takes away what spawn-host brought, and says what it leaves.
 
-Invariant: while anything is rented here nothing is touched, unless the owner insists; then rentals end first, and the
-wall around them falls last.
+Invariant: while anything is rented here nothing is touched, unless the owner insists. Nothing ends before he agreed;
+rentals end after the daemon, which could take another one, and before the wall around them.
 """
 # ruff: noqa: PLC0415 - see cli_common
 
@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from spawn_hostagent.cli_common import (
-    ConfigOption,
     environment,
     open_config,
     open_detector,
     open_machines,
     say,
 )
+from spawn_hostagent.cli_option import ConfigOption
 from spawn_hostagent.config import Config
 from spawn_hostagent.failures import Failure
 
@@ -49,9 +49,11 @@ def uninstall(
     config = open_config(path)
     _refuse_foreign(config.state)
     machines = open_machines(config, open_detector(config))
-    _end_rentals(machines, force=force)
-    _consent(config, yes=yes)
+    rentals = _rented(machines, force=force)
+    _consent(config, rentals or (), yes=yes)
     _stop_daemon(config)
+    if rentals is not None:
+        _end_rentals(machines, force=force)
     done = [*_forget_key(config), *_remove_unit(), *_remove_wall(), *_remove_state(config.state)]
     for line in done:
         say(f"removed  {line}")
@@ -60,8 +62,8 @@ def uninstall(
     say("Tell the service, too: until its operator revokes the host it is listed as offline.")
 
 
-def _end_rentals(machines: "Machines", *, force: bool) -> None:
-    """Nothing of a tenant may be here afterwards. Raises Failure."""
+def _rented(machines: "Machines", *, force: bool) -> "tuple[RentalReport, ...] | None":
+    """What is rented here, None where Docker does not say. Raises Failure for either, unless the owner insists."""
     from spawn_hostagent.machines import MachineError
 
     try:
@@ -72,12 +74,21 @@ def _end_rentals(machines: "Machines", *, force: bool) -> None:
                 f"whether anything is rented here cannot be seen: {error} Start Docker, or say --force."
             ) from error
         say(f"Docker was not asked for rentals: {error}")
-        return
+        return None
     if rentals and not force:
         raise Failure(
             f"{_count(rentals)} of tenants here: {', '.join(sorted(it.rental_id for it in rentals))}. `spawn-host "
             "drain` takes no more of them; come back when they have ended, or destroy them with --force."
         )
+    return rentals
+
+
+def _end_rentals(machines: "Machines", *, force: bool) -> None:
+    """Nothing of a tenant may be here afterwards; no daemon runs that would take another one. Raises Failure."""
+    try:
+        rentals = _rented(machines, force=force)
+    except Failure as error:
+        raise Failure(f"{error} The daemon has been stopped: start it again meanwhile.") from error
     if rentals:
         asyncio.run(_destroy(machines, rentals))
         say(f"destroyed {_count(rentals)}")
@@ -97,12 +108,17 @@ def _count(rentals: "tuple[RentalReport, ...]") -> str:
     return "1 container" if len(rentals) == 1 else f"{len(rentals)} containers"
 
 
-def _consent(config: Config, *, yes: bool) -> None:
+def _consent(config: Config, rentals: "tuple[RentalReport, ...]", *, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
         raise typer.BadParameter("consent is asked on a terminal: run it there, or say --yes.")
-    if not typer.confirm(f"Remove this host's key and everything in {config.state}?"):
+    lost = (
+        f"Destroy {_count(rentals)} of tenants with all that is on their disks, and remove"
+        if rentals
+        else "Remove"
+    )
+    if not typer.confirm(f"{lost} this host's key and everything in {config.state}?"):
         raise Failure("nothing was removed.")
 
 
@@ -137,7 +153,7 @@ def _forget_key(config: Config) -> list[str]:
 
 
 def _remove_unit() -> list[str]:
-    from spawn_hostagent.preflight import run_program
+    from spawn_hostagent.programs import run_program
 
     if not UNIT.exists():
         return []
@@ -152,7 +168,7 @@ def _remove_unit() -> list[str]:
 
 def _remove_wall() -> list[str]:
     """The table of nftables, which is ours alone; other tables are not touched."""
-    from spawn_hostagent.preflight import run_program
+    from spawn_hostagent.programs import run_program
 
     listed = run_program(["nft", "list", "table", *NFT_TABLE])
     if listed is None or listed[0] != 0:

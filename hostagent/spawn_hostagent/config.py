@@ -12,14 +12,27 @@ from typing import Annotated, Final, Literal
 import msgspec
 import yaml  # type: ignore[import-untyped]  # its stubs are a package of their own
 
+from spawn_hostagent.failures import Failure
+from spawn_hostagent.firewall import is_resolver
+
 MIB_PER_GB: Final = 1024
 DEFAULT_STATE_DIR: Final = Path("/var/lib/spawn-host")
+REGISTRIES: Final = (
+    "docker.io",
+    "ghcr.io",
+    "mcr.microsoft.com",
+    "nvcr.io",
+    "public.ecr.aws",
+    "quay.io",
+    "registry.gitlab.com",
+)
+"""Well-known ones; a registry of somebody's own is for the owner to name."""
 _HOURS: Final = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
-class ConfigError(Exception):
+class ConfigError(Failure):
     """The file cannot be used; the message says where, why and what to write instead."""
 
 
@@ -57,12 +70,15 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Images(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Images that tenants may run: beginnings of names without tag or digest. `prepull` are fetched ahead, by digest.
+    """Images that tenants may run: beginnings of names without tag or digest; "" is any public registry.
+
+    Docker dials what a registry's name, redirects and sign-in lead to, from within the owner's network: those of
+    `REGISTRIES` are not for strangers to say. `prepull` are fetched ahead, by digest.
 
     `evict_at_percent` of the disk used, those unused for longest are removed.
     """
 
-    allow: tuple[str, ...] = ("",)
+    allow: tuple[str, ...] = REGISTRIES
     prepull: tuple[str, ...] = ()
     evict_at_percent: Annotated[int, msgspec.Meta(ge=10, le=99)] = 85
 
@@ -108,6 +124,11 @@ def parse(text: str, name: str) -> Config:
     except msgspec.ValidationError as error:
         raise ConfigError(f"{name}: {error}. The example beside the daemon explains each field.") from error
     config.limits.windows()
+    for address in config.tenant_dns:
+        if not is_resolver(address):
+            raise ConfigError(
+                f"{name}: tenant_dns: {address!r} is no resolver that a container can ask: write its IPv4 address."
+            )
     return config
 
 

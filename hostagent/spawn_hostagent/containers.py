@@ -4,23 +4,25 @@ Invariant: each function may be repeated, and ends where the first call would ha
 things with the rental's name on them, which `remove` finds. All of them block: they belong in a thread.
 """
 
-import contextlib
+import json
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import docker.errors
 import msgspec
 from docker import APIClient
+from docker.utils import convert_filters
 from spawn_schemas.ids import RentalId
 from spawn_schemas.orders import StartInstance
 
 from spawn_hostagent import networks
 from spawn_hostagent.admission import refuse
-from spawn_hostagent.canary import cgroup_file
 from spawn_hostagent.disks import Disks
-from spawn_hostagent.engine import said
+from spawn_hostagent.engine import said, take_away
 from spawn_hostagent.images import Settings
 from spawn_hostagent.isolation import Line, Wanted, settings_of
+from spawn_hostagent.looks import cgroup_file
 from spawn_hostagent.rentals import LABEL, Facts, Memory, Remembered, container_name, facts_in, labels_of
 
 STOP_SIGNAL: Final = "SIGTERM"
@@ -106,9 +108,12 @@ def create(
 
 
 def begin(client: APIClient, name: str, gpus: tuple[str, ...]) -> None:
-    """Start what is created or stopped. Raises MachineError: `gpu_unavailable` or `docker_failed`."""
+    """Start what is created, stopped or paused. Raises MachineError: `gpu_unavailable` or `docker_failed`."""
     try:
-        client.start(name)
+        if client.inspect_container(name)["State"]["Paused"]:
+            client.unpause(name)
+        else:
+            client.start(name)
     except docker.errors.APIError as error:
         if gpus and (_NO_TOOLKIT in said(error) or "nvidia" in said(error).lower()):
             raise refuse(
@@ -126,10 +131,25 @@ def end(client: APIClient, found: Found, grace_s: int) -> None:
         return
 
 
+def last_run(client: APIClient, found: Found) -> tuple[str, ...]:
+    """What Docker remembers of its last run, in order: the events since it was started, or since Docker was."""
+    filters: Any = convert_filters({"container": found.id, "event": ["start", "kill", "die"]})
+    seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+    span = {"since": "1", "until": f"{seconds}.{nanoseconds:09}"}
+    # The SDK's own call knows whole seconds alone, and waits without an end. Its stub does not show what is under it.
+    sdk: Any = client
+    answer = sdk._get(sdk._url("/events"), params={**span, "filters": filters})
+    sdk._raise_for_status(answer)
+    actions: list[str] = []
+    for line in answer.text.splitlines():
+        action = str(json.loads(line)["Action"])
+        actions = [] if action == "start" else [*actions, action]
+    return tuple(actions)
+
+
 def remove(client: APIClient, name: str, disks: Disks, memory: Memory) -> None:
     """Remove everything that has this name: the disk last but one, the small file last, so that a crash is seen."""
-    with contextlib.suppress(docker.errors.NotFound):
-        client.remove_container(name, force=True, v=True)
+    take_away(client, name)
     networks.remove(client, name)
     disks.remove(client, name)
     memory.forget(name)

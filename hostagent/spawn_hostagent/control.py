@@ -17,6 +17,7 @@ from spawn_schemas.orders import RentalReport
 
 from spawn_hostagent.failures import Failure
 from spawn_hostagent.files import reason
+from spawn_hostagent.prepulls import Prepulled
 
 SOCKET_NAME: Final = "control.sock"
 STATUS_NAME: Final = "status.json"
@@ -42,6 +43,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     rentals: tuple[RentalReport, ...] = ()
     gpus: tuple[Gpu, ...] = ()
     metrics: Metrics = Metrics()
+    prepulls: tuple[Prepulled, ...] = ()
     last_error: str | None = None
 
 

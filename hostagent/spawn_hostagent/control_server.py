@@ -19,6 +19,7 @@ from spawn_hostagent.instance import CannotStart, write_atomically
 from spawn_hostagent.journal_file import JournalError
 from spawn_hostagent.keeper import Keeper
 from spawn_hostagent.machines import MachineError, Machines
+from spawn_hostagent.prepulls import Prepulls
 from spawn_hostagent.rules import Rules
 from spawn_hostagent.tunnel import TunnelManager
 
@@ -50,6 +51,7 @@ class Control:
         rules: Rules,
         tunnels: TunnelManager,
         link: LinkState,
+        prepulls: Prepulls,
         *,
         clock: Clock,
         about: dict[str, Any],
@@ -60,6 +62,7 @@ class Control:
         self._rules = rules
         self._tunnels = tunnels
         self._link = link
+        self._prepulls = prepulls
         self._clock = clock
         self._about = about
 
@@ -105,6 +108,7 @@ class Control:
             "tier": "none" if inventory is None else inventory.isolation.tier,
             "gpus": () if inventory is None else inventory.gpus,
             "metrics": self._keeper.metrics,
+            "prepulls": self._prepulls.shown(),
             "rentals": [
                 msgspec.to_builtins(report) | {"tunnel": usage.get(report.rental_id)}
                 for report in self._keeper.reports
@@ -149,10 +153,12 @@ class Control:
                     *self._newest(asked.rental_id), max(1, min(asked.lines, 1000))
                 )
                 return {"text": text}
+            case "isolation":
+                return {"isolation": msgspec.to_builtins(await self._machines.isolation())}
             case "logs":
                 return _no("Say which rental's logs: `spawn-host status` lists them.")
             case _:
-                return _no(f"{asked.do!r} is not known: status, drain, undrain and logs are.")
+                return _no(f"{asked.do!r} is not known: status, drain, undrain, isolation and logs are.")
 
     def _drained(self) -> dict[str, Any]:
         self._keeper.changed()

@@ -20,11 +20,12 @@ from spawn_hostagent.control_server import Control
 from spawn_hostagent.dialling import BadAddress, control_url
 from spawn_hostagent.executor import Executor
 from spawn_hostagent.fallback import Fallback
-from spawn_hostagent.instance import CannotStart, alone, notify
+from spawn_hostagent.instance import CannotStart, alone, alone_with, notify
 from spawn_hostagent.journal import Journal, offset_saver
 from spawn_hostagent.journal_file import JournalError
 from spawn_hostagent.keeper import Hardware, Keeper
 from spawn_hostagent.machines import Machines
+from spawn_hostagent.prepulls import Prepulls
 from spawn_hostagent.relay import Relay
 from spawn_hostagent.rules import Rules
 from spawn_hostagent.signer import Signer
@@ -58,7 +59,8 @@ async def run(
     except BadAddress as error:
         raise CannotStart(str(error)) from error
     stop = stop or asyncio.Event()
-    with alone(config.state), _signals(stop), _journal(config) as journal:
+    docker = config.docker_socket
+    with alone(config.state), alone_with(docker), _signals(stop), _journal(config) as journal:
         daemon = Daemon(
             config,
             identity,
@@ -119,6 +121,7 @@ class Daemon:
         self.link = BackendClient(identity, self.keeper, dice=dice, agent_version=agent_version(), **times)
         self.fallback = Fallback(identity, self.keeper, down_since=lambda: self.link.down_since_s, **times)
         self.keeper.attach(self.link)
+        self.prepulls = Prepulls(config.images.prepull, machines, clock)
         about = {"host_id": identity.host_id, "service": identity.service, "version": agent_version()}
         self.control = Control(
             config.state,
@@ -127,6 +130,7 @@ class Daemon:
             rules,
             self.tunnels,
             self.link.state,
+            self.prepulls,
             clock=clock,
             about=about,
         )
@@ -155,6 +159,8 @@ class Daemon:
             asyncio.ensure_future(part)
             for part in (
                 self.keeper.run(),
+                self.keeper.keep_house(),
+                self.prepulls.run(),
                 self.keeper.watch(),
                 self.fallback.run(),
                 self.control.keep_status(),

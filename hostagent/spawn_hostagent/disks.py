@@ -32,6 +32,8 @@ class Disks:
 
     def __init__(self, folder: Path, docker_socket: str) -> None:
         self._folder = folder
+        self.lock = folder / "lock"
+        """Held by who wants these disks for himself."""
         self._socket = docker_socket.removeprefix("unix://")
 
     def _file(self, name: str) -> Path:
@@ -88,8 +90,10 @@ class Disks:
 
     def remove_stale(self, client: APIClient, label: str) -> None:
         """Forget volumes of ours whose disks are gone, if Docker lets us by now."""
+        volumes = client.volumes(filters={"label": label})["Volumes"] or ()
+        # The files last: a disk that is made meanwhile had its file before its volume.
         here = self.names()
-        for volume in client.volumes(filters={"label": label})["Volumes"] or ():
+        for volume in volumes:
             if volume["Name"] not in here:
                 with contextlib.suppress(docker.errors.APIError):
                     client.remove_volume(volume["Name"], force=True)
@@ -107,6 +111,14 @@ class Disks:
         """Of all disks, finished or not."""
         found = {path.stem for pattern in ("*.img", "*.unfinished") for path in self._folder.glob(pattern)}
         return tuple(sorted(found))
+
+    def sizes_mib(self) -> dict[str, int]:
+        """What each finished disk may grow to, by name, in MiB."""
+        sizes = {}
+        for path in self._folder.glob("*.img"):
+            with contextlib.suppress(FileNotFoundError):  # it goes while we look
+                sizes[path.stem] = path.stat().st_size // MIB
+        return sizes
 
 
 def _device_of(file: Path) -> str | None:

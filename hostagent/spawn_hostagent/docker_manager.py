@@ -6,10 +6,8 @@ ran. What is here is known from Docker's labels and small files alone: a new man
 """
 
 import asyncio
-import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final, get_args
 
@@ -17,52 +15,50 @@ import msgspec
 from docker import APIClient
 from spawn_schemas.ids import RentalId
 from spawn_schemas.inventory import Isolation
-from spawn_schemas.orders import EndedBy, RentalReport, RentalState, StartInstance
+from spawn_schemas.orders import EndedBy, RentalReport, StartInstance
 
 from spawn_hostagent import containers, execs, images, networks
 from spawn_hostagent.admission import (
     Lent,
-    Taken,
     check_arguments,
     check_form,
     check_names,
-    check_room,
-    free,
     refuse,
 )
-from spawn_hostagent.canary import FLOOR, Canary
+from spawn_hostagent.canary import Canary, why_below
 from spawn_hostagent.config import Config
 from spawn_hostagent.containers import Found
 from spawn_hostagent.disks import Disks
 from spawn_hostagent.engine import Engine
 from spawn_hostagent.events import Events
-from spawn_hostagent.firewall import RULES, Firewall, Rule, resolvers_of_machine
+from spawn_hostagent.firewall import RULES, Firewall, Rule, WallsDown, resolvers_of_machine
 from spawn_hostagent.housekeeping import Housekeeping
 from spawn_hostagent.isolation import LINES, Line, Wanted
-from spawn_hostagent.machines import Capacity, ExecResult, MachineError, Progress
+from spawn_hostagent.machines import Capacity, ExecResult, Progress
+from spawn_hostagent.programs import Run, run_program
 from spawn_hostagent.pulls import Pulls, used_by
 from spawn_hostagent.rentals import (
     LABEL,
     Facts,
     Memory,
     Remembered,
-    bridge_name,
-    container_name,
-    facts_in,
     facts_of,
     labels_of,
     report,
 )
+from spawn_hostagent.room import Room
 from spawn_hostagent.turns import Turns, each
 
 GRACE_S_MAX: Final = 300
+MEASURE_AGAIN_S: Final = 60
+"""What keeps strangers away may have been a hiccup, or is repaired by now: it is tried again when somebody asks."""
 
 
 class DockerManager:
-    """One machine. `lent` is what its owner lends, all tenants together; `lend` changes it, as when a card is lost.
+    """One machine. `lent` is what its owner lends, all tenants together; `lend_gpus` when a card is lost or comes.
 
     `lines` and `rules` are the profile; they are all of it but in tests that show what one is for. `used_percent` tells
-    how full the disk of Docker's data is, `now` is a clock in unix seconds.
+    how full the disk of Docker's data is, `now` is a clock in unix seconds, `run` runs programs that tell versions.
     """
 
     def __init__(
@@ -74,29 +70,35 @@ class DockerManager:
         rules: tuple[Rule, ...] = RULES,
         used_percent: Callable[[], float] | None = None,
         now: Callable[[], float] = time.time,
+        run: Run = run_program,
     ) -> None:
-        self._config, self._lent, self._lines, self._now = config, lent, lines, now
+        self._config, self._lines, self._now, self._run = config, lines, now, run
         self._engine = Engine(config.docker_socket)
         self._disks = Disks(config.state / "disks", config.docker_socket)
+        self._room = Room(self._engine, self._disks, lent, now)
         self._memory = Memory(config.state / "rentals")
         shelf = images.Shelf(config.state / "images.json")
         fullness = used_percent or used_by(self._engine)
-        self._keeping = Housekeeping(self._disks, self._memory, shelf, config.images, fullness)
+        self._keeping = Housekeeping(
+            self._disks, self._memory, shelf, config.images, fullness, self._room.wanted_images
+        )
         self._pulls = Pulls(self._engine, shelf, self._keeping.evict, fullness, now)
-        self._firewall = Firewall(config.tenant_dns or resolvers_of_machine(), lent.up_mbit, rules)
-        self._walls = threading.Lock()
-        self._walled: dict[str, int | None] = {}
+        self._firewall = Firewall(lambda: config.tenant_dns or resolvers_of_machine(), lent.up_mbit, rules)
         self._turns = Turns()
-        self._room = asyncio.Lock()
-        self._starting: dict[str, tuple[StartInstance, RentalState, int]] = {}
         self._measuring = asyncio.Lock()
         self._isolation: Isolation | None = None
+        self._measured_at = 0.0
 
     def lend(self, lent: Lent) -> None:
         """From now on this much; what runs already goes on."""
-        self._lent = lent
+        if lent.gpus and not self._room.lent.gpus:
+            self._isolation = None  # what gives out cards was not looked at
+        self._room.lent = lent
         self._firewall.up_mbit = lent.up_mbit
-        self._walled = {}
+
+    def lend_gpus(self, gpus: tuple[str, ...]) -> None:
+        if gpus != self._room.lent.gpus:
+            self.lend(msgspec.structs.replace(self._room.lent, gpus=gpus))
 
     def close(self) -> None:
         """Let go of Docker; containers run on. Blocks until what is being done is done."""
@@ -112,12 +114,12 @@ class DockerManager:
             if here is not None:
                 return here
             isolation = await self._above_floor()
-            async with self._reserved(order) as name:
+            async with self._room.reserved(order) as name:
                 inspected = await self._pulls.bring(order.image, tell)
                 settings = images.settings(
                     inspected, with_disk=isolation.disk_limit == "loop", with_gpus=bool(order.gpus)
                 )
-                self._now_is(name, order, "creating")
+                self._room.now_is(name, order, "creating")
                 facts = facts_of(order, isolation.disk_limit, settings.disk_path)
                 return await self._engine.call_slow(lambda client: self._make(client, order, facts, settings))
 
@@ -127,8 +129,10 @@ class DockerManager:
             if found.facts.generation > order.generation:
                 raise refuse("stale_generation", f"generation {found.facts.generation} of it is here.")
             if found.facts.generation < order.generation:
+                if found.pid <= 0:
+                    continue  # stopped, it keeps its disk until a command ends it
                 raise refuse(
-                    "exists", f"generation {found.facts.generation} of it is here; destroy that first."
+                    "exists", f"generation {found.facts.generation} of it runs here; stop that first."
                 )
             if found.status != "created":
                 return await self._engine.call(partial(self._report, found=found))
@@ -140,42 +144,9 @@ class DockerManager:
     async def _above_floor(self) -> Isolation:
         isolation = await self.isolation()
         if isolation.tier == "none" and self._config.known_only:
-            broken = [
-                feature
-                for feature in isolation.features
-                if feature.name in (*FLOOR, "linux") and not feature.works
-            ]
-            fixes = "; ".join(f"{feature.name}: {feature.says} - {feature.remedy}" for feature in broken)
-            raise refuse(
-                "below_floor", f"this machine does not keep tenants apart well enough. {fixes[:1000]}"
-            )
+            why = why_below(isolation)[:1000]
+            raise refuse("below_floor", f"this machine does not keep tenants apart well enough. {why}")
         return isolation
-
-    @asynccontextmanager
-    async def _reserved(self, order: StartInstance) -> AsyncIterator[str]:
-        """Room for it among all the others, from here on."""
-        name = container_name(order.rental_id, order.generation)
-        async with self._room:
-            check_room(order, self._lent, (await self._taken()).values())
-            self._now_is(name, order, "pulling")
-        try:
-            yield name
-        finally:
-            del self._starting[name]
-
-    def _now_is(self, name: str, order: StartInstance, state: RentalState) -> None:
-        self._starting[name] = (order, state, int(self._now()))
-
-    async def _taken(self) -> dict[str, Taken]:
-        taken = {
-            name: Taken(
-                cpus=order.cpus, memory_mib=order.memory_mib, disk_mib=order.disk_mib, gpus=order.gpus
-            )
-            for name, (order, _, _) in self._starting.items()
-        }
-        for found in await self._engine.call(containers.find_all):
-            taken[found.facts.name] = found.facts.taken
-        return taken
 
     def _make(
         self, client: APIClient, order: StartInstance, facts: Facts, settings: images.Settings
@@ -211,20 +182,12 @@ class DockerManager:
 
     def _put_up_walls(self, client: APIClient) -> None:
         """Make the walls stand around the bridges that are there. Raises WallError."""
-        bridges = {}
-        for network in client.networks(filters={"label": LABEL}):
-            facts = facts_in(network["Name"], network.get("Labels"))
-            if facts is not None:
-                bridges[bridge_name(facts.name)] = facts.up_mbit
-        with self._walls:
-            if bridges != self._walled or not self._firewall.stands():
-                self._firewall.put_up(bridges)
-                self._walled = bridges
+        self._firewall.keep(partial(networks.bridges, client))
 
     async def resume(self, rental_id: RentalId, generation: int, lease_expires_at: int) -> RentalReport:
         async with self._turns.of(rental_id):
             found = await self._here(rental_id, generation)
-            if found.pid > 0:
+            if found.status == "running":
                 await self.remember_lease(rental_id, generation, lease_expires_at)
                 return await self._engine.call(lambda client: self._report(client, found))
             await self._above_floor()
@@ -237,7 +200,7 @@ class DockerManager:
                 containers.begin(client, found.facts.name, found.facts.gpus)
                 return self._found_report(client, rental_id, generation)
 
-            return await self._engine.call_slow(work)
+            return await self._engine.call_change(work)
 
     async def stop(self, rental_id: RentalId, generation: int, grace_s: int, ended_by: str) -> RentalReport:
         if ended_by not in get_args(EndedBy):
@@ -253,7 +216,7 @@ class DockerManager:
                     containers.end(client, found, max(0, min(grace_s, GRACE_S_MAX)))
                 return self._found_report(client, rental_id, generation)
 
-            return await self._engine.call_slow(work)
+            return await self._engine.call_change(work)
 
     async def destroy(self, rental_id: RentalId, generation: int) -> None:
         check_names(rental_id, generation)
@@ -265,7 +228,7 @@ class DockerManager:
                     self._keeping.used_mib.pop(name, None)
 
         async with self._turns.of(rental_id):
-            await self._engine.call_slow(work)
+            await self._engine.call_change(work)
 
     async def remember_lease(self, rental_id: RentalId, generation: int, lease_expires_at: int) -> None:
         found = await self._here(rental_id, generation)
@@ -281,18 +244,17 @@ class DockerManager:
             return {found.facts.name: self._report(client, found) for found in containers.find_all(client)}
 
         here = await self._engine.call(work)
-        for name, (order, state, since) in self._starting.items():
+        for name, starting in self._room.starting.items():
             if name not in here or here[name].state == "creating":
-                here[name] = RentalReport(
-                    rental_id=order.rental_id, generation=order.generation, state=state, since=since,
-                    lease_expires_at=order.lease_expires_at, gpus=order.gpus,
-                )  # fmt: skip
+                here[name] = starting.report()
         return tuple(here.values())
 
     def _report(self, client: APIClient, found: Found) -> RentalReport:
         self._keeping.remember_kills(found)
+        actions = self._keeping.remember_end(client, found)
         name = found.facts.name
-        return report(found.facts, found.inspected, self._memory.read(name), self._keeping.used_mib.get(name))
+        used_mib = self._keeping.used_mib.get(name)
+        return report(found.facts, found.inspected, self._memory.read(name), used_mib, actions)
 
     def _found_report(self, client: APIClient, rental_id: RentalId, generation: int) -> RentalReport:
         found = containers.find(client, rental_id, generation)
@@ -319,7 +281,7 @@ class DockerManager:
 
     async def logs(self, rental_id: RentalId, generation: int, lines: int) -> str:
         found = await self._here(rental_id, generation)
-        return await self._engine.call_slow(lambda client: execs.last_lines(client, found.id, lines))
+        return await self._engine.call_asked(lambda client: execs.last_lines(client, found.id, lines))
 
     async def exec(
         self, rental_id: RentalId, generation: int, argv: tuple[str, ...], timeout_s: int
@@ -328,7 +290,7 @@ class DockerManager:
         if not argv:
             raise refuse("invalid", "argv has to name a program.")
         found = await self._running(rental_id, generation)
-        result = await self._engine.call_slow(lambda client: execs.run(client, found.id, argv, timeout_s))
+        result = await self._engine.call_asked(lambda client: execs.run(client, found.id, argv, timeout_s))
         if result is None:
             raise refuse("timed_out", f"it did not end within {timeout_s} s, and was ended.")
         return result
@@ -349,21 +311,22 @@ class DockerManager:
         return await self._engine.call(work)
 
     async def capacity(self) -> Capacity:
-        return free(self._lent, (await self._taken()).values())
+        return await self._room.capacity()
 
     async def isolation(self) -> Isolation:
         async with self._measuring:
-            if self._isolation is None:
-                self._isolation = await self._engine.call_slow(
-                    lambda client: Canary(
-                        client,
-                        self._firewall,
-                        Disks(self._config.state / "canary", self._config.docker_socket),
-                        self._config.runtime,
-                        self._lines,
-                    ).measure()
-                )
-            return self._isolation
+            known, age_s = self._isolation, abs(self._now() - self._measured_at)
+            if known is None or (known.tier == "none" and age_s >= MEASURE_AGAIN_S):
+                known = self._isolation = await self._engine.call_slow(self._measure)
+                self._measured_at = self._now()
+            return known
+
+    def _measure(self, client: APIClient) -> Isolation:
+        disks = Disks(self._config.state / "canary", self._config.docker_socket)
+        walls, has_cards = partial(self._put_up_walls, client), bool(self._room.lent.gpus)
+        return Canary(
+            client, walls, disks, self._config.runtime, self._run, has_cards=has_cards, lines=self._lines
+        ).measure()
 
     def changes(self) -> AsyncIterator[None]:
         return aiter(Events(self._engine, self._docker_restarted))
@@ -371,23 +334,45 @@ class DockerManager:
     def _docker_restarted(self) -> None:
         self._isolation = None
 
+    async def docker_version(self) -> str | None:
+        return await self._engine.call(lambda client: str(client.version()["Version"]))
+
     # --- housekeeping -------------------------------------------------------------------------------------------
 
     async def sweep(self) -> None:
         await each(self._rebuild_walls, self._tidy, self._guard_disks)
 
     async def _rebuild_walls(self) -> None:
-        """Nobody runs without walls: where they cannot be put up again, what runs is stopped."""
-        try:
-            await self._engine.call_slow(self._put_up_walls)
-        except MachineError:
-            for rental in await self.list_rentals():
-                if rental.state == "running":
-                    await self.stop(rental.rental_id, rental.generation, containers.STOP_GRACE_S, "owner")
-            raise
+        """Nobody runs without walls: where they fell and cannot be put up again, what runs is stopped.
+
+        Where Docker or nft cannot be asked, they stand as far as anybody knows: that is told, and asked again.
+        """
+
+        def work(client: APIClient) -> WallsDown | None:
+            try:
+                self._put_up_walls(client)
+            except WallsDown as error:
+                return error
+            return None
+
+        fallen = await self._engine.call_slow(work)
+        if fallen is not None:
+            await each(
+                *(
+                    partial(self.stop, one.rental_id, one.generation, containers.STOP_GRACE_S, "owner")
+                    for one in await self.list_rentals()
+                    if one.state == "running"
+                )
+            )
+            raise refuse("docker_failed", f"tenants are stopped, unwalled: {fallen}") from fallen
+
+    async def leftovers(self) -> tuple[tuple[RentalId, int], ...]:
+        return await self._engine.call(lambda client: self._keeping.leftovers(client, self._room.starting))
 
     async def _tidy(self) -> None:
-        await self._engine.call_slow(lambda client: self._keeping.remove_half_made(client, self._starting))
+        await self._engine.call_slow(
+            lambda client: self._keeping.remove_half_made(client, self._room.starting)
+        )
         await self._engine.call_slow(lambda client: self._disks.remove_stale(client, LABEL))
 
     async def _guard_disks(self) -> None:

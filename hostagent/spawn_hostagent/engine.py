@@ -1,10 +1,12 @@
 """The Docker engine as the rest of the daemon may call it: from the event loop, without blocking it.
 
-Invariant: the SDK runs only in threads of two bounded pools, so that slow calls (pulls, `exec`) never hold up quick
-ones. Each thread has a client of its own. What Docker or its socket says against a call comes out as `MachineError`.
+Invariant: the SDK runs only in threads of bounded pools, so that slow calls (pulls, `exec`) never hold up quick ones,
+nor those that end something. Each thread has a client of its own. What Docker or its socket says against a call comes
+out as `MachineError`.
 """
 
 import asyncio
+import contextlib
 import socket
 import threading
 from collections.abc import Callable
@@ -23,7 +25,10 @@ from spawn_hostagent.machines import MachineError
 
 QUICK_THREADS: Final = 4
 SLOW_THREADS: Final = 8
+ASKED_THREADS: Final = 8
+CHANGE_THREADS: Final = 16
 TIMEOUT_S: Final = 60
+_REMOVING: Final = "is already in progress"
 _MESSAGE_MAX: Final = 600
 
 T = TypeVar("T")
@@ -44,6 +49,8 @@ class Engine:
         self._address = address
         self._quick = ThreadPoolExecutor(QUICK_THREADS, thread_name_prefix="docker")
         self._slow = ThreadPoolExecutor(SLOW_THREADS, thread_name_prefix="docker-slow")
+        self._asked = ThreadPoolExecutor(ASKED_THREADS, thread_name_prefix="docker-asked")
+        self._changes = ThreadPoolExecutor(CHANGE_THREADS, thread_name_prefix="docker-change")
         self._own = threading.local()
         self._clients: list[docker.APIClient] = []
         self._lock = threading.Lock()
@@ -60,6 +67,17 @@ class Engine:
         Raises MachineError.
         """
         return await self._in(self._slow, work, cancelled)
+
+    async def call_asked(self, work: Callable[[docker.APIClient], T]) -> T:
+        """Do what a tenant asked for, which lasts as long as he likes, in a thread. Raises MachineError."""
+        return await self._in(self._asked, work)
+
+    async def call_change(self, work: Callable[[docker.APIClient], T]) -> T:
+        """Stop, resume or remove a rental in a thread, whatever tenants and registries keep waiting.
+
+        Raises MachineError.
+        """
+        return await self._in(self._changes, work)
 
     async def _in(
         self,
@@ -118,7 +136,7 @@ class Engine:
 
     def close(self) -> None:
         """End the threads, once what they do is done."""
-        for pool in (self._quick, self._slow):
+        for pool in (self._quick, self._slow, self._asked, self._changes):
             pool.shutdown(cancel_futures=True)
         with self._lock:
             for client in self._clients:
@@ -130,3 +148,18 @@ def said(error: docker.errors.APIError) -> str:
     """What Docker itself said, without the address of the call."""
     words: Any = error.explanation or str(error)
     return str(words)[:_MESSAGE_MAX]
+
+
+def take_away(client: docker.APIClient, which: str) -> None:
+    """Remove a container, running or not, and return when it is gone. What is gone already is no error.
+
+    Raises docker.errors.APIError.
+    """
+    with contextlib.suppress(docker.errors.NotFound):
+        try:
+            client.remove_container(which, force=True, v=True)
+        except docker.errors.APIError as error:
+            if _REMOVING not in said(error):
+                raise
+            # A daemon that died in the middle asked for it, and Docker is at it still.
+            client.wait(which, condition="removed")

@@ -15,7 +15,7 @@ from spawn_hostagent.rentals import LABEL
 RETRY_S: Final = 2.0
 FOREVER_S: Final = 10 * 365 * 86400
 """Docker says nothing while nothing happens; a socket takes no longer time limit than some 20 years."""
-_ACTIONS: Final = ("start", "die", "oom", "destroy", "stop", "kill", "create")
+_ACTIONS: Final = ("start", "die", "oom", "destroy", "stop", "kill", "create", "pause", "unpause")
 
 
 class Events:

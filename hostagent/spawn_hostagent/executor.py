@@ -6,9 +6,11 @@ which may not, ends as failed instead.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Literal
 
 from spawn_schemas.ids import RentalId
@@ -33,15 +35,15 @@ from spawn_schemas.orders import (
 from spawn_hostagent.clock import Clock, ServiceClock
 from spawn_hostagent.journal import Journal, Stage
 from spawn_hostagent.journal_file import JournalError
-from spawn_hostagent.leases import Action, Halt
+from spawn_hostagent.leases import Action, Clear, Halt
 from spawn_hostagent.machines import MachineError, Machines, Progress
 from spawn_hostagent.orders import changes_something, generation_of, rental_of
 from spawn_hostagent.rules import Rules
 
 HEAVY_AT_ONCE: Final = 3
 """How many images are fetched at once."""
-LIGHT_AT_ONCE: Final = 8
-"""How many other commands run at once: a stop never waits for somebody's image."""
+ASKED_AT_ONCE: Final = 8
+"""How many answers are fetched at once. A stop waits neither for these nor for somebody's image."""
 PROGRESS_EVERY_S: Final = 1.0
 HALT_GRACE_S: Final = 30
 """How long a container that the host itself stops has to end by itself."""
@@ -83,7 +85,7 @@ class Executor:
         self._lanes: dict[object, asyncio.Lock] = {}
         self._waiting: Counter[object] = Counter()
         self._heavy = asyncio.Semaphore(HEAVY_AT_ONCE)
-        self._light = asyncio.Semaphore(LIGHT_AT_ONCE)
+        self._asked = asyncio.Semaphore(ASKED_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
         self.broken: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         """Done where an answer could not be kept: the daemon has to end, and the next one repeats the command."""
@@ -165,11 +167,20 @@ class Executor:
             del self._waiting[lane], self._lanes[lane]
 
     async def _run(self, command: Command, lane: object, *, has_begun: bool) -> None:
-        slots = self._heavy if isinstance(command.order, StartInstance | Prepull) else self._light
-        async with self._lanes[lane], slots:
+        async with self._lanes[lane], self._slots(command):
             ack = await self._outcome(command, has_begun=has_begun)
             self._journal.finish(command, ack, self._service_clock.now_s())
         self._tell(ack)
+
+    def _slots(self, command: Command) -> AbstractAsyncContextManager[Any]:
+        """What takes long takes turns. What changes a rental does not: its lane is one at a time already."""
+        match command.order:
+            case StartInstance() | Prepull():
+                return self._heavy
+            case Exec() | Logs():
+                return self._asked
+            case _:
+                return contextlib.nullcontext()
 
     async def _outcome(self, command: Command, *, has_begun: bool) -> Ack:
         try:
@@ -295,7 +306,7 @@ class Executor:
 
     async def _apply(self, action: Action, lane: object) -> None:
         try:
-            async with self._lanes[lane], self._light:
+            async with self._lanes[lane]:
                 await self._carry_out(action)
         except MachineError as error:
             _log.error("%s (generation %d): %s", action.rental_id, action.generation, error)
@@ -305,6 +316,9 @@ class Executor:
         if isinstance(action, Halt):
             _log.warning("Stopping %s (generation %d): %s.", rental_id, number, action.why)
             await self._machines.stop(rental_id, number, HALT_GRACE_S, action.ended_by)
+        elif isinstance(action, Clear):
+            _log.warning("Removing what is left of %s (generation %d): nobody wants it.", rental_id, number)
+            await self._machines.destroy(rental_id, number)
         else:
             _log.warning("Starting %s (generation %d) again.", rental_id, number)
             await self._machines.resume(rental_id, number, action.lease_expires_at)

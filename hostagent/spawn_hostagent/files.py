@@ -5,11 +5,15 @@ Invariant: a file is wholly the old one or wholly the new one, and never readabl
 
 import os
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from spawn_hostagent.failures import Failure
 
 _HAS_MODES = os.name == "posix"
+_TRY_AGAIN_S = 0.1
 
 
 def make_private_folder(path: Path) -> None:
@@ -52,6 +56,42 @@ def read_private(path: Path) -> bytes | None:
         if _HAS_MODES and os.fstat(file.fileno()).st_mode & 0o077:
             raise Failure(f"{path} can be read by other users of this machine: run `chmod 600 {path}`.")
         return file.read()
+
+
+@contextmanager
+def held(path: Path, patience_s: float) -> Iterator[None]:
+    """Be the only process in here: waits for another one, whose lock dies with it. Blocks. Raises Failure."""
+    make_private_folder(path.parent)
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    except OSError as error:
+        raise Failure(
+            f"{path} cannot be opened: {reason(error)}. Run this as root or as its owner."
+        ) from error
+    try:
+        end = time.monotonic() + patience_s
+        while not _locked(descriptor):
+            if time.monotonic() > end:
+                raise Failure(
+                    f"another spawn-host has held {path} for {patience_s:.0f} s: see what it waits for."
+                )
+            time.sleep(_TRY_AGAIN_S)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    """Whether the lock is ours now. Windows, which lends nothing, has no such lock, and nobody to wait for."""
+    if sys.platform == "win32":
+        return True
+    import fcntl  # noqa: PLC0415 - there is none on Windows
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def reason(error: OSError) -> str:

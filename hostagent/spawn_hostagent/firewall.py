@@ -2,12 +2,13 @@
 
 Invariant: the table matches bridges by name (`spw-…`) and comes before Docker's chains, so that nothing which Docker or
 the owner's firewall does later can open it; without it nothing of a tenant starts. A tenant reaches the internet and
-its resolvers.
+its resolvers. That nft cannot be asked does not mean that the walls fell: the table is the kernel's.
 """
 
 import ipaddress
 import subprocess
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -20,6 +21,8 @@ RESOLVER_FILES: Final = (Path("/run/systemd/resolve/resolv.conf"), Path("/etc/re
 BYTES_PER_MBIT: Final = 125_000
 _TIMEOUT_S: Final = 30
 
+TENANTS: Final = "$tenants"
+"""The tenants' bridges, in a rule: nft puts the pattern of names there that the table is made for."""
 EACH: Final = 'iifname "{bridge}"'
 """How a rule begins of which every rental has its own."""
 
@@ -27,7 +30,11 @@ Chain = Literal["limits", "input", "forward"]
 
 
 class WallError(Exception):
-    """The walls could not be put up; the message has what nft said and what to do."""
+    """The walls could not be put up, or not be looked at; the message has what nft said and what to do."""
+
+
+class WallsDown(WallError):
+    """The walls do not stand, nft says so itself, and a second try did not put them up."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Rule:
     match: str
     verdict: Literal["accept", "drop"]
     reason: str
-    begins: str = f'iifname "{BRIDGES}"'
+    begins: str = f"iifname {TENANTS}"
 
 
 RULES: Final = (
@@ -55,13 +62,13 @@ RULES: Final = (
     Rule("host", "input", "", "drop", "The machine's services are its owner's, whichever of its addresses is asked."),
     Rule("from the LAN", "forward", "ct state new", "drop",
          "Who can route to this machine would reach a container past the tunnel.",
-         begins=f'iifname != "{BRIDGES}" oifname "{BRIDGES}"'),
+         begins=f"iifname != {TENANTS} oifname {TENANTS}"),
     Rule("answers", "forward", "ct state established,related", "accept",
          "What was allowed to begin may go on."),
     Rule("ipv6", "forward", "meta nfproto ipv6", "drop", "Nothing below filters it."),
     Rule("resolver", "forward", "ip daddr @resolvers meta l4proto { tcp, udp } th dport 53", "accept",
          "In most homes the resolver has a private address."),
-    Rule("neighbours", "forward", f'oifname "{BRIDGES}"', "drop", "Two tenants have nothing to say to each other."),
+    Rule("neighbours", "forward", f"oifname {TENANTS}", "drop", "Two tenants have nothing to say to each other."),
     Rule("lan", "forward", "ip daddr { 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 }", "drop",
          "The owner's other machines, router, printer, and other containers (RFC 1918)."),
     Rule("link-local", "forward", "ip daddr 169.254.0.0/16", "drop",
@@ -76,29 +83,45 @@ RULES: Final = (
 
 
 def resolvers_of_machine(files: Iterable[Path] = RESOLVER_FILES) -> tuple[str, ...]:
-    """The machine's resolvers that a container can ask: IPv4 and not loopback; else public ones."""
+    """The machine's resolvers that a container can ask, then a public one; public ones alone where it has none.
+
+    Three are asked at most (resolv.conf(5)), the next where one is silent: a container keeps those that it began with,
+    and the machine may come into another network.
+    """
     for path in files:
-        if not path.exists():
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
             continue
-        words = (line.split() for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+        words = (line.split() for line in text.splitlines())
         named = [line[1] for line in words if len(line) > 1 and line[0] == "nameserver"]
-        if usable := tuple(name for name in named if _is_usable(name)):
-            return usable
+        if usable := tuple(dict.fromkeys(name for name in named if is_resolver(name))):
+            return tuple(dict.fromkeys((*usable[:2], PUBLIC_RESOLVERS[0])))
     return PUBLIC_RESOLVERS
 
 
-def _is_usable(name: str) -> bool:
+def is_resolver(name: str) -> bool:
+    """Whether a container can ask there: an address of IPv4 that is one machine's, and not loopback."""
     try:
-        address = ipaddress.ip_address(name)
+        address = ipaddress.IPv4Address(name)
     except ValueError:
         return False
-    return address.version == 4 and not address.is_loopback
+    return not (address.is_loopback or address.is_unspecified or address.is_multicast)
 
 
 def ruleset(
-    rules: Iterable[Rule], resolvers: Iterable[str], up_mbit: int | None, bridges: Mapping[str, int | None]
+    rules: Iterable[Rule],
+    resolvers: Iterable[str],
+    up_mbit: int | None,
+    bridges: Mapping[str, int | None],
+    *,
+    table: str = TABLE,
+    pattern: str = BRIDGES,
 ) -> str:
-    """The whole table, in nft's language. `bridges` is each rental's bridge and its own limit of Mbit/s upwards."""
+    """The whole table, in nft's language. `bridges` is each rental's bridge and its own limit of Mbit/s upwards.
+
+    `pattern` is what the names of all bridges begin with that are walled in.
+    """
     named = ", ".join(str(ipaddress.IPv4Address(resolver)) for resolver in resolvers)
     chains: dict[Chain, list[str]] = {"limits": [], "input": [], "forward": []}
     for rule in rules:
@@ -109,12 +132,13 @@ def ruleset(
     limits = chains["limits"]
     limits += [_limit(f'"{bridge}"', mbit) for bridge, mbit in sorted(bridges.items()) if mbit is not None]
     if up_mbit is not None:
-        limits.append(_limit(f'"{BRIDGES}"', up_mbit))
+        limits.append(_limit(TENANTS, up_mbit))
     lines = [
+        f'define {TENANTS.removeprefix("$")} = "{pattern}"',
         # Naming the table first makes deleting it no error where there is none; nft applies all of this or none.
-        f"table inet {TABLE} {{}}",
-        f"delete table inet {TABLE}",
-        f"table inet {TABLE} {{",
+        f"table inet {table} {{}}",
+        f"delete table inet {table}",
+        f"table inet {table} {{",
         f"  set resolvers {{ type ipv4_addr; elements = {{ {named} }} }}",
         *_chain("limits", "prerouting", limits),
         *_chain("from_tenants_to_host", "input", chains["input"]),
@@ -143,40 +167,82 @@ def _limit(interface: str, mbit: int) -> str:
 
 
 class Firewall:
-    """Puts the table up and looks whether it still stands. Its calls block: they belong in a thread."""
+    """Puts the table up and looks whether it still stands. Its calls block: they belong in a thread.
+
+    `find_resolvers` is asked at each look: a laptop comes into other networks. `table` and `pattern` are of the walls
+    around tenants; whoever tries walls beside those gives others.
+    """
 
     def __init__(
-        self, resolvers: tuple[str, ...], up_mbit: int | None, rules: tuple[Rule, ...] = RULES
+        self,
+        find_resolvers: Callable[[], tuple[str, ...]],
+        up_mbit: int | None,
+        rules: tuple[Rule, ...] = RULES,
+        *,
+        table: str = TABLE,
+        pattern: str = BRIDGES,
     ) -> None:
-        self.resolvers = resolvers
+        self.resolvers = find_resolvers()
         self.up_mbit = up_mbit
-        self._rules = rules
-        self._stands = ""
-        self._bridges: Mapping[str, int | None] = {}
+        self._find_resolvers = find_resolvers
+        self._rules, self._table, self._pattern = rules, table, pattern
+        self._turn = threading.Lock()
+        self._told, self._listing = "", ""
 
-    def put_up(self, bridges: Mapping[str, int | None]) -> None:
-        """Make the table be this one, whatever there was. Raises WallError."""
-        self._stands, self._bridges = "", dict(bridges)
-        _nft("-f", "-", told=ruleset(self._rules, self.resolvers, self.up_mbit, bridges))
-        self._stands = self._listed()
+    def keep(self, find_bridges: Callable[[], Mapping[str, int | None]]) -> None:
+        """Make the table be the one around the bridges that are there now, unless it stands so. It is tried twice.
 
-    def mend(self) -> None:
-        """Put it up again where it does not stand, around the same bridges. Raises WallError."""
-        if not self.stands():
-            self.put_up(self._bridges)
+        `find_bridges` is asked when it is our turn: of two at once, the later has the later list. Raises WallsDown
+        where the table does not stand afterwards, WallError where nft cannot be asked or the one before still stands.
+        """
+        with self._turn:
+            bridges = find_bridges()
+            self.resolvers = self._find_resolvers()
+            told = ruleset(
+                self._rules, self.resolvers, self.up_mbit, bridges, table=self._table, pattern=self._pattern
+            )
+            try:
+                self._stand(told)
+            except WallError:
+                try:
+                    self._stand(told)
+                except WallError as error:
+                    if self._fell():
+                        raise WallsDown(str(error)) from error
+                    raise
+
+    def leave(self) -> None:
+        """Take the table away, if it was put up here. Raises WallError."""
+        with self._turn:
+            if self._told:
+                self._told, self._listing = "", ""
+                _nft("delete", "table", "inet", self._table)
 
     def stands(self) -> bool:
-        """Whether the table is there as it was put up; another program may have flushed or changed it."""
-        if not self._stands:
+        """Whether the table is there as it was put up; another program may have flushed or changed it.
+
+        Raises WallError where nft cannot be asked.
+        """
+        if f"table inet {self._table}" not in _nft("list", "tables").splitlines():
             return False
+        return self._listed() == self._listing
+
+    def _stand(self, told: str) -> None:
+        if told == self._told and self.stands():
+            return
+        _nft("-f", "-", told=told)
+        self._told, self._listing = told, self._listed()
+
+    def _fell(self) -> bool:
+        """Whether nft answers, and says that it does not stand."""
         try:
-            return self._listed() == self._stands
+            return not self.stands()
         except WallError:
             return False
 
     def _listed(self) -> str:
         # Stateless, so that counters do not make it look changed.
-        return _nft("--stateless", "list", "table", "inet", TABLE)
+        return _nft("--stateless", "list", "table", "inet", self._table)
 
 
 def _nft(*arguments: str, told: str | None = None) -> str:
@@ -196,6 +262,10 @@ def _nft(*arguments: str, told: str | None = None) -> str:
         ) from error
     except subprocess.TimeoutExpired as error:
         raise WallError(f"nft did not end within {_TIMEOUT_S} s.") from error
+    except OSError as error:
+        raise WallError(
+            f"nft cannot be run ({error}): this machine has no process or memory to spare."
+        ) from error
     if done.returncode != 0:
         raise WallError(f"nft refused ({done.stderr.strip()[:500]}): the agent must run as root, on Linux.")
     return done.stdout

@@ -1,17 +1,18 @@
 """What is done each minute: walls looked at, disks measured, images evicted, half-made things removed.
 
-Invariant: it removes only what never ran and nobody is making: a tenant's disk goes with an explicit `destroy`, even
-where somebody removed its container by hand. Its calls block: they belong in a thread.
+Invariant: it removes only what never ran and nobody is making: a tenant's disk goes with an explicit `destroy`; where
+somebody removed its container by hand, it is found as left over. Its calls block: they belong in a thread.
 """
 
 import os
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import Any
 
 import docker.errors
 import msgspec
 from docker import APIClient
+from spawn_schemas.ids import RentalId
 
 from spawn_hostagent import containers
 from spawn_hostagent.config import Images
@@ -19,18 +20,35 @@ from spawn_hostagent.containers import Found
 from spawn_hostagent.disks import Disks
 from spawn_hostagent.images import Shelf
 from spawn_hostagent.isolation import MIB
-from spawn_hostagent.rentals import LABEL, Memory, Remembered, facts_in
+from spawn_hostagent.rentals import (
+    LABEL,
+    Memory,
+    Remembered,
+    ended_alone,
+    facts_in,
+    is_undecided,
+    rental_in,
+)
 
 
 class Housekeeping:
-    """For what lies in these places. `used_percent` is of the disk that images lie on."""
+    """For what lies in these places. `used_percent` is of the disk that images lie on.
+
+    `wanted_images` are those that somebody is being started from.
+    """
 
     def __init__(
-        self, disks: Disks, memory: Memory, shelf: Shelf, rules: Images, used_percent: Callable[[], float]
+        self,
+        disks: Disks,
+        memory: Memory,
+        shelf: Shelf,
+        rules: Images,
+        used_percent: Callable[[], float],
+        wanted_images: Callable[[], Iterable[str]],
     ) -> None:
         self._disks, self._memory, self._shelf = disks, memory, shelf
         self._rules = rules
-        self._used_percent = used_percent
+        self._used_percent, self._wanted_images = used_percent, wanted_images
         self.used_mib: dict[str, int] = {}
         """What each container's disk held when it was last measured, by name."""
 
@@ -47,6 +65,18 @@ class Housekeeping:
         for name in left:
             if name not in making and not self._memory.read(name).began:
                 containers.remove(client, name, self._disks, self._memory)
+
+    def leftovers(self, client: APIClient, making: Container[str]) -> tuple[tuple[RentalId, int], ...]:
+        """What held data and has no container any more, as rentals and generations."""
+        here = {found.facts.name for found in containers.find_all(client)}
+        left = {*self._disks.names(), *self._memory.names(), *_networks(client)} - here
+        return tuple(
+            rental
+            for name in sorted(left)
+            if name not in making
+            and self._memory.read(name).began
+            and (rental := rental_in(name)) is not None
+        )
 
     def measure(self, client: APIClient) -> tuple[Found, ...]:
         """Measure all disks; return the running containers that have more than they rented and nothing to stop them."""
@@ -69,10 +99,27 @@ class Housekeeping:
 
         self._memory.change(found.facts.name, counted)
 
+    def remember_end(self, client: APIClient, found: Found) -> tuple[str, ...]:
+        """Docker's events of its last run where they have to say why it stopped; that it ended by itself is kept."""
+        name = found.facts.name
+        if not is_undecided(found.inspected, self._memory.read(name)):
+            return ()
+        actions = containers.last_run(client, found)
+        if ended_alone(actions):
+            finished_at: str = found.inspected["State"]["FinishedAt"]
+            self._memory.change(name, lambda known: msgspec.structs.replace(known, ended_alone=finished_at))
+        return actions
+
     def evict(self, client: APIClient) -> tuple[str, ...]:
         """Remove images of ours that were unused for longest, while the disk is over the owner's mark."""
-        keep = {*self._rules.prepull, *(found.facts.image for found in containers.find_all(client))}
-        return self._shelf.evict(client, keep, self._used_percent, self._rules.evict_at_percent)
+
+        def kept() -> set[str]:
+            # The containers last: whoever was being started before them is one of them now.
+            starting = self._wanted_images()
+            here = (found.facts.image for found in containers.find_all(client))
+            return {*self._rules.prepull, *starting, *here}
+
+        return self._shelf.evict(client, kept, self._used_percent, self._rules.evict_at_percent)
 
 
 def _networks(client: APIClient) -> set[str]:

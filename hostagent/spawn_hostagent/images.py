@@ -4,11 +4,14 @@ Invariant: an image is named by digest, comes from where the owner's list allows
 network unless the list names that place. What we pulled we may remove; what the owner pulled we never touch.
 """
 
+import contextlib
 import ipaddress
+import logging
+import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,6 +41,8 @@ _IMAGE_ENV_REFUSED: Final = ("LD_PRELOAD", "LD_AUDIT")
 
 Told = Callable[[int, str], None]
 
+_log: Final = logging.getLogger(__name__)
+
 
 def check_name(image: str, rules: Images) -> None:
     """Refuse an image that may not run here. Raises MachineError `image_refused`; says what would be allowed."""
@@ -53,7 +58,10 @@ def check_name(image: str, rules: Images) -> None:
     if any(_begins(form, prefix) for form in (name, full) for prefix in naming):
         return
     if "" not in rules.allow:
-        raise refuse("image_refused", f"the owner of this machine does not allow {name[:100]}.")
+        places = ", ".join(naming)[:300] or "no place"
+        raise refuse(
+            "image_refused", f"the owner of this machine does not allow {name[:100]}, but images of {places}."
+        )
     if host is not None and not _is_public(host):
         raise refuse("image_refused", f"{host} is no public registry, and the owner's list does not name it.")
 
@@ -106,17 +114,18 @@ def pull(client: APIClient, image: str, tell: Told, used_percent: Callable[[], f
     """
     layers: dict[str, tuple[int, int]] = {}
     try:
-        stream = client.pull(image, stream=True, decode=True)
-        for message in stream:
-            if "error" in message:
-                raise refuse(
-                    "image_unavailable", f"{image[:200]} cannot be pulled: {str(message['error'])[:300]}"
-                )
-            if used_percent() >= FULL_PERCENT:
-                # Leaving the stream ends the pull: Docker gives up one that nobody listens to.
-                raise refuse("no_room", f"{image[:200]} would fill the disk of this machine.")
-            _count(layers, message)
-            tell(_percent(layers), str(message.get("status", ""))[:100])
+        stream: Any = client.pull(image, stream=True, decode=True)
+        # Leaving the stream ends the pull: Docker gives up one that nobody listens to.
+        with contextlib.closing(stream):
+            for message in stream:
+                if "error" in message:
+                    raise refuse(
+                        "image_unavailable", f"{image[:200]} cannot be pulled: {str(message['error'])[:300]}"
+                    )
+                if used_percent() >= FULL_PERCENT:
+                    raise refuse("no_room", f"{image[:200]} would fill the disk of this machine.")
+                _count(layers, message)
+                tell(_percent(layers), str(message.get("status", ""))[:100])
     except docker.errors.APIError as error:
         raise refuse("image_unavailable", f"{image[:200]} cannot be pulled: {said(error)}") from error
 
@@ -193,6 +202,11 @@ class Shelf:
             return msgspec.json.decode(self._file.read_bytes(), type=Used)
         except FileNotFoundError:
             return Used()
+        except msgspec.DecodeError as error:
+            # Nothing of a tenant hangs on it: images that it named are the owner's from now on, and are left alone.
+            _log.error("%s is damaged (%s) and begins anew.", self._file, error)
+            self._write(Used())
+            return Used()
 
     def touch(self, image: str, now: int) -> None:
         """It is ours, and was wanted now."""
@@ -202,29 +216,44 @@ class Shelf:
             self._write(used)
 
     def has(self, image: str) -> bool:
-        return image in self._read().at
+        with self._lock:
+            return image in self._read().at
 
     def _write(self, used: Used) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         unfinished = self._file.with_suffix(".new")
-        unfinished.write_bytes(msgspec.json.encode(used))
+        with unfinished.open("wb") as file:
+            file.write(msgspec.json.encode(used))
+            file.flush()
+            os.fsync(file.fileno())
         unfinished.rename(self._file)
 
     def evict(
-        self, client: APIClient, keep: Iterable[str], used_percent: Callable[[], float], mark_percent: int
+        self,
+        client: APIClient,
+        kept: Callable[[], Collection[str]],
+        used_percent: Callable[[], float],
+        mark_percent: int,
     ) -> tuple[str, ...]:
-        """Remove what was unused for longest until the disk is below the mark; return what went."""
+        """Remove what was unused for longest until the disk is below the mark; return what went.
+
+        `kept` is asked before each, since somebody may want an image while another one goes.
+        """
         with self._lock:
-            return self._evict(client, set(keep), used_percent, mark_percent)
+            return self._evict(client, kept, used_percent, mark_percent)
 
     def _evict(
-        self, client: APIClient, kept: set[str], used_percent: Callable[[], float], mark_percent: int
+        self,
+        client: APIClient,
+        kept: Callable[[], Collection[str]],
+        used_percent: Callable[[], float],
+        mark_percent: int,
     ) -> tuple[str, ...]:
         used, gone = self._read(), []
         for image in sorted(used.at, key=lambda name: used.at[name]):
             if used_percent() < mark_percent:
                 break
-            if image in kept:
+            if image in kept():
                 continue
             try:
                 client.remove_image(image)

@@ -1,13 +1,16 @@
-"""One daemon for each state folder: its lock, its pid file, and what systemd wants to hear.
+"""One daemon for each state folder and each Docker: its locks, its pid file, and what systemd wants to hear.
 
-Invariant: the lock is the operating system's, and dies with the process; the pid file only tells others whom to signal.
+Invariant: the locks are the operating system's and die with the process; the pid file only tells others whom to signal.
 """
 
 import contextlib
 import fcntl
 import os
 import socket
+import struct
+import sys
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +43,30 @@ def alone(folder: Path) -> Iterator[None]:
         os.close(lock)
 
 
+@contextlib.contextmanager
+def alone_with(docker: str) -> Iterator[None]:
+    """Be the only daemon that runs tenants on this Docker, whatever its state folder. Raises CannotStart.
+
+    Two with copies of one folder would stop and start each other's tenants as the leases that each knows of end. The
+    lock is an abstract socket (unix(7)): there is one of a name in each network, as there is one firewall table.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    place = os.path.realpath(docker.removeprefix("unix://")) if docker.startswith("unix://") else docker
+    name = f"\0spawn-host-{sha256(place.encode()).hexdigest()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as lock:
+        try:
+            lock.bind(name)
+        except OSError as error:
+            raise CannotStart(
+                f"Another spawn-host{_holder(name)} already runs tenants on {docker}. Stop it first; one machine needs "
+                "one, and a copied state folder is of no use on it."
+            ) from error
+        lock.listen(1)
+        yield
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Put this in the file's place at once, for its owner's eyes."""
     unfinished = path.with_name(f".{path.name}.new")
@@ -59,6 +86,19 @@ def notify(words: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
         sender.connect(address)
         sender.sendall(words.encode())
+
+
+def _holder(name: str) -> str:
+    """Which process listens there, in words; nothing where it is just ending."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as knock:
+        knock.setblocking(False)
+        try:
+            knock.connect(name)
+            told = knock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        except OSError:
+            return ""
+    pid, _, _ = struct.unpack("3i", told)
+    return f" (process {pid})"
 
 
 def _take(lock: int, folder: Path) -> None:

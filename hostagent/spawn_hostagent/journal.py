@@ -23,6 +23,8 @@ from spawn_schemas.orders import (
     Command,
     Desired,
     DestroyInstance,
+    Exec,
+    Logs,
     Problem,
     ResumeInstance,
     StartInstance,
@@ -34,6 +36,10 @@ from spawn_hostagent.orders import generation_of, rental_of
 
 KEPT_S: Final = 7 * 86_400
 """How long a told result is kept after its command's end; by then the service has asked for it or never will."""
+ASKED_KEPT_S: Final = 3600
+"""How long we keep what a tenant's `exec` or `logs` answered, as the service does: it may hold his secrets."""
+ASKED_BYTES_MAX: Final = 64 * 1024 * 1024
+"""How much of that is kept at once; the oldest goes first."""
 RENTAL_KEPT_S: Final = 90 * 86_400
 """How long we know which generations of a rental there were; every command to them has long expired."""
 
@@ -79,6 +85,7 @@ class Journal:
         self._db = connection
         self.set_aside = set_aside
         """Where a journal went that could not be read; None where it could."""
+        self._asked_bytes = self._count_asked()
 
     @classmethod
     def open(cls, path: Path, factory: type[sqlite3.Connection] = sqlite3.Connection) -> "Journal":
@@ -113,14 +120,21 @@ class Journal:
 
     def finish(self, command: Command, ack: Ack, now_s: int) -> None:
         """Keep what came of a command, and what follows from it; its order, which may hold secrets, is erased."""
+        text, is_asked = msgspec.json.encode(ack), isinstance(command.order, Exec | Logs)
+        # What is gone may be destroyed once more, and a destroy has a hundred years to begin in.
+        until = now_s if isinstance(command.order, DestroyInstance) else command.expires_at
         with self._write():
-            self._run(
-                "UPDATE command SET state = 'ended', body = NULL, ack = ?, changed_at = ?"
-                " WHERE command_id = ? AND state != 'ended'",
-                (msgspec.json.encode(ack), now_s, command.command_id),
-            )
+            ended = self._run(
+                "UPDATE command SET state = 'ended', body = NULL, ack = ?, changed_at = ?, is_asked = ?,"
+                " expires_at = min(expires_at, ?) WHERE command_id = ? AND state != 'ended'",
+                (text, now_s, is_asked, until, command.command_id),
+            ).rowcount
             if ack.state == "succeeded":
                 self._follow(command, now_s)
+        if is_asked and ended:
+            self._asked_bytes += len(text)
+            if self._asked_bytes > ASKED_BYTES_MAX:
+                self._empty_oldest()
 
     def unfinished(self) -> tuple[tuple[Command, Stage], ...]:
         """What was received and has not ended, in the order of arrival."""
@@ -154,6 +168,14 @@ class Journal:
     def prune(self, now_s: int) -> None:
         """Forget what nobody can ask for any more; what has not expired is kept, so that it cannot begin again."""
         with self._write():
+            self._run(
+                "DELETE FROM command WHERE is_asked = 1 AND changed_at < ? AND expires_at < ?",
+                (now_s - ASKED_KEPT_S, now_s),
+            )
+            old = "SELECT command_id, ack FROM command WHERE is_asked = 1 AND changed_at < ?"
+            for command_id, ack in self._run(old, (now_s - ASKED_KEPT_S,)).fetchall():
+                self._empty(command_id, ack)
+            self._asked_bytes = self._count_asked()
             self._run(
                 "DELETE FROM command WHERE state = 'ended' AND told = 1 AND changed_at < ? AND expires_at < ?",
                 (now_s - KEPT_S, now_s - KEPT_S),
@@ -244,6 +266,30 @@ class Journal:
             if self._db.in_transaction:
                 self._run("ROLLBACK")
             raise
+
+    def _empty_oldest(self) -> None:
+        """Forget answers until half of what may be kept is left."""
+        left = self._count_asked()
+        rows = self._run("SELECT command_id, ack FROM command WHERE is_asked = 1 ORDER BY number").fetchall()
+        with self._write():
+            for command_id, ack in rows:
+                if left <= ASKED_BYTES_MAX // 2:
+                    break
+                left -= len(ack) - self._empty(command_id, ack)
+        self._asked_bytes = self._count_asked()
+
+    def _empty(self, command_id: CommandId, text: bytes) -> int:
+        """Forget what the answer was, not that there was one: it could begin again. Return how long it is then."""
+        ack = _acks.decode(text)
+        emptied = msgspec.json.encode(msgspec.structs.replace(ack, result=None))
+        if ack.result is not None:
+            self._run("UPDATE command SET ack = ? WHERE command_id = ?", (emptied, command_id))
+        return len(emptied)
+
+    def _count_asked(self) -> int:
+        """The bytes of what `exec` and `logs` answered."""
+        found: int = self._one("SELECT coalesce(sum(length(ack)), 0) FROM command WHERE is_asked = 1")[0]
+        return found
 
     def _give_up(self, command_id: CommandId, message: str) -> None:
         _log.error("Command %s: %s", command_id, message)

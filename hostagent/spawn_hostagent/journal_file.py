@@ -11,7 +11,7 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 _SCHEMA: Final = """
 CREATE TABLE command (
@@ -22,7 +22,8 @@ CREATE TABLE command (
     body BLOB,
     ack BLOB,
     told INTEGER NOT NULL DEFAULT 0,
-    changed_at INTEGER NOT NULL
+    changed_at INTEGER NOT NULL,
+    is_asked INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE rental (
     rental_id TEXT PRIMARY KEY,
@@ -45,6 +46,9 @@ CREATE TABLE desired (
 );
 CREATE TABLE fact (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 """
+
+_UPGRADES: Final = {1: "ALTER TABLE command ADD COLUMN is_asked INTEGER NOT NULL DEFAULT 0;"}
+"""What makes a journal of this version one of the next."""
 
 _log: Final = logging.getLogger(__name__)
 
@@ -95,8 +99,11 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA secure_delete = ON")
-    if version == 0:
-        connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    if version < SCHEMA_VERSION:
+        steps = (
+            _SCHEMA if version == 0 else "".join(_UPGRADES[step] for step in range(version, SCHEMA_VERSION))
+        )
+        connection.executescript(f"BEGIN; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
     found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if found != "ok":
         raise sqlite3.DatabaseError(found)

@@ -7,11 +7,11 @@ worker thread.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol, TypeVar
 
-from spawn_schemas.ids import CommandId, RentalId
+from spawn_schemas.ids import CommandId
 from spawn_schemas.inventory import Inventory, Isolation, Metrics
 from spawn_schemas.link import Dial
 from spawn_schemas.orders import Ack, AckState, Command, Desired, RentalReport
@@ -20,16 +20,15 @@ from spawn_hostagent.clock import Clock, ServiceClock
 from spawn_hostagent.duties import Picture, Pulse, Status
 from spawn_hostagent.executor import Executor
 from spawn_hostagent.journal import Journal, Stage
-from spawn_hostagent.leases import Key, World, decide, lease_of
+from spawn_hostagent.leases import Key, Woken, World, decide, lease_of
 from spawn_hostagent.machines import MachineError, Machines
 from spawn_hostagent.rules import Rules
 from spawn_hostagent.tunnel import TunnelManager
+from spawn_hostagent.turns import each
 
 TICK_S: Final = 60.0
 TICK_MIN_S: Final = 0.5
 """Docker may tell of many changes a second; they are looked at together."""
-PRUNE_EVERY: Final = 60
-"""Ticks between two looks for what the journal can forget."""
 GONE_AFTER_S: Final = 45.0
 """How long the service's word and the container itself may miss each other before we say that it is not there."""
 CHANGES_AGAIN_S: Final = 5.0
@@ -92,6 +91,9 @@ class Keeper:
         self._voice: Voice | None = None
         self._wake = asyncio.Event()
         self._strangers: dict[Key, int] = {}
+        self._woken: dict[Key, Woken] = {}
+        self._leftovers: tuple[Key, ...] = ()
+        self._cards_changed = False
         self._heard_at: int | None = None
         self._missing: dict[Key, float] = {}
         self._shown: dict[Key, RentalReport] = {}
@@ -99,7 +101,8 @@ class Keeper:
         """What was here at the last look."""
         self.metrics = Metrics()
         self.inventory: Inventory | None = None
-        self.last_error: str | None = None
+        self._look_error: str | None = None
+        self._sweep_error: str | None = None
         self.looked = asyncio.Event()
         """Set after each look."""
 
@@ -113,19 +116,22 @@ class Keeper:
 
     async def run(self) -> None:
         """Look each minute, when something changed, and when the next lease ends."""
-        count = 0
-        swept_at = float("-inf")
         while True:
             self._wake.clear()
-            now = self._clock.elapsed_s()
-            if now - swept_at >= TICK_S:
-                swept_at = now
-                await self._sweep()
-                if count % PRUNE_EVERY == 0:
-                    self._journal.prune(self._service_clock.now_s())
-                count += 1
             await self.look()
             await self._pause()
+
+    async def keep_house(self) -> None:
+        """Each minute, what may take long: a lease ends meanwhile as at any time."""
+        while True:
+            await self._sweep()
+            self._journal.prune(self._service_clock.now_s())
+            await self._clock.sleep(TICK_S)
+
+    @property
+    def last_error(self) -> str | None:
+        """What Docker last said against us, until it is well again."""
+        return self._look_error or self._sweep_error
 
     async def look(self) -> None:
         """See what is here, and set right what must not be so."""
@@ -135,9 +141,9 @@ class Keeper:
         except MachineError as error:
             self._fail(error)
             return
-        self.last_error = None
+        self._look_error = None
         decision = decide(self._world())
-        self._strangers = decision.strangers
+        self._strangers, self._woken = decision.strangers, decision.woken
         self.executor.apply(decision.actions)
         await self._tunnels.follow(frozenset(report.rental_id for report in self.reports if _runs(report)))
         self._miss()
@@ -167,14 +173,27 @@ class Keeper:
 
     async def _sweep(self) -> None:
         try:
-            await self._machines.sweep()
+            await each(self._machines.sweep, self._find_leftovers)
+            self._sweep_error = None
         except MachineError as error:
-            self._fail(error)
+            self._sweep_error = str(error)
+            _log.error("Docker: %s", error)
+        before = self.inventory
+        self.inventory = await self._take_inventory()
+        if before and self.inventory and before.lent_gpus != self.inventory.lent_gpus:
+            _log.warning(
+                "Of the GPUs, these are lent now: %s.", ", ".join(self.inventory.lent_gpus) or "none"
+            )
+            self._cards_changed = True
+            self.changed()
+
+    async def _find_leftovers(self) -> None:
+        self._leftovers = await self._machines.leftovers()
 
     async def _pause(self) -> None:
         await self._clock.sleep(TICK_MIN_S)
         woken = asyncio.ensure_future(self._wake.wait())
-        slept = asyncio.ensure_future(self._clock.sleep(self._until_next_end_s()))
+        slept = asyncio.ensure_future(self._clock.sleep(self._until_next_s()))
         try:
             await asyncio.wait({woken, slept}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -182,11 +201,15 @@ class Keeper:
             slept.cancel()
             await asyncio.gather(woken, slept, return_exceptions=True)
 
-    def _until_next_end_s(self) -> float:
+    def _until_next_s(self) -> float:
+        """Until a lease ends, or what stopped may be started once more."""
         leases = {key: lease.expires_at for key, lease in self._journal.leases().items()}
         ends = [lease_of(report, leases) for report in self.reports if _runs(report)]
-        left = (end - self._service_clock.now_ms() / 1000 for end in ends if end is not None)
-        return max(0.0, min([TICK_S, *left]))
+        now_s = self._service_clock.now_ms() / 1000
+        left = [end - now_s for end in ends if end is not None]
+        # Of one whose moment is past there is nothing to wait for: it may not run for another reason.
+        again = [woken.again_s - now_s for woken in self._woken.values() if woken.again_s > now_s]
+        return max(0.0, min([TICK_S, *left, *again]))
 
     def _world(self) -> World:
         return World(
@@ -196,6 +219,8 @@ class Keeper:
             heard_at=self._heard_at,
             leases={key: lease.expires_at for key, lease in self._journal.leases().items()},
             strangers=self._strangers,
+            woken=self._woken,
+            leftovers=self._leftovers,
             busy=self.executor.busy(),
             is_closed=self._rules.is_closed(),
         )
@@ -216,7 +241,7 @@ class Keeper:
                 self._fail(error)
 
     def _fail(self, error: MachineError) -> None:
-        self.last_error = str(error)
+        self._look_error = str(error)
         _log.error("Docker: %s", error)
 
     # --- what the link asks -----------------------------------------------------------------------------------
@@ -228,7 +253,7 @@ class Keeper:
             status=self.status(),
             metrics=self.metrics,
             rentals=sum(map(_runs, self.reports)),
-            traffic=await self._traffic(),
+            traffic=await self._ask(self._machines.traffic, {}),
         )
 
     def status(self) -> Status:
@@ -244,7 +269,8 @@ class Keeper:
             # What we cannot see is not gone: the service hears what was here last.
             self._fail(error)
             return Picture(rentals=self.reports, draining=bool(self._rules.drained_by()))
-        if whole:
+        if whole or self._cards_changed:
+            whole, self._cards_changed = True, False
             self.inventory = await self._take_inventory()
         return Picture(
             rentals=(*self.reports, *self._gone()),
@@ -302,25 +328,23 @@ class Keeper:
         self._missing = {key: self._missing.get(key, now) for key in wanted - here if key[0] not in busy}
 
     async def _take_inventory(self) -> Inventory | None:
-        isolation = await self._isolation()
+        """What the machine is now; its cards are lent from here on, since one may be lost, or its driver come late."""
+        isolation = await self._ask(self._machines.isolation, Isolation())
+        version = await self._ask(self._machines.docker_version, None)
         used = sum(report.disk_used_mib or 0 for report in self.reports)
-        return await self._read(
-            lambda: self._hardware.inventory(isolation, used_disk_mib=used), self.inventory
+        found = await self._read(
+            lambda: self._hardware.inventory(isolation, version, used_disk_mib=used), self.inventory
         )
+        if found is not None:
+            self._machines.lend_gpus(found.lent_gpus)
+        return found
 
-    async def _isolation(self) -> Isolation:
+    async def _ask(self, question: Callable[[], Awaitable[T]], otherwise: T) -> T:
         try:
-            return await self._machines.isolation()
+            return await question()
         except MachineError as error:
             self._fail(error)
-            return Isolation()
-
-    async def _traffic(self) -> dict[RentalId, tuple[int, int]]:
-        try:
-            return await self._machines.traffic()
-        except MachineError as error:
-            self._fail(error)
-            return {}
+            return otherwise
 
     async def _read(self, sensors: Callable[[], T], before: T) -> T:
         """What the sensors say now; what they said before, where they fail: no tenant is worth less for it."""

@@ -1,7 +1,8 @@
 """Who may run now: leases, what the service wants, the owner's hours, and containers that nobody knows.
 
-Invariant: a decision depends on nothing but what it is given, and it never deletes. Where the service is silent, a
-tenant runs until the lease ends that was granted last, and no longer.
+Invariant: a decision depends on nothing but what it is given, and it deletes nothing but what is left of a rental whose
+container is gone, once the service has long said that it knows no such rental. Where the service is silent, a tenant
+runs until the lease ends that was granted last, and no longer.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,11 @@ from spawn_schemas.orders import Desired, EndedBy, RentalReport
 
 GRACE_S: Final = 5 * 60
 """How long a labelled container runs that the service does not know: its word may be on the way."""
+LEFT_GRACE_S: Final = 3600
+"""How long a disk without a container is kept that the service does not know: its order to destroy comes first."""
+WAKE_AGAIN_S: Final = 10
+WAKE_AGAIN_MAX_S: Final = 600
+"""How long after a start what has stopped is started again: doubled each time, up to the second."""
 
 Key = tuple[RentalId, int]
 """A rental and its generation."""
@@ -35,15 +41,35 @@ class Wake(msgspec.Struct, frozen=True):
     lease_expires_at: int
 
 
-Action = Union[Halt, Wake]  # noqa: UP007 - a type that Python 3.10 reads at run time
+class Clear(msgspec.Struct, frozen=True):
+    """Remove what is left of it: its container is gone, and nobody wants it."""
+
+    rental_id: RentalId
+    generation: int
+
+
+class Woken(msgspec.Struct, frozen=True):
+    """How often it was started again in a row, and when last, in unix seconds."""
+
+    times: int
+    at_s: int
+
+    @property
+    def again_s(self) -> int:
+        """From when it may be started once more."""
+        return self.at_s + min(WAKE_AGAIN_S << min(self.times - 1, 32), WAKE_AGAIN_MAX_S)
+
+
+Action = Union[Halt, Wake, Clear]  # noqa: UP007 - a type that Python 3.10 reads at run time
 
 
 class World(msgspec.Struct, frozen=True, kw_only=True):
     """All that a decision is made of; times are unix seconds by the service's clock.
 
     `desired` is the service's last word and `heard_at` when it came, None where it has said nothing since the daemon
-    began. `leases` are the latest granted. `strangers` is what the decision before answered. `busy` are rentals that a
-    command is about to change: they are left alone. `is_closed` where the owner's strict hours forbid to run.
+    began. `leases` are the latest granted. `strangers` and `woken` are what the decision before answered. `leftovers`
+    are rentals of which there is a disk and no container. `busy` are rentals that a command is about to change: they
+    are left alone. `is_closed` where the owner's strict hours forbid to run.
     """
 
     now_s: int
@@ -52,22 +78,26 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     heard_at: int | None = None
     leases: Mapping[Key, int] = {}
     strangers: Mapping[Key, int] = {}
+    woken: Mapping[Key, Woken] = {}
+    leftovers: tuple[Key, ...] = ()
     busy: frozenset[RentalId] = frozenset()
     is_closed: bool = False
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """What to do, and since when each container that runs has been unknown."""
+    """What to do, since when what is here has been unknown, and what was started again of late."""
 
     actions: tuple[Action, ...]
     strangers: dict[Key, int]
+    woken: dict[Key, Woken]
 
 
 def decide(world: World) -> Decision:
-    """What must stop now, and what may run again."""
+    """What must stop now, what may run again, and what is left of nothing."""
     newest = _newest_running(world.reports)
     actions: list[Action] = []
-    strangers: dict[Key, int] = {}
+    strangers = {key: world.strangers.get(key, world.now_s) for key in _forsaken(world)}
+    woken = _still_woken(world)
     for report in world.reports:
         key = (report.rental_id, report.generation)
         if report.state == "running" and not _is_wanted(world, report):
@@ -79,8 +109,11 @@ def decide(world: World) -> Decision:
             actions += [halt] if halt else []
         elif report.state == "stopped" and report.rental_id not in newest:
             wake = _wake(world, report)
-            actions += [wake] if wake else []
-    return Decision(actions=tuple(actions), strangers=strangers)
+            if wake is not None and (key not in woken or world.now_s >= woken[key].again_s):
+                actions.append(wake)
+                woken[key] = Woken(woken[key].times + 1 if key in woken else 1, world.now_s)
+    actions += [Clear(*key) for key in _forsaken(world) if _is_forsaken_for_long(world, key)]
+    return Decision(actions=tuple(actions), strangers=strangers, woken=woken)
 
 
 def lease_of(report: RentalReport, leases: Mapping[Key, int]) -> int | None:
@@ -137,3 +170,29 @@ def _wake(world: World, report: RentalReport) -> Wake | None:
     if world.desired[report.rental_id].state != "running" or lease is None or world.now_s >= lease:
         return None
     return Wake(report.rental_id, report.generation, lease)
+
+
+def _still_woken(world: World) -> dict[Key, Woken]:
+    """Without those that have run for long since, and those that are no more."""
+    here = {(report.rental_id, report.generation): report for report in world.reports}
+    return {
+        key: woken
+        for key, woken in world.woken.items()
+        if key in here and not (here[key].state == "running" and world.now_s >= woken.at_s + WAKE_AGAIN_MAX_S)
+    }
+
+
+def _forsaken(world: World) -> list[Key]:
+    """What is left of rentals that nobody changes, and that the service does not want in this generation or later."""
+    return [
+        (rental_id, generation)
+        for rental_id, generation in world.leftovers
+        if rental_id not in world.busy
+        and ((wanted := world.desired.get(rental_id)) is None or wanted.generation > generation)
+    ]
+
+
+def _is_forsaken_for_long(world: World, key: Key) -> bool:
+    """By a word of the service that came after the grace: while it is silent, nothing is thrown away."""
+    since = world.strangers.get(key)
+    return since is not None and world.heard_at is not None and world.heard_at >= since + LEFT_GRACE_S

@@ -97,6 +97,18 @@ class Machines(Protocol):
         """One item for each time that something of ours changed; several changes at once may be one."""
         ...
 
+    async def docker_version(self) -> str | None:
+        """Of the engine that runs them."""
+        ...
+
+    def lend_gpus(self, gpus: tuple[str, ...]) -> None:
+        """From now on these cards, by their UUIDs; whoever has another one keeps it."""
+        ...
+
+    async def leftovers(self) -> tuple[tuple[RentalId, int], ...]:
+        """Rentals and generations of which something is left that held data, and no container: somebody removed it."""
+        ...
+
     async def sweep(self) -> None:
         """Housekeeping, each minute: disks polled, images evicted, what a crash left half-made removed."""
         ...

@@ -14,7 +14,7 @@ from docker import APIClient
 from docker.types import IPAMConfig, IPAMPool
 
 from spawn_hostagent.admission import refuse
-from spawn_hostagent.rentals import Facts, bridge_name, labels_of
+from spawn_hostagent.rentals import LABEL, Facts, bridge_name, facts_in, labels_of
 
 POOL: Final = ipaddress.IPv4Network("10.213.0.0/16")
 PREFIX: Final = 29
@@ -43,11 +43,11 @@ def routes(text: str) -> Iterator[ipaddress.IPv4Network]:
 
 def make(client: APIClient, facts: Facts) -> None:
     """Make the rental's network; one that is there already is used. Raises MachineError `docker_failed`."""
-    make_named(client, facts.name, labels_of(facts))
+    make_named(client, facts.name, labels_of(facts), bridge_name(facts.name))
 
 
-def make_named(client: APIClient, name: str, labels: dict[str, str]) -> None:
-    """Make a network as tenants get it. Raises MachineError `docker_failed`."""
+def make_named(client: APIClient, name: str, labels: dict[str, str], bridge: str) -> None:
+    """Make a network as tenants get it, with this interface. Raises MachineError `docker_failed`."""
     if any(network["Name"] == name for network in client.networks(names=[name])):
         return
     used = [*_used_by_docker(client), *(routes(_ROUTES.read_text()) if _ROUTES.exists() else ())]
@@ -57,7 +57,7 @@ def make_named(client: APIClient, name: str, labels: dict[str, str]) -> None:
         if subnet is None:
             break
         try:
-            _make(client, name, labels, subnet)
+            _make(client, name, labels, subnet, bridge)
         except docker.errors.APIError as error:
             # Somebody else took it between our look and now; anything else is no reason to try the next one.
             if "overlap" not in str(error).lower():
@@ -67,12 +67,14 @@ def make_named(client: APIClient, name: str, labels: dict[str, str]) -> None:
     raise refuse("docker_failed", f"no subnet of {POOL} is free for a rental's network.")
 
 
-def _make(client: APIClient, name: str, labels: dict[str, str], subnet: ipaddress.IPv4Network) -> None:
+def _make(
+    client: APIClient, name: str, labels: dict[str, str], subnet: ipaddress.IPv4Network, bridge: str
+) -> None:
     client.create_network(
         name,
         driver="bridge",
         options={
-            "com.docker.network.bridge.name": bridge_name(name),
+            "com.docker.network.bridge.name": bridge,
             "com.docker.network.bridge.enable_icc": "false",
             "com.docker.network.bridge.host_binding_ipv4": "127.0.0.1",
         },
@@ -81,6 +83,13 @@ def _make(client: APIClient, name: str, labels: dict[str, str], subnet: ipaddres
         enable_ipv6=False,
         labels=labels,
     )
+
+
+def bridges(client: APIClient) -> dict[str, int | None]:
+    """The interfaces of all rentals' networks, with each one's own limit of Mbit/s upwards."""
+    listed = client.networks(filters={"label": LABEL})
+    rentals = (facts_in(network["Name"], network.get("Labels")) for network in listed)
+    return {bridge_name(facts.name): facts.up_mbit for facts in rentals if facts is not None}
 
 
 def _used_by_docker(client: APIClient) -> Iterator[ipaddress.IPv4Network]:

@@ -1,35 +1,29 @@
 """Looks at everything that `checks` judges: Docker, its parts, the wall, the clock and the isolation.
 
-Invariant: looking changes nothing but the canary containers, which clean up after themselves; what cannot be looked
-at is a check that failed, with the reason.
+Invariant: looking changes nothing: canary containers have walls of their own, beside the tenants', and clean up after
+themselves; what cannot be looked at is a check that failed, with the reason.
 """
 
 import asyncio
-import gzip
-import shutil
 import socket
-import subprocess
 import sys
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 from spawn_schemas.inventory import Isolation
 
-from spawn_hostagent import checks
+from spawn_hostagent import checks, programs
 from spawn_hostagent.checks import Check, DockerFacts, ToolkitFacts
 from spawn_hostagent.config import Config
 from spawn_hostagent.failures import Failure
 from spawn_hostagent.files import reason
 from spawn_hostagent.hardware import HardwareDetector, lend
 from spawn_hostagent.machines import MachineError
+from spawn_hostagent.programs import Run, runc_backport, toolkit_version
 from spawn_hostagent.service import Service
-from spawn_hostagent.versions import RUNC_FIX
 
 DOCKER_TIMEOUT_S: Final = 15
-PROGRAM_TIMEOUT_S: Final = 10
-RUNC_CHANGELOG: Final = Path("/usr/share/doc/runc/changelog.Debian.gz")
 _LIMITS: Final = {
     "MemoryLimit": "memory",
     "SwapLimit": "swap",
@@ -38,8 +32,6 @@ _LIMITS: Final = {
 }
 """Keys of `docker info` that say whether the kernel can limit something, and what."""
 
-Run = Callable[[list[str]], "tuple[int, str] | None"]
-"""Runs a program; its exit status and what it wrote, None where it is not installed."""
 Isolate = Callable[[], Awaitable[Isolation]]
 
 
@@ -48,6 +40,7 @@ class Looked(msgspec.Struct, frozen=True, kw_only=True):
 
     checks: tuple[Check, ...]
     docker: DockerFacts
+    isolation: Isolation | None = None
 
 
 async def preflight(
@@ -56,15 +49,15 @@ async def preflight(
     service: Service | None,
     isolate: Isolate,
     *,
-    run: "Run | None" = None,
+    run: Run | None = None,
 ) -> Looked:
     """Look at everything. `service` None leaves out what is asked of it."""
-    execute = run or run_program
+    execute = run or programs.run_program
     docker = await asyncio.to_thread(docker_facts, config.docker_socket, execute)
     system = await asyncio.to_thread(detector.detect_system)
     nvidia = await asyncio.to_thread(detector.detect_gpus)
     lent = lend(config.limits, system, nvidia.gpus)
-    toolkit = await asyncio.to_thread(toolkit_facts, execute) if lent.gpus else ToolkitFacts()
+    toolkit = await asyncio.to_thread(_toolkit, execute) if lent.gpus else ToolkitFacts()
     found = [
         *checks.system_checks(system, sys.platform, sys.version_info[:2]),
         *checks.docker_checks(docker),
@@ -74,9 +67,11 @@ async def preflight(
     ]
     if service is not None:
         found += await _service(service)
+    isolation = None
     if docker.problem is None:
-        found += await _isolation(isolate, known_only=config.known_only)
-    return Looked(checks=tuple(found), docker=docker)
+        isolation, told = await _isolation(isolate, known_only=config.known_only)
+        found += told
+    return Looked(checks=tuple(found), docker=docker, isolation=isolation)
 
 
 def docker_facts(address: str, run: Run) -> DockerFacts:
@@ -139,50 +134,8 @@ def _facts(info: dict[str, Any], version: dict[str, Any], run: Run) -> DockerFac
     )
 
 
-def runc_backport(run: Run, changelog: Path = RUNC_CHANGELOG) -> bool:
-    """Whether the distribution's package says that it has the fix, in a version that looks too old."""
-    try:
-        with gzip.open(changelog, "rt", encoding="utf-8", errors="replace") as text:
-            if any(RUNC_FIX in line for line in text):
-                return True
-    except OSError:  # not Debian's runc, or packages without documents
-        pass
-    told = run(["rpm", "-q", "--changelog", "runc"])
-    return told is not None and told[0] == 0 and RUNC_FIX in told[1]
-
-
-def toolkit_facts(run: Run) -> ToolkitFacts:
-    """NVIDIA's toolkit, by whichever of its programs is there."""
-    for program in ("nvidia-ctk", "nvidia-container-toolkit", "nvidia-container-cli"):
-        told = run([program, "--version"])
-        if told is not None and told[0] == 0:
-            lines = [line for line in told[1].splitlines() if "version" in line.lower()]
-            return ToolkitFacts(version=_after_version(lines[0] if lines else told[1]))
-    return ToolkitFacts()
-
-
-def _after_version(line: str) -> str:
-    """`NVIDIA Container Toolkit CLI version 1.17.8` and `cli-version: 1.17.8` end in it."""
-    words = line.replace(":", " ").split()
-    return words[-1] if words else line
-
-
-def run_program(command: list[str]) -> tuple[int, str] | None:
-    path = shutil.which(command[0])
-    if path is None:
-        return None
-    try:
-        done = subprocess.run(  # noqa: S603 - programs that this module names, without anything of a stranger's
-            [path, *command[1:]],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=PROGRAM_TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return 1, str(error)
-    return done.returncode, done.stdout.decode(errors="replace")
+def _toolkit(run: Run) -> ToolkitFacts:
+    return ToolkitFacts(version=toolkit_version(run))
 
 
 def _nft(run: Run) -> list[Check]:
@@ -213,11 +166,11 @@ async def _service(service: Service) -> list[Check]:
     return [Check(name="service", ok=True, message="answers"), checks.clock_check(offset_s)]
 
 
-async def _isolation(isolate: Isolate, *, known_only: bool) -> list[Check]:
+async def _isolation(isolate: Isolate, *, known_only: bool) -> tuple[Isolation | None, list[Check]]:
     try:
-        return checks.isolation_checks(await isolate(), known_only=known_only)
-    except MachineError as error:
-        return [
+        isolation = await isolate()
+    except (MachineError, Failure) as error:
+        return None, [
             Check(
                 name="isolation",
                 ok=False,
@@ -225,3 +178,4 @@ async def _isolation(isolate: Isolate, *, known_only: bool) -> list[Check]:
                 remedy="Repair what is listed above, then run `spawn-host check` again.",
             )
         ]
+    return isolation, checks.isolation_checks(isolation, known_only=known_only)

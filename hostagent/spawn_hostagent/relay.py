@@ -11,7 +11,7 @@ from socket import SO_LINGER, SOL_SOCKET
 from typing import Final
 
 from spawn_schemas.ids import RentalId
-from spawn_schemas.link import DATA_BYTES_MAX, END_OF_STREAM, Dial
+from spawn_schemas.link import DATA_BYTES_MAX, END_OF_STREAM, STREAM_IDLE_S, Dial
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.frames import CloseCode
@@ -24,17 +24,15 @@ from spawn_hostagent.tunnel import Usage
 
 PIECE: Final = 64 * 1024
 """Bytes read from a container at once."""
-IDLE_S: Final = 3600.0
-"""A stream on which nothing passes for so long is ended; a shell that somebody left open is not idle sooner."""
 HALF_IDLE_S: Final = 300.0
-"""The same where one side has ended."""
+"""A stream of which one side has ended waits no longer than this for the other."""
 
 
 class Relay:
     """The driver. `link_url` as the host was told at registration."""
 
     def __init__(
-        self, link_url: str, clock: Clock, *, idle_s: float = IDLE_S, half_idle_s: float = HALF_IDLE_S
+        self, link_url: str, clock: Clock, *, idle_s: float = STREAM_IDLE_S, half_idle_s: float = HALF_IDLE_S
     ) -> None:
         self._link_url = link_url
         self._clock = clock

@@ -5,6 +5,7 @@ is ours only if its name says the same as its labels: an image can bring labels 
 """
 
 import hashlib
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import psutil
 from spawn_schemas.ids import RentalId
 from spawn_schemas.inventory import DiskLimit
 from spawn_schemas.orders import EndedBy, RentalReport, RentalState, StartInstance
@@ -23,12 +23,20 @@ from spawn_hostagent.admission import Taken
 LABEL: Final = "sh.spawn.rental"
 FACTS: Final = "sh.spawn.facts"
 KILLED: Final = 137
-FOUND_DEAD: Final = 255
+
+_log: Final = logging.getLogger(__name__)
 
 
 def container_name(rental_id: RentalId, generation: int) -> str:
     """Also the name of its network and of its disk: a second one of the same name collides."""
     return f"spawn-{rental_id}-{generation}"
+
+
+def rental_in(name: str) -> tuple[RentalId, int] | None:
+    """Whose container has this name, and of which generation; None where it is no such name."""
+    rental_id, _, generation = name.removeprefix("spawn-").rpartition("-")
+    is_ours = name.startswith("spawn-") and rental_id and generation.isdecimal()
+    return (RentalId(rental_id), int(generation)) if is_ours else None
 
 
 def bridge_name(container: str) -> str:
@@ -93,11 +101,15 @@ def facts_in(name: str, labels: dict[str, str] | None) -> Facts | None:
 
 
 class Remembered(msgspec.Struct, frozen=True, kw_only=True):
-    """What changes. `began` once it ran; `ended_by` is why it was stopped, written before it is."""
+    """What changes. `began` once it ran; `ended_by` is why it was stopped, written before it is.
+
+    `ended_alone` is the `FinishedAt` of a run that was seen to end by itself: Docker forgets that when it starts anew.
+    """
 
     lease_expires_at: int | None = None
     began: bool = False
     ended_by: EndedBy | None = None
+    ended_alone: str | None = None
     out_of_memory_kills: int = 0
 
 
@@ -112,23 +124,31 @@ class Memory:
         self._turn = threading.Lock()
 
     def read(self, name: str) -> Remembered:
-        """What is known of the container of this name; nothing is known of one without a file."""
+        """What is known of the container of this name; nothing is known of one without a file.
+
+        Of one whose file is damaged, that it ran: its disk must not go, and no other rental may suffer for it.
+        """
+        return self._known(name)[0]
+
+    def _known(self, name: str) -> tuple[Remembered, bool]:
+        """What is known, and whether its file can be read."""
         path = self._folder / f"{name}.json"
         try:
-            return msgspec.json.decode(path.read_bytes(), type=Remembered)
+            return msgspec.json.decode(path.read_bytes(), type=Remembered), True
         except FileNotFoundError:
-            return Remembered()
-        except msgspec.DecodeError as error:
-            raise OSError(
-                f"{path} is damaged ({error}); remove it, and the lease is asked for again."
-            ) from error
+            return Remembered(), True
+        except (msgspec.DecodeError, OSError) as error:
+            _log.error(
+                "%s is damaged (%s): its lease is what the container and the journal say.", path, error
+            )
+            return Remembered(began=True), False
 
     def change(self, name: str, edit: Callable[[Remembered], Remembered]) -> None:
-        """Write down what `edit` makes of what is known, unless that is the same."""
+        """Write down what `edit` makes of what is known, unless that is the same; a damaged file is written anew."""
         with self._turn:
-            known = self.read(name)
+            known, is_whole = self._known(name)
             edited = edit(known)
-            if edited != known:
+            if edited != known or not is_whole:
                 self._write(name, edited)
 
     def _write(self, name: str, what: Remembered) -> None:
@@ -149,20 +169,24 @@ class Memory:
 
 
 def report(
-    facts: Facts, inspected: dict[str, Any], remembered: Remembered, disk_used_mib: int | None
+    facts: Facts,
+    inspected: dict[str, Any],
+    remembered: Remembered,
+    disk_used_mib: int | None,
+    actions: tuple[str, ...] = (),
 ) -> RentalReport:
-    """What is told of a container that Docker describes so."""
+    """What is told of a container that Docker describes so; `actions` are Docker's events of its last run."""
     state = inspected["State"]
     status = _status(state["Status"])
     kills = remembered.out_of_memory_kills
-    exit_code = int(state["ExitCode"]) if status == "stopped" else None
-    ended_by = _ended_by(state, remembered, int(psutil.boot_time())) if status == "stopped" else None
-    moments = {"running": state["StartedAt"], "stopped": state["FinishedAt"]}
+    exit_code = int(state["ExitCode"]) if state["Status"] == "exited" else None
+    ended_by = _ended_by(state, remembered, actions) if status == "stopped" else None
+    moments = {"running": state["StartedAt"], "exited": state["FinishedAt"]}
     return RentalReport(
         rental_id=facts.rental_id,
         generation=facts.generation,
         state=status,
-        since=_seconds(moments.get(status, inspected["Created"])),
+        since=_seconds(moments.get(state["Status"], inspected["Created"])),
         lease_expires_at=remembered.lease_expires_at or facts.lease_expires_at,
         exit_code=exit_code,
         ended_by=ended_by,
@@ -177,7 +201,8 @@ def _status(docker_says: str) -> RentalState:
     states: dict[str, RentalState] = {
         "created": "creating",
         "running": "running",
-        "paused": "running",
+        # Its owner froze it: it does nothing for who pays.
+        "paused": "stopped",
         "restarting": "running",
         "exited": "stopped",
     }
@@ -185,12 +210,29 @@ def _status(docker_says: str) -> RentalState:
     return states.get(docker_says, "failed")
 
 
-def _ended_by(state: dict[str, Any], remembered: Remembered, booted_at: int) -> EndedBy | None:
-    """Why it stopped; None where nobody wanted it: the machine went down under it, or Docker did."""
+def is_undecided(inspected: dict[str, Any], remembered: Remembered) -> bool:
+    """Whether it takes Docker's events to say why it stopped."""
+    state = inspected["State"]
+    is_known = remembered.ended_by is not None or remembered.ended_alone == state["FinishedAt"]
+    return state["Status"] == "exited" and not is_known
+
+
+def ended_alone(actions: tuple[str, ...]) -> bool:
+    """Whether a run with these events of Docker ended by itself: Docker saw it end, and nobody had asked it to.
+
+    An exit code would not do: a tenant chooses it. When Docker goes down it stops its containers as `docker stop` does,
+    with `kill` before `die`; and of what died while Docker or the machine was down it has no `die` at all.
+    """
+    return "die" in actions and "kill" not in actions[: actions.index("die")]
+
+
+def _ended_by(state: dict[str, Any], remembered: Remembered, actions: tuple[str, ...]) -> EndedBy | None:
+    """Why it stopped; None where neither the service nor the tenant wanted it."""
+    if state["Status"] == "paused":
+        return "owner"
     if remembered.ended_by is not None:
         return remembered.ended_by
-    # Docker writes 255 for what it finds dead when it starts.
-    if state["ExitCode"] == FOUND_DEAD or _seconds(state["FinishedAt"]) < booted_at:
+    if remembered.ended_alone != state["FinishedAt"] and not ended_alone(actions):
         return None
     # OOMKilled alone is not enough: it is true of a container whose child was killed long before it ended by itself,
     # and false on some engines where only a child was.

@@ -102,6 +102,11 @@ class TunnelManager:
             await self._driver.withdraw(rental_id)
             self._cut(rental_id)
         self._published = running
+        # What a rental that does not run has carried is nobody's question any more.
+        for rental_id in [
+            name for name, usage in self._usage.items() if name not in running and not usage.open
+        ]:
+            del self._usage[rental_id]
 
     async def dial(self, dial: Dial) -> None:
         """Connect a stream at both ends and carry it from here on. Raises Refusal."""
@@ -113,7 +118,7 @@ class TunnelManager:
         except asyncio.TimeoutError as error:
             raise Refusal(f"Nothing answered within {DIAL_S:.0f} s.") from error
         finally:
-            self._dialling[rental_id] -= 1
+            self._dialling -= Counter((rental_id,))
         usage = self._usage.setdefault(rental_id, Usage())
         usage.open += 1
         usage.streams += 1

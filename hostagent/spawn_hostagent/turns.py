@@ -38,7 +38,7 @@ class Turns:
                 del self._of[rental_id]
 
 
-async def each(*chores: Callable[[], Awaitable[None]]) -> None:
+async def each(*chores: Callable[[], Awaitable[object]]) -> None:
     """Do them all: what fails keeps none of the others from being done. Raises the first MachineError at the end."""
     failed: list[MachineError] = []
     for chore in chores:

@@ -16,7 +16,8 @@ that names it has the fix in an older version."""
 RUNC_FLOORS: Final[tuple[Version, ...]] = ((1, 2, 8, RELEASE), (1, 3, 3, RELEASE), (1, 4, 0, 3))
 """The first fixed one of each line, the lines in order."""
 TOOLKIT_FLOOR: Final[Version] = (1, 17, 8, RELEASE)
-"""NVIDIA's container toolkit: CVE-2025-23266, an escape by a hook that a tenant's image could steer."""
+TOOLKIT_FIX: Final = "CVE-2025-23266"
+"""What NVIDIA's container toolkit is fixed of there: an escape by a hook that a tenant's image could steer."""
 DOCKER_API_FLOOR: Final = (1, 41)
 """Docker 20.10: the oldest that this program is tested with."""
 
@@ -37,6 +38,12 @@ def runc_is_fixed(version: Version) -> bool:
     if version[:2] > RUNC_FLOORS[-1][:2]:
         return True
     return any(version[:2] == floor[:2] and version >= floor for floor in RUNC_FLOORS)
+
+
+def toolkit_is_fixed(text: str) -> bool:
+    """Whether this version of NVIDIA's container toolkit has the fix; what is no version has not."""
+    version = parse_version(text)
+    return version is not None and version >= TOOLKIT_FLOOR
 
 
 def parse_api(text: str) -> tuple[int, int]:

@@ -92,6 +92,7 @@ def upgrade() -> None:
         sa.Column("reported_at", BIG),
         sa.Column("ended_by", TEXT),
         sa.Column("exit_code", BIG),
+        sa.Column("out_of_memory_kills", BIG, nullable=False),
         # The commands that made it and that destroy it.
         sa.Column("start_command", TEXT, nullable=False),
         sa.Column("destroy_command", TEXT),
@@ -128,6 +129,12 @@ def upgrade() -> None:
         sqlite_strict=True,
     )
     op.create_index("command_of_rental", "command", ["rental_id"])
+    # What is forgotten after a month, and what tenants asked, after an hour.
+    op.create_index("command_ended", "command", ["finished_at"])
+    of_asks = sa.text("kind IN ('exec', 'logs')")
+    op.create_index(
+        "command_asks", "command", ["finished_at"], sqlite_where=of_asks, postgresql_where=of_asks
+    )
     op.create_table(
         "relay_port",
         sa.Column("port", BIG, primary_key=True),

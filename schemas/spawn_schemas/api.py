@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from spawn_schemas.lent import ContainerView, PortView, SshView
 from spawn_schemas.money import UsdcText
 
 # A pattern ends in `$(?!\n)`: Python's `$` lets a line end pass, and the `\Z` that does not is unknown to ECMA-262,
@@ -208,28 +209,12 @@ class TrafficView(msgspec.Struct, frozen=True, kw_only=True):
     charged: UsdcText
 
 
-class SshView(msgspec.Struct, frozen=True, kw_only=True):
-    """Where sshd is reached: `ssh -p PORT root@HOST`."""
-
-    host: str
-    port: int
-
-
-class PortView(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a port of the server is reached: `public_port` of `host` leads to `port`. `http` is told apart by name."""
-
-    port: int
-    kind: Literal["tcp", "http"]
-    host: str
-    public_port: int
-
-
 class ServerView(ServerSummary, frozen=True, kw_only=True):
     """A server in full. `deposit_expires_at` is when its money ends at today's burn.
 
     `ssh_host_keys` are the ones that we planted, `known_hosts` the line for them at its present addresses. `ready` is
     null where the machine was told nothing that it could report by. `ssh` and `ports` say where one on a lent machine,
-    which has no address of its own, is reached; for any other they are null and empty.
+    which has no address of its own, is reached, and `container` how it is there; for any other they are null and empty.
     """
 
     cores: int
@@ -250,6 +235,7 @@ class ServerView(ServerSummary, frozen=True, kw_only=True):
     ready: ReadyView | None
     ssh: SshView | None = None
     ports: tuple[PortView, ...] = ()
+    container: ContainerView | None = None
 
 
 class ActionError(msgspec.Struct, frozen=True, kw_only=True):

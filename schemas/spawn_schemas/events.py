@@ -10,6 +10,7 @@ from typing import Annotated, Final
 import msgspec
 
 from spawn_schemas.api import Moment
+from spawn_schemas.lent import StoppedBy
 from spawn_schemas.money import UsdcText
 
 
@@ -49,7 +50,10 @@ class EventType(str, Enum):
 
 
 class ServerData(msgspec.Struct, frozen=True, kw_only=True):
-    """A server as it is now. `previous` is the state it left, or its own where it left none; `reason` why it ended."""
+    """A server as it is now. `previous` is the state it left, or its own where it left none; `reason` why it ended.
+
+    `stopped_by` is why the container of one on a lent machine does not run; null where its host is silent, too.
+    """
 
     server: str
     name: str
@@ -59,6 +63,7 @@ class ServerData(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None
     ipv4: str | None
     ipv6: str | None
+    stopped_by: StoppedBy | None = None
 
 
 class ReadyData(msgspec.Struct, frozen=True, kw_only=True):

@@ -43,7 +43,7 @@ class RegisterHost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     public_key: Base64
     proof: Base64
     inventory: Inventory
-    agent_version: Annotated[str, msgspec.Meta(max_length=64)]
+    agent_version: Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[ -~]*$(?!\n)")]
 
 
 class HostRegistered(msgspec.Struct, frozen=True, kw_only=True):

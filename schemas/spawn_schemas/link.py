@@ -29,6 +29,8 @@ FRAME_BYTES_MAX: Final = 1024 * 1024
 """The longest frame that either side takes."""
 DATA_BYTES_MAX: Final = 256 * 1024
 """The longest binary message on a data socket."""
+STREAM_IDLE_S: Final = 3600.0
+"""Either side ends a stream on which nothing passed for so long; a shell that somebody left open is not idle sooner."""
 
 # Why the service closed the link, as WebSocket close codes (RFC 6455 section 7.4.2: 4000 to 4999 are private).
 CLOSE_REFUSED: Final = 4401

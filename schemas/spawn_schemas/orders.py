@@ -17,6 +17,8 @@ Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 RentalState = Literal["pulling", "creating", "running", "stopped", "failed", "gone"]
 """`gone` is said once of what was destroyed, and of what the service asks for and the host never had."""
 EndedBy = Literal["exit", "out_of_memory", "disk_full", "lease", "owner", "command"]
+"""Who ended what is `stopped`. None where neither the service nor the tenant did: the machine or its Docker went down,
+or its owner stopped it by hand. `owner` is his hours, or that he paused it. The host starts both again when it may."""
 
 
 class RentalReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,7 +146,10 @@ Order = Union[  # noqa: UP007 - read by Python 3.10 at run time, where a union o
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
-    """One order, to be carried out once. After `expires_at` it must not begin; its stored result is told for ever."""
+    """One order, to be carried out once. After `expires_at` it must not begin.
+
+    Its stored result is told whenever it is sent again, for days; that of `logs` and `exec` for an hour.
+    """
 
     command_id: CommandId
     expires_at: Seconds

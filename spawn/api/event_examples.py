@@ -91,7 +91,10 @@ DATA: Final[dict[EventType, tuple[str, EventData]]] = {
     EventType.SERVER_CREATED: (_SERVER_ID, _ORDERED),
     EventType.SERVER_RUNNING: (_SERVER_ID, _SERVER),
     EventType.SERVER_READY: (_SERVER_ID, _READY),
-    EventType.SERVER_UNREACHABLE: (_SERVER_ID, replace(_SERVER, status="unknown", previous="running")),
+    EventType.SERVER_UNREACHABLE: (
+        _SERVER_ID,
+        replace(_SERVER, status="unknown", previous="running", ipv4=None, ipv6=None, stopped_by="owner"),
+    ),
     EventType.SERVER_OFF: (_SERVER_ID, replace(_SERVER, status="off", previous="stopping")),
     EventType.SERVER_RESIZED: (_SERVER_ID, replace(_SERVER, type="medium", previous="migrating")),
     EventType.SERVER_REBUILT: (_SERVER_ID, replace(_SERVER, previous="rebuilding")),

@@ -1,7 +1,7 @@
 """Lent machines: who they are, what silence means, how often they should speak, how reliable they were.
 
 Invariant: pure. Silence alone never destroys anything: it only stops placements, money and the listing, and each of
-them comes back with the host. Where too many fall silent at once nothing is concluded from it.
+them comes back with the host. Of those that fall silent together with too many others none is taken to be offline.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,8 +30,12 @@ _LATE_S: Final = 15
 MASS_PART: Final = 5
 MASS_LEAST: Final = 3
 """More than a fifth of all hosts, and at least three, falling silent together: it is we who do not hear."""
+MASS_SPREAD_S: Final = BEAT_PLAIN_S + 2 * _LATE_S
+"""How far apart the last words may lie of hosts that fall silent together: each speaks in its own time, and what
+another process heard is in the books up to `_LATE_S` later.
+"""
 MASS_WINDOW_S: Final = 3_600
-"""How long we may blame ourselves."""
+"""How long we may blame ourselves for one host's silence."""
 UPTIME_WINDOW_S: Final = 30 * 86_400
 UPTIME_GRACE_S: Final = 600
 TOKEN_S: Final = 86_400
@@ -115,7 +119,7 @@ def state_after(silence_s: int, beat: int) -> HostState:
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """Which hosts are in another state by now. `blames_us`: some are not said to be silent, because too many are."""
+    """Which hosts are in another state by now. `blames_us`: some are not said to be offline, because too many are."""
 
     moves: Mapping[HostId, HostState]
     blames_us: bool = False
@@ -126,26 +130,25 @@ def judge(hosts: Sequence[Host], now: int, *, listening_since: int) -> Verdict:
 
     Whoever is heard again is online at once, whatever is thought of the others.
     """
-    wanted: dict[HostId, HostState] = {}
-    for host in hosts:
-        if host.last_seen is None or host.state in {HostState.NEW, HostState.REVOKED}:
-            continue
-        silence_s = now - max(host.last_seen, listening_since)
-        wanted[host.id] = state_after(silence_s, host.beat_s)
-    known = [host for host in hosts if host.id in wanted]
-    moves = {host.id: wanted[host.id] for host in known if wanted[host.id] is not host.state}
-    blames_us = _is_ours([host for host in known if host.state not in SILENT], wanted, now)
-    if blames_us:
-        moves = {name: state for name, state in moves.items() if state is HostState.ONLINE}
-    return Verdict(moves=moves, blames_us=blames_us)
+    known = [
+        h for h in hosts if h.last_seen is not None and h.state not in {HostState.NEW, HostState.REVOKED}
+    ]
+    silences_s = {host.id: now - max(host.last_seen or 0, listening_since) for host in known}
+    ours = _ours([host for host in known if host.state not in SILENT], silences_s)
+    wanted = {host.id: state_after(silences_s[host.id], host.beat_s) for host in known if host.id not in ours}
+    moves = {h.id: wanted[h.id] for h in known if h.id in wanted and wanted[h.id] is not h.state}
+    return Verdict(moves=moves, blames_us=bool(ours))
 
 
-def _is_ours(heard: Sequence[Host], wanted: Mapping[HostId, HostState], now: int) -> bool:
-    """Whether so many of those that were there lately are silent by now that it must be we who do not hear."""
-    falling = [host for host in heard if wanted[host.id] in SILENT]
-    if len(falling) < MASS_LEAST or len(falling) * MASS_PART <= len(heard):
-        return False
-    return any(now - (host.last_seen or 0) < OFFLINE_S + MASS_WINDOW_S for host in falling)
+def _ours(heard: Sequence[Host], silences_s: Mapping[HostId, int]) -> frozenset[HostId]:
+    """Those that would be offline now, if so many fell silent with them that it must be we who do not hear.
+
+    Long before the first of them is offline all of them are late: who is nearly so is counted, and nobody has to wait.
+    """
+    late = [host.id for host in heard if silences_s[host.id] >= OFFLINE_S - MASS_SPREAD_S]
+    if len(late) < MASS_LEAST or len(late) * MASS_PART <= len(heard):
+        return frozenset()
+    return frozenset(name for name in late if OFFLINE_S <= silences_s[name] < OFFLINE_S + MASS_WINDOW_S)
 
 
 def uptime(observed_s: int, down_s: int) -> float:

@@ -11,7 +11,8 @@ import msgspec
 from msgspec.structs import replace
 from spawn_providers.base import Endpoint, InstanceStatus
 from spawn_schemas.ids import Address, CommandId, HostId, RentalId
-from spawn_schemas.orders import RentalReport
+from spawn_schemas.lent import StoppedBy
+from spawn_schemas.orders import EndedBy, RentalReport
 
 from spawn.domain.hosts import SILENT, HostState
 
@@ -37,6 +38,10 @@ class CommandState(StrEnum):
 ENDED: Final = frozenset({CommandState.SUCCEEDED, CommandState.FAILED, CommandState.WITHDRAWN})
 ASKS: Final = frozenset({"logs", "exec"})
 """Commands that a tenant gives: they change nothing of what we want of the rental, and are in the way of no order."""
+FOREVER_S: Final = 100 * 365 * 86_400
+"""What a host is told to destroy it must destroy, whenever it hears of it."""
+_HOUR_S: Final = 3_600
+_NUMBER_MAX: Final = 2**31
 
 
 class Rental(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,8 +65,9 @@ class Rental(msgspec.Struct, frozen=True, kw_only=True):
     lease_until: int
     reported: str | None = None
     reported_at: int | None = None
-    ended_by: str | None = None
+    ended_by: EndedBy | None = None
     exit_code: int | None = None
+    out_of_memory_kills: int = 0
     start_command: CommandId
     destroy_command: CommandId | None = None
     paused_at: int | None = None
@@ -119,6 +125,26 @@ def is_withheld(rental: Rental) -> bool:
     return stands or rental.reported == "failed"
 
 
+def stopped_by(rental: Rental) -> StoppedBy | None:
+    """Why it does not run, as its tenant is told; None while it does, or nobody knows."""
+    if rental.reported not in {"stopped", "failed"}:
+        return None
+    return rental.ended_by or "host"
+
+
+def owes_hour(rental: Rental, host: HostState, now: int) -> bool:
+    """Whether whoever ends it while nobody pays for it owes the first hour all the same.
+
+    Not where its host kept it from them for certain: it is silent, or says that its owner or our lease stopped it, or
+    that it has failed. But a program of the tenant's can end as if the machine had gone down under it, so that this
+    excuses nobody before it has lasted as long as the hour that is at stake.
+    """
+    went_down = rental.reported == "stopped" and rental.ended_by is None
+    if rental.paused_at is None or host in SILENT | {HostState.REVOKED} or not went_down:
+        return False
+    return now - rental.paused_at < _HOUR_S
+
+
 def must_resume(rental: Rental) -> bool:
     """Whether it stopped only because its host had not heard us for as long as its lease."""
     return rental.reported == "stopped" and rental.ended_by == "lease" and rental.desired is Desired.RUNNING
@@ -130,11 +156,18 @@ def reported(rental: Rental, report: RentalReport, *, started: bool, now: int) -
         return rental
     if report.state == "gone" and not started:
         return rental  # not yet there
+    is_news = (report.state, report.ended_by) != (rental.reported, rental.ended_by)
     seen = replace(
         rental,
         reported=report.state,
-        reported_at=now,
+        reported_at=now if is_news else rental.reported_at,
         ended_by=report.ended_by,
-        exit_code=report.exit_code,
+        exit_code=None if report.exit_code is None else _within(report.exit_code),
+        out_of_memory_kills=_within(report.out_of_memory_kills),
     )
     return replace(seen, gone_at=now) if report.state == "gone" else seen
+
+
+def _within(number: int) -> int:
+    """A host may say any number, and a table takes those of 64 bits."""
+    return max(-_NUMBER_MAX, min(_NUMBER_MAX, number))

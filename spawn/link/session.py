@@ -20,6 +20,8 @@ _frames: Final[msgspec.json.Decoder[link.ToService]] = msgspec.json.Decoder(link
 _encode: Final = msgspec.json.Encoder().encode
 FRAMES_MAX: Final = 600
 """Frames that a host may send within `FRAMES_WINDOW_S`: a hundred times what it has to say."""
+SYNCS_MAX: Final = 40
+"""Of these, those that say all that a host has: each is a transaction, and an agent does it twice a second at most."""
 FRAMES_WINDOW_S: Final = 10
 
 
@@ -59,6 +61,7 @@ class Session:
         self._seen = 0
         self._window_at = self.heard_at
         self._in_window = 0
+        self._syncs = 0
 
     async def send(self, kind: type[Any], **fields: Any) -> None:
         """Number a frame and send it. Raises what the socket raises when it is closed."""
@@ -76,11 +79,14 @@ class Session:
         if frame.host_id != self.host_id or frame.session_epoch != self.epoch or frame.seq <= self._seen:
             return None
         self._seen = frame.seq
+        self._syncs += isinstance(frame, link.StateSync)
+        if self._syncs > SYNCS_MAX:
+            raise BadFrame(f"more than {SYNCS_MAX} times all that it has in {FRAMES_WINDOW_S} s")
         return frame
 
     def _count(self) -> None:
         if self.heard_at - self._window_at >= FRAMES_WINDOW_S:
-            self._window_at, self._in_window = self.heard_at, 0
+            self._window_at, self._in_window, self._syncs = self.heard_at, 0, 0
         self._in_window += 1
         if self._in_window > FRAMES_MAX:
             raise BadFrame(f"more than {FRAMES_MAX} frames in {FRAMES_WINDOW_S} s")

@@ -22,8 +22,6 @@ log = logging.getLogger(__name__)
 
 DIAL_S: Final = 10.0
 """How long a host may take to bring a socket."""
-IDLE_S: Final = 900.0
-"""A stream that carries nothing for so long is closed."""
 PER_RENTAL_MAX: Final = 128
 IN_ALL_MAX: Final = 4_096
 _CHUNK: Final = 64 * 1024
@@ -86,7 +84,9 @@ class Counted:
 class Streams:
     """Every stream of this process."""
 
-    def __init__(self, hub: Hub, entropy: Entropy, *, dial_s: float = DIAL_S, idle_s: float = IDLE_S) -> None:
+    def __init__(
+        self, hub: Hub, entropy: Entropy, *, dial_s: float = DIAL_S, idle_s: float = link.STREAM_IDLE_S
+    ) -> None:
         self._hub = hub
         self._entropy = entropy
         self._dial_s = dial_s

@@ -7,10 +7,13 @@ from typing import Final
 
 from spawn_ledger.tx import Tx
 from spawn_schemas.events import EventType, OperationData, ServerData
+from spawn_schemas.lent import StoppedBy
 
 from spawn.domain.operations import Operation, OperationStatus
+from spawn.domain.rentals import stopped_by
 from spawn.domain.servers import Server, Status
 from spawn.services.events import emit
+from spawn.store import rentals
 from spawn.store import servers as rows
 
 _TOLD: Final = {
@@ -21,6 +24,8 @@ _TOLD: Final = {
     Status.FAILED: EventType.SERVER_FAILED,
 }
 """The states that a server comes to stay in, or that end it; those on the way there are the operation's."""
+
+_SAYS_WHY: Final = frozenset({EventType.SERVER_OFF, EventType.SERVER_UNREACHABLE})
 
 
 def save(tx: Tx, before: Server, after: Server, now: int) -> None:
@@ -44,8 +49,14 @@ def tell(tx: Tx, type: EventType, server: Server, now: int, *, previous: Status 
         reason=None if server.reason is None else server.reason.value,
         ipv4=server.ipv4,
         ipv6=server.ipv6,
+        stopped_by=_stopped_by(tx, server) if type in _SAYS_WHY else None,
     )
     emit(tx, server.wallet, type, data, resource=server.id, at=now)
+
+
+def _stopped_by(tx: Tx, server: Server) -> StoppedBy | None:
+    rental = rentals.find(tx, server.id) if server.host_id is not None else None
+    return None if rental is None else stopped_by(rental)
 
 
 def tell_ended(tx: Tx, operation: Operation, now: int) -> None:

@@ -16,10 +16,11 @@ from spawn.domain.operations import (
     destroy_plan,
     new_operation,
 )
+from spawn.domain.rentals import owes_hour
 from spawn.domain.servers import Command, Reason, Server, Status
 from spawn.services import boots, funds, meters
 from spawn.services.changes import save, tell_ended
-from spawn.store import operations
+from spawn.store import hosts, operations, rentals
 
 SUPERSEDED = "superseded"
 
@@ -32,11 +33,18 @@ def begin(
     The server is settled to `billing_ends_at` already. A deposit that was only held comes back as well.
     """
     not_before, released = _supersede(tx, server, action_id, now)
-    closed, refund = meters.close(tx, server, billing_ends_at)
+    closed, refund = meters.close(tx, server, billing_ends_at, owes_hour=_owes_hour(tx, server, now))
     save(tx, server, replace(closed, status=Status.DESTROYING, reason=reason), now)
     operation = new_operation(action_id, server, Command.DESTROY, destroy_plan(not_before=not_before), now)
     operations.insert_operation(tx, operation)
     return operation, Usdc(released + refund)
+
+
+def _owes_hour(tx: Tx, server: Server, now: int) -> bool:
+    """Whether the first hour is due of a lent machine that nobody pays for at present."""
+    rental = rentals.find(tx, server.id) if server.host_id is not None and server.frozen else None
+    host = None if rental is None else hosts.find(tx, rental.host_id)
+    return rental is not None and host is not None and owes_hour(rental, host.state, now)
 
 
 def _supersede(tx: Tx, server: Server, by: ActionId, now: int) -> tuple[int, Usdc]:

@@ -14,11 +14,11 @@ from spawn_ledger.tx import Tx
 from spawn_schemas.ids import Entropy, HostId, RentalId, new_command_id
 from spawn_schemas.inventory import Inventory
 from spawn_schemas.link import StateSync
-from spawn_schemas.orders import Ack, Command, Desired, Order, RentalReport, ResumeInstance
+from spawn_schemas.orders import Ack, Command, Desired, DestroyInstance, Order, RentalReport, ResumeInstance
 
 from spawn.domain import rentals as domain
 from spawn.domain.hosts import LEASE_S, Host, HostState
-from spawn.domain.rentals import ASKS, ENDED, CommandState, Issued, Rental
+from spawn.domain.rentals import ASKS, ENDED, FOREVER_S, CommandState, Issued, Rental
 from spawn.store import hosts, rentals, secrets
 from spawn.store.secrets import Vault
 
@@ -39,6 +39,7 @@ _STATES: Final = {
     "failed": CommandState.FAILED,
 }
 _RANK: Final = {state: rank for rank, state in enumerate(CommandState)}
+_DESTROYS: Final = frozenset({"destroy_instance"})
 _REACHED: Final = {"start_instance": "running", "resume_instance": "running", "stop_instance": "stopped"}
 
 
@@ -182,11 +183,13 @@ def _bounded(value: str | int | None) -> str | int | None:
     return None if value is None or abs(value) > _INT_MAX else value
 
 
-def gone(tx: Tx, rental: Rental, now: int) -> None:
-    """The host has it no more: its ports rest, and what was ordered for it is over."""
+def gone(tx: Tx, rental: Rental, now: int, *, but: frozenset[str] = frozenset()) -> None:
+    """The host has it no more: its ports rest, and what was ordered for it is over, `but` orders of these kinds."""
     rentals.save(tx, rental, replace(rental, reported="gone", reported_at=now, gone_at=now))
     tx.execute(rentals.FREE_PORTS, {"rental_id": rental.id, "now": now})
     for issued in rentals.open_of_rental(tx, rental.id):
+        if issued.kind in but:
+            continue
         ended = replace(issued, state=CommandState.WITHDRAWN, finished_at=now)
         rentals.save_command(tx, issued, ended)
         tx.execute(secrets.DELETE_ALL_SEALED, {"owner": issued.id})
@@ -202,28 +205,44 @@ def synced(
     agent_status: str,
     now: int,
 ) -> None:
-    """Write down all that the host says it has. What is another host's is not believed."""
-    for report in reports:
-        rental = rentals.find(tx, report.rental_id)
-        if rental is None or rental.host_id != host.id:
-            if rental is not None:
-                log.warning("host %s reports rental %s, which is not its own", host.id, rental.id)
-            continue
+    """Write down all that the host says it has. What is not its own is not even looked up, however much it names."""
+    own = {rental.id: rental for rental in rentals.of_host(tx, host.id)}
+    told = {each.rental_id: each for each in reports if _is_of(own.get(each.rental_id), each)}
+    for rental_id, report in told.items():
+        rental = own[rental_id]
         start = rentals.find_command(tx, rental.start_command)
         started = start is not None and start.state is CommandState.SUCCEEDED
         after = domain.reported(rental, report, started=started, now=now)
         if after.gone_at is not None and rental.gone_at is None:
-            gone(tx, rental, now)
-        elif after.reported != rental.reported or after.ended_by != rental.ended_by:
-            rentals.save(tx, rental, after)
-            if domain.must_resume(after) and not rentals.under_way(tx, rental.id):
-                _resume(tx, entropy, after, now)
-    told = replace(
+            _lost(tx, entropy, rental, now)
+            continue
+        rentals.save(tx, rental, after)
+        is_news = (after.reported, after.ended_by) != (rental.reported, rental.ended_by)
+        if is_news and domain.must_resume(after) and not rentals.under_way(tx, rental.id):
+            _resume(tx, entropy, after, now)
+    seen = replace(
         host,
         agent_status=agent_status,
         inventory=host.inventory if inventory is None else msgspec.json.encode(inventory).decode(),
     )
-    hosts.save(tx, host, told)
+    hosts.save(tx, host, seen)
+
+
+def _is_of(rental: Rental | None, report: RentalReport) -> bool:
+    return rental is not None and rental.generation == report.generation
+
+
+def _lost(tx: Tx, entropy: Entropy, rental: Rental, now: int) -> None:
+    """Its container is gone and was not destroyed: somebody removed it by hand, or a disk broke.
+
+    What else there is of it is still its host's to remove: the disk is the tenant's, and would lie there for ever.
+    """
+    gone(tx, rental, now, but=_DESTROYS)
+    if any(issued.kind in _DESTROYS for issued in rentals.open_of_rental(tx, rental.id)):
+        return
+    order = DestroyInstance(rental_id=rental.id, generation=rental.generation)
+    command = Command(command_id=new_command_id(entropy), expires_at=now + FOREVER_S, order=order)
+    issue(tx, command, rental.host_id, now, rental_id=rental.id)
 
 
 def _resume(tx: Tx, entropy: Entropy, rental: Rental, now: int) -> None:

@@ -66,7 +66,7 @@ class Silence:
         if verdict.blames_us and not self._blames_us:
             log.error(
                 "more than a fifth of all hosts fell silent together: that is taken to be our own network's fault, "
-                "and nothing is concluded from it for an hour"
+                "and none of them is offline within the next hour"
             )
         self._blames_us = verdict.blames_us
         # First what a tick that was cut short has left: a host that is heard again was offline until now.

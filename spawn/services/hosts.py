@@ -26,6 +26,8 @@ from spawn.store.database import Database
 _KEY_BYTES: Final = 32
 _SIGNATURE_BYTES: Final = 64
 _NONCE_MAX: Final = 64
+CALLS_MAX: Final = 240
+"""Calls of one host within two minutes: a hundred times what it has to say."""
 
 
 class SignedCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,15 +96,13 @@ class Hosts:
         )
 
     async def authenticate(self, call: SignedCall) -> Host:
-        """Whose call this is; its nonce is used from now on. Raises invalid_signature."""
+        """Whose call this is; its nonce is used from now on. Raises invalid_signature or rate_limited."""
         now = self._clock.now_s()
         host = await self.claimed(call)
         if host.public_key is None or not verifies(host.public_key, call.signature, _text(call)):
             raise unproven()
         keep_s = 2 * wire.CLOCK_SKEW_S + 1
-        fresh = await self._db.write(
-            lambda tx: hosts.take_nonce(tx, host.id, call.nonce, at=now, keep_s=keep_s)
-        )
+        fresh = await self._db.write(lambda tx: _takes(tx, host.id, call.nonce, now, keep_s))
         if not fresh:
             raise unproven()
         return host
@@ -131,6 +131,18 @@ class Hosts:
                 next="Sign `registration_text` of the host's id with the new key, and the call with the old one.",
             )
         await self._db.write(lambda tx: _change_key(tx, host, wanted.public_key))
+
+
+def _takes(tx: Tx, host_id: HostId, nonce: str, now: int, keep_s: int) -> bool:
+    fresh = hosts.take_nonce(tx, host_id, nonce, at=now, keep_s=keep_s)
+    if hosts.count_calls(tx, host_id) > CALLS_MAX:
+        raise SpawnError(
+            Code.RATE_LIMITED,
+            f"This host makes more than {CALLS_MAX} calls in {keep_s} s.",
+            retry_after_s=10,
+            next="Call again when `next_s` of the last answer has passed; see what repeats its calls.",
+        )
+    return fresh
 
 
 def _text(call: SignedCall) -> bytes:

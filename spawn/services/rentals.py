@@ -31,7 +31,7 @@ from spawn_schemas.money import Usdc
 from spawn.clock import Clock
 from spawn.domain.community import InnerPort, Relay, Size
 from spawn.domain.hosts import LEASE_S, Host, HostState, share_usdc
-from spawn.domain.rentals import CommandState, Desired, Issued, Rental, status_of
+from spawn.domain.rentals import FOREVER_S, CommandState, Desired, Issued, Rental, status_of
 from spawn.services import host_reports
 from spawn.store import hosts, rentals, secrets
 from spawn.store.database import Database, StoreError
@@ -44,7 +44,6 @@ TYPE: Final = "lent"
 START_S: Final = 840
 """Before this has passed a container must begin to be made: our own patience with an order is longer."""
 ORDER_S: Final = 240
-FOREVER_S: Final = 100 * 365 * 86_400
 REST_S: Final = 3_600
 """How long a public port rests before it leads to another rental."""
 _STOP_GRACE_S: Final = 10
@@ -106,7 +105,7 @@ class Rentals:
         return handle
 
     async def destroy(self, key: ServerId) -> str:
-        """Removed by its host, or at once where no host ever heard of it."""
+        """Removed by its host, or at once where no host ever heard of it. A host that failed to is told again."""
         handle, host_id = await self._write(lambda tx: self._destroy(tx, key))
         if host_id is not None:
             self.changed(host_id)
@@ -208,8 +207,9 @@ class Rentals:
         rental = rentals.find(tx, key)
         if rental is None or rental.gone_at is not None:
             return _GONE + key, None
-        if rental.destroy_command is not None:
-            return rental.destroy_command, rental.host_id
+        told = None if rental.destroy_command is None else rentals.find_command(tx, rental.destroy_command)
+        if told is not None and told.state is not CommandState.FAILED:
+            return told.id, rental.host_id
         start = rentals.find_command(tx, rental.start_command)
         host = hosts.find(tx, rental.host_id)
         never_sent = start is not None and start.sent_at is None
@@ -283,12 +283,13 @@ def _addresses(host: str) -> tuple[str | None, str | None]:
 
 
 def _catalog(goods: Goods, host: Host) -> Catalog:
-    daily = host.daily_usdc if goods.daily_usdc is None else goods.daily_usdc
+    daily, lent = host.daily_usdc if goods.daily_usdc is None else goods.daily_usdc, _lent(host)
     offer = Offer(
         type=TYPE,
         location=host.name,
         provider_type=TYPE,
-        architecture="x86",
+        # What has not said what it is takes no rentals.
+        architecture="x86" if lent is None else lent.architecture,
         cores=goods.size.cores,
         memory_gb=goods.size.memory_gb,
         disk_gb=goods.size.disk_gb,
@@ -303,12 +304,17 @@ def _catalog(goods: Goods, host: Host) -> Catalog:
     )
 
 
+def _lent(host: Host) -> inventory.Inventory | None:
+    """What it says that it lends; None before it has said so."""
+    return None if host.inventory is None else msgspec.json.decode(host.inventory, type=inventory.Inventory)
+
+
 def _refuse_full(tx: Tx, host: Host, offer: Offer) -> None:
     if not host.takes_rentals:
         raise Refused(
             RefusedCode.OUT_OF_CAPACITY, f"{host.name} takes no rentals at present: it is silent or draining."
         )
-    lent = None if host.inventory is None else msgspec.json.decode(host.inventory, type=inventory.Inventory)
+    lent = _lent(host)
     if lent is None:
         raise Refused(RefusedCode.OUT_OF_CAPACITY, f"{host.name} has not said what it lends.")
     there = rentals.of_host(tx, host.id)

@@ -3,14 +3,14 @@
 import msgspec
 from spawn_ledger.tx import Row
 from spawn_providers.base import Endpoint
-from spawn_schemas import api
+from spawn_schemas import api, lent
 from spawn_schemas.money import Usdc, format_usdc
 
 from spawn.domain.community import SSH_PORT
 from spawn.domain.host_keys import known_host_at, known_hosts
 from spawn.domain.operations import Operation
 from spawn.domain.readiness import Readiness
-from spawn.domain.rentals import Rental
+from spawn.domain.rentals import Rental, stopped_by
 from spawn.domain.servers import Server
 from spawn.services.moments import moment
 from spawn.services.standing import Standing
@@ -98,6 +98,7 @@ def server_view(
         ready=None if readiness is None or rental is not None else ready_view(readiness),
         ssh=None if rental is None else ssh_view(rental),
         ports=() if rental is None else tuple(map(_port_view, rental.endpoints)),
+        container=None if rental is None else container_view(rental),
     )
 
 
@@ -108,14 +109,24 @@ def _known_hosts(host_key: str, server: Server, rental: Rental | None) -> str | 
     return None if ssh is None else known_host_at(host_key, host=ssh.host, port=ssh.port)
 
 
-def ssh_view(rental: Rental) -> api.SshView | None:
+def ssh_view(rental: Rental) -> lent.SshView | None:
     """Where its sshd is reached."""
     found = next((each for each in rental.endpoints if each.port == SSH_PORT and each.kind == "tcp"), None)
-    return None if found is None else api.SshView(host=found.host, port=found.public_port)
+    return None if found is None else lent.SshView(host=found.host, port=found.public_port)
 
 
-def _port_view(endpoint: Endpoint) -> api.PortView:
-    return api.PortView(
+def container_view(rental: Rental) -> lent.ContainerView:
+    """How its host says that it is."""
+    why = stopped_by(rental)
+    return lent.ContainerView(
+        stopped_by=why,
+        exit_code=None if why is None else rental.exit_code,
+        out_of_memory_kills=rental.out_of_memory_kills,
+    )
+
+
+def _port_view(endpoint: Endpoint) -> lent.PortView:
+    return lent.PortView(
         port=endpoint.port, kind=endpoint.kind, host=endpoint.host, public_port=endpoint.public_port
     )
 

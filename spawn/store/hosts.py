@@ -53,6 +53,7 @@ END_TOKENS: Final = "UPDATE host_token SET used_at = :now WHERE host_id = :host_
 INSERT_CALL: Final = """
 INSERT INTO host_call (host_id, nonce, at) VALUES (:host_id, :nonce, :at) ON CONFLICT (host_id, nonce) DO NOTHING
 """
+COUNT_CALLS: Final = "SELECT COUNT(*) AS calls FROM host_call WHERE host_id = :host_id"
 DELETE_CALLS: Final = "DELETE FROM host_call WHERE host_id = :host_id AND at < :before"
 BEGIN_OUTAGE: Final = """
 INSERT INTO host_outage (host_id, began_at, ended_at) VALUES (:host_id, :began_at, NULL)
@@ -123,3 +124,9 @@ def take_nonce(tx: Tx, host_id: HostId, nonce: str, *, at: int, keep_s: int) -> 
     """Whether this nonce was not used before; older ones than `keep_s` are forgotten."""
     tx.execute(DELETE_CALLS, {"host_id": host_id, "before": at - keep_s})
     return tx.execute(INSERT_CALL, {"host_id": host_id, "nonce": nonce, "at": at}) == 1
+
+
+def count_calls(tx: Tx, host_id: HostId) -> int:
+    """How many nonces of the host are remembered."""
+    row = tx.one(COUNT_CALLS, {"host_id": host_id})
+    return 0 if row is None else int(row["calls"])

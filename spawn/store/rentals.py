@@ -20,18 +20,18 @@ _COMMAND: Final = Issued.__struct_fields__
 INSERT_RENTAL: Final = """
 INSERT INTO rental (
   id, host_id, generation, owner, hostname, type, image, cores, memory_gb, disk_gb, endpoints, desired, lease_until,
-  reported, reported_at, ended_by, exit_code, start_command, destroy_command, paused_at, ingoing_bytes, outgoing_bytes,
-  created_at, gone_at
+  reported, reported_at, ended_by, exit_code, out_of_memory_kills, start_command, destroy_command, paused_at,
+  ingoing_bytes, outgoing_bytes, created_at, gone_at
 ) VALUES (
   :id, :host_id, :generation, :owner, :hostname, :type, :image, :cores, :memory_gb, :disk_gb, :endpoints, :desired,
-  :lease_until, :reported, :reported_at, :ended_by, :exit_code, :start_command, :destroy_command, :paused_at,
-  :ingoing_bytes, :outgoing_bytes, :created_at, :gone_at
+  :lease_until, :reported, :reported_at, :ended_by, :exit_code, :out_of_memory_kills, :start_command, :destroy_command,
+  :paused_at, :ingoing_bytes, :outgoing_bytes, :created_at, :gone_at
 )
 """
 UPDATE_RENTAL: Final = """
 UPDATE rental SET generation = :generation, desired = :desired, lease_until = :lease_until, reported = :reported,
-  reported_at = :reported_at, ended_by = :ended_by, exit_code = :exit_code, destroy_command = :destroy_command,
-  paused_at = :paused_at, gone_at = :gone_at
+  reported_at = :reported_at, ended_by = :ended_by, exit_code = :exit_code, out_of_memory_kills = :out_of_memory_kills,
+  destroy_command = :destroy_command, paused_at = :paused_at, gone_at = :gone_at
 WHERE id = :id
 """
 COUNT_BYTES: Final = """
@@ -65,6 +65,21 @@ SELECT * FROM command WHERE host_id = :host_id AND finished_at IS NULL ORDER BY 
 """
 SELECT_OPEN_OF_RENTAL: Final = """
 SELECT * FROM command WHERE rental_id = :rental_id AND finished_at IS NULL ORDER BY number LIMIT 1000
+"""
+DELETE_OLD_ASKS: Final = """
+DELETE FROM command WHERE id IN (
+  SELECT id FROM command WHERE kind IN ('exec', 'logs') AND finished_at < :before ORDER BY finished_at LIMIT :limit
+)
+"""
+# What made a rental is looked at as long as that is there.
+DELETE_OLD_COMMANDS: Final = """
+DELETE FROM command WHERE id IN (
+  SELECT command.id FROM command
+  LEFT JOIN rental
+    ON rental.id = command.rental_id AND rental.start_command = command.id AND rental.gone_at IS NULL
+  WHERE command.finished_at < :before AND rental.id IS NULL
+  ORDER BY command.finished_at LIMIT :limit
+)
 """
 INSERT_PORT: Final = """
 INSERT INTO relay_port (port, rental_id, inner_port, leased_at, freed_at)

@@ -123,11 +123,11 @@ WHERE claim IS NOT NULL AND state IN ('reserved', 'settled', 'acted')
 """
 DELETE_OLD_KEYS: Final = """
 DELETE FROM idempotency WHERE reservation_id IN
-  (SELECT reservation_id FROM idempotency WHERE keep_until <= :now ORDER BY keep_until LIMIT :limit)
+  (SELECT reservation_id FROM idempotency WHERE keep_until <= :before ORDER BY keep_until LIMIT :limit)
 """
 DELETE_OLD_RESERVATIONS: Final = """
 DELETE FROM reservation WHERE id IN (
-  SELECT id FROM reservation WHERE keep_until <= :now AND state <> 'reserved'
+  SELECT id FROM reservation WHERE keep_until <= :before AND state <> 'reserved'
     AND NOT EXISTS (SELECT 1 FROM idempotency WHERE idempotency.reservation_id = reservation.id)
   ORDER BY keep_until LIMIT :limit)
 """

@@ -4,6 +4,7 @@ Invariant: all of it is on the loopback of a network namespace that is the test'
 """
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -16,11 +17,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx
+from spawn_hostagent.rentals import LABEL
 from spawn_ledger.accounts import AccountId, host_account
 from spawn_schemas.ids import HostId
 
 from spawn.setting_reader import read_settings
 from spawn.store.migrate import migrate
+from tests.e2e.lending_bent import Bent
 from tests.hostagent.docker_engine import Engine
 from tests.interop.clients import BUYERS, TIMEOUT_S
 from tests.interop.machines import login_key
@@ -34,6 +37,11 @@ ORDER: Final = {"name": "box", "type": "lent", "image": "debian-12", "location":
 FUND: Final = "0.60"
 DAILY: Final = "0.24"
 """What a day costs: a deposit for one is within what stock clients pay without asking."""
+SHARE_PERCENT: Final = 60
+FIRST_HOUR_USDC: Final = 10_000
+"""The least that a server costs: an hour of $0.24 a day, in micro-USDC."""
+REFUSED: Final = 255
+"""What ssh ends with where it could not log in."""
 WAIT_S: Final = 90
 SPAWN: Final = (sys.executable, "-m", "spawn")
 AGENT: Final = (sys.executable, "-m", "spawn_hostagent")
@@ -43,7 +51,8 @@ SELECT COALESCE(SUM(CASE WHEN credit = :account THEN amount ELSE -amount END), 0
 FROM transfer WHERE credit = :account OR debit = :account
 """
 SELECT_BURNT: Final = """
-SELECT COALESCE(SUM(amount), 0) AS n FROM transfer WHERE credit = 'rev:compute' AND reference = :server
+SELECT COALESCE(SUM(CASE WHEN credit = 'rev:compute' THEN amount ELSE -amount END), 0) AS n
+FROM transfer WHERE reference = :server AND (credit = 'rev:compute' OR debit = 'rev:compute')
 """
 SELECT_HOST: Final = "SELECT id FROM host WHERE name = :name"
 
@@ -60,11 +69,19 @@ class Program:
     process: "subprocess.Popen[bytes] | None" = None
 
     def start(self) -> None:
+        self.begin()
+        self.wait(self.is_up)
+
+    def begin(self) -> None:
+        """Start it, and wait for nothing."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command, cwd=self.folder, env=environment(self.settings), stdout=log, stderr=log
             )
-        self.wait(self.is_up)
+
+    def tell(self, what: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(what)
 
     def wait(self, is_so: Callable[[], bool]) -> None:
         deadline = time.monotonic() + WAIT_S
@@ -80,9 +97,14 @@ class Program:
         """End it, if it runs; who is told to stop must say that it did."""
         if self.process is None:
             return
-        self.process.send_signal(how)
-        ended = self.process.wait(60)
-        self.process = None
+        process, self.process = self.process, None
+        process.send_signal(how)
+        try:
+            ended = process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
         assert ended == (-how if how == signal.SIGKILL else 0), self.said()
 
 
@@ -94,16 +116,19 @@ class Lent:
     folder: Path
     url: str
     settings: dict[str, str]
+    agent_command: tuple[str, ...] = AGENT
+    service_command: tuple[str, ...] = SPAWN
 
     def __post_init__(self) -> None:
         listen = self.url.removeprefix("http://")
         self.config = self.folder / "agent.yaml"
         self.books = RunningService(url=self.url, settings=read_settings(self.settings, listen=listen))
-        serve = (*SPAWN, "serve", "--listen", listen)
-        start = (*AGENT, "start", "--config", str(self.config))
+        serve = (*self.service_command, "serve", "--listen", listen)
+        start = (*self.agent_command, "start", "--config", str(self.config))
         log = self.folder / "service.log"
         self.service = Program(serve, self.folder, log, self.settings, self._answers)
-        self.agent = Program(start, self.folder, self.folder / "agent.log", {}, self.is_connected)
+        path = {"PATH": f"{self.engine.programs}:{os.environ['PATH']}"}
+        self.agent = Program(start, self.folder, self.folder / "agent.log", path, self.is_connected)
 
     def _answers(self) -> bool:
         with httpx.Client(trust_env=False, timeout=2) as http:
@@ -122,11 +147,12 @@ class Lent:
 
     def status(self) -> Any:
         """What `spawn-host status` says; None while there is nothing to say."""
-        done = self.run_agent("status", "--json")
+        command = [*AGENT, "status", "--config", str(self.config), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         return json.loads(done.stdout) if done.stdout else None
 
     def run_agent(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        command = [*AGENT, arguments[0], "--config", str(self.config), *arguments[1:]]
+        command = [*self.agent_command, arguments[0], "--config", str(self.config), *arguments[1:]]
         return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
     def added(self) -> str:
@@ -181,6 +207,7 @@ class Lent:
         return int(self._one(SELECT_BALANCE, account=account)["n"])
 
     def burnt_usdc(self, server_id: str) -> int:
+        """What it cost, without what came back of that."""
         return int(self._one(SELECT_BURNT, server=server_id)["n"])
 
     def _one(self, sql: str, **params: str) -> Any:
@@ -189,8 +216,10 @@ class Lent:
 
 
 @contextmanager
-def lending(docker: Engine, folder: Path) -> Iterator[Lent]:
-    """The service with one lent machine, whose agent runs and is connected."""
+def lending(
+    docker: Engine, folder: Path, *, agent: Bent | None = None, service: Bent | None = None
+) -> Iterator[Lent]:
+    """The service with one lent machine, whose agent runs and is connected; each as in life, or bent."""
     settings = {
         **in_folder(folder),
         "SPAWN_PROVIDERS": "community",
@@ -198,6 +227,8 @@ def lending(docker: Engine, folder: Path) -> Iterator[Lent]:
         "SPAWN_COMMUNITY_IMAGES": f"debian-12={docker.base}",
         "SPAWN_COMMUNITY_SIZE": "1,1,1",
         "SPAWN_RELAY_PORTS": "20000-20009",
+        # Books that several processes may share wait so long before one that was killed is followed.
+        "SPAWN_LEASE_S": "5",
     }
     (folder / "agent.yaml").write_text(
         f"service: http://127.0.0.1:{(port := free_port())}\n"
@@ -207,7 +238,14 @@ def lending(docker: Engine, folder: Path) -> Iterator[Lent]:
         f"images: {{allow: ['{docker.base.partition('@')[0]}']}}\n"
     )
     migrate(settings["SPAWN_DATABASE_URL"])
-    lent = Lent(engine=docker, folder=folder, url=f"http://127.0.0.1:{port}", settings=settings)
+    lent = Lent(
+        engine=docker,
+        folder=folder,
+        url=f"http://127.0.0.1:{port}",
+        settings=settings,
+        agent_command=AGENT if agent is None else agent.command("spawn_hostagent"),
+        service_command=SPAWN if service is None else service.command("spawn"),
+    )
     try:
         token = lent.added()
         lent.service.start()
@@ -215,8 +253,10 @@ def lending(docker: Engine, folder: Path) -> Iterator[Lent]:
         lent.agent.start()
         yield lent
     finally:
-        lent.agent.end()
-        lent.service.end()
+        try:
+            lent.agent.end()
+        finally:
+            lent.service.end()
 
 
 @dataclass
@@ -230,14 +270,16 @@ class Tenant:
 
     async def rent(self) -> Any:
         """The server, as its owner sees it when it runs."""
+        bought = await self.shopper.buy("POST", "/v1/servers", await self.wish(), credited=FUND)
+        return await self.look(bought["server"]["id"])
+
+    async def wish(self) -> dict[str, Any]:
+        """What to order, with a key to log in by; and a session to look at it."""
         public = {"name": "laptop", "public_key": self.key.with_suffix(".pub").read_text().strip()}
         key_id = (await self.shopper.buy("POST", "/v1/ssh-keys", public))["ssh_key"]["id"]
-        order = ORDER | {"fund": FUND, "ssh_keys": [key_id]}
-        bought = await self.shopper.buy("POST", "/v1/servers", order, credited=FUND)
-        self.token = (await self.shopper.buy("POST", "/v1/sessions", credited=IDENTIFYING))["session"][
-            "token"
-        ]
-        return await self.look(bought["server"]["id"])
+        identified = await self.shopper.buy("POST", "/v1/sessions", credited=IDENTIFYING)
+        self.token = identified["session"]["token"]
+        return ORDER | {"fund": FUND, "ssh_keys": [key_id]}
 
     async def look(self, server_id: str) -> Any:
         return (await self.shopper.read(self.token, "/v1/servers/{server_id}", server_id=server_id))["server"]
@@ -259,3 +301,44 @@ async def tenant(lent: Lent) -> AsyncIterator[Tenant]:
     ):
         shopper = Shopper(lent.books, http, client, wallet, pays_by_x402=2, signs_in=False)
         yield Tenant(lent, shopper, login_key(lent.folder))
+
+
+async def give_back(renter: Tenant, server: Any) -> None:
+    """The server is destroyed; nothing is left of it, and its host has its share of what it cost."""
+    lent, server_id = renter.lent, server["id"]
+    await renter.shopper.buy("DELETE", "/v1/servers/{server_id}", server_id=server_id)
+    assert lent.ssh(server, renter.key, "true").returncode == REFUSED
+    assert lent.burnt_usdc(server_id) == FIRST_HOUR_USDC
+    assert lent.owed_usdc() == FIRST_HOUR_USDC * SHARE_PERCENT // 100
+    assert await lent.books.violations() == []
+    lent.agent.wait(lambda: lent.status()["rentals"] == [])
+    assert list((lent.folder / "agent").rglob(f"*{server_id}*")) == []
+    client = lent.engine.client()
+    try:
+        # The agent's canaries may be at it: they come and go whenever Docker was restarted.
+        assert client.containers(all=True, filters={"label": LABEL}) == []
+        assert client.networks(filters={"label": LABEL}) == []
+        lent.agent.wait(lambda: client.containers(all=True) == [])
+    finally:
+        client.close()
+
+
+def still_runs(renter: Tenant, server: Any) -> None:
+    assert renter.ssh(server, "kill -0 $(cat /root/pid) && echo it runs") == "it runs\n"
+
+
+@contextmanager
+def link_cut(lent: Lent, *, http_works: bool = False) -> Iterator[None]:
+    """No packet passes between agent and service, but those of plain HTTP if it works; nobody is told."""
+    ports = {lent.books.settings.link_listen.rpartition(":")[2]}
+    ports |= set() if http_works else {lent.url.rpartition(":")[2]}
+    drop = f"tcp dport {{ {', '.join(sorted(ports))} }} drop"
+    nft(f"table inet cut {{\nchain gate {{\ntype filter hook input priority 0;\n{drop}\n}}\n}}\n")
+    try:
+        yield
+    finally:
+        nft("delete table inet cut")
+
+
+def nft(rules: str) -> None:
+    subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True, capture_output=True, timeout=30)

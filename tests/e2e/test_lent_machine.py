@@ -1,24 +1,15 @@
 """A machine is lent, rented by a stock client, reached over SSH through the relay, and given back: with real parts."""
 
 import signal
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
 
 import pytest
 
-from tests.e2e.lending import Lent, Tenant, lending, tenant
+from tests.e2e.lending import REFUSED, Lent, give_back, lending, link_cut, still_runs, tenant
 from tests.hostagent.docker_engine import Engine, engine
 from tests.hostagent.namespaces import inside
 from tests.interop.machines import login_key
-
-SHARE_PERCENT: Final = 60
-FIRST_HOUR_USDC: Final = 10_000
-"""The least that a server costs: an hour of $0.24 a day, in micro-USDC."""
-REFUSED: Final = 255
-"""What ssh ends with where it could not log in."""
 
 
 @pytest.fixture(scope="module")
@@ -31,24 +22,6 @@ def docker() -> Iterator[Engine]:
 def lent(docker: Engine, tmp_path: Path) -> Iterator[Lent]:
     with inside(docker.network), lending(docker, tmp_path) as made:
         yield made
-
-
-async def give_back(renter: Tenant, server: Any) -> None:
-    """The server is destroyed; nothing is left of it, and its host has its share of what it cost."""
-    lent, server_id = renter.lent, server["id"]
-    await renter.shopper.buy("DELETE", "/v1/servers/{server_id}", server_id=server_id)
-    assert lent.ssh(server, renter.key, "true").returncode == REFUSED
-    assert lent.burnt_usdc(server_id) == FIRST_HOUR_USDC
-    assert lent.owed_usdc() == FIRST_HOUR_USDC * SHARE_PERCENT // 100
-    assert await lent.books.violations() == []
-    lent.agent.wait(lambda: lent.status()["rentals"] == [])
-    assert list((lent.folder / "agent").rglob(f"*{server_id}*")) == []
-    client = lent.engine.client()
-    try:
-        assert client.containers(all=True) == []
-        assert [one["Name"] for one in client.networks() if one["Name"].startswith("spawn")] == []
-    finally:
-        client.close()
 
 
 async def test_a_lent_machine_is_rented_used_and_given_back(lent: Lent, tmp_path: Path) -> None:
@@ -102,23 +75,3 @@ async def test_a_rental_outlives_whatever_happens_around_it(lent: Lent) -> None:
         lent.agent.wait(lambda: lent.links() > links + 1)
         still_runs(renter, server)
         await give_back(renter, server)
-
-
-def still_runs(renter: Tenant, server: Any) -> None:
-    assert renter.ssh(server, "kill -0 $(cat /root/pid) && echo it runs") == "it runs\n"
-
-
-@contextmanager
-def link_cut(lent: Lent) -> Iterator[None]:
-    """No packet passes between agent and service; nobody is told."""
-    ports = {lent.url.rpartition(":")[2], lent.books.settings.link_listen.rpartition(":")[2]}
-    drop = f"tcp dport {{ {', '.join(sorted(ports))} }} drop"
-    nft(f"table inet cut {{\nchain gate {{\ntype filter hook input priority 0;\n{drop}\n}}\n}}\n")
-    try:
-        yield
-    finally:
-        nft("delete table inet cut")
-
-
-def nft(rules: str) -> None:
-    subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True, capture_output=True, timeout=30)

@@ -3,14 +3,37 @@
 import asyncio
 import heapq
 import itertools
+import time
 from collections.abc import Callable
 from datetime import time as time_of_day
-from typing import Final
+from typing import Final, Protocol
 
 START_S: Final = 1_790_000_000
 SETTLE: Final = 20
 """Turns of the event loop that whoever was woken gets before time goes on."""
 WAIT_S: Final = 20.0
+
+
+class TrueTime(Protocol):
+    """What the time really is: a service has no other."""
+
+    def true_s(self) -> int:
+        """Unix seconds."""
+        ...
+
+    def true_ms(self) -> int:
+        """Unix milliseconds."""
+        ...
+
+
+class WallTime:
+    """This machine's own, for whoever talks to real processes."""
+
+    def true_s(self) -> int:
+        return self.true_ms() // 1000
+
+    def true_ms(self) -> int:
+        return time.time_ns() // 1_000_000
 
 
 class VirtualClock:

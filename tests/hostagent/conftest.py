@@ -29,10 +29,12 @@ def owner(
 ) -> Iterator[Owner]:
     """Nothing of the real machine is touched but the temporary folder: no unit, no firewall, no program."""
     machines = FakeMachines()
-    for module in (cli_common, cli_setup, cli_check, cli_uninstall):
+    for module in (cli_common, cli_uninstall):
         monkeypatch.setattr(module, "open_machines", lambda *_: machines)
+    for module in (cli_setup, cli_check):
+        monkeypatch.setattr(module, "isolation_of", lambda *_: machines.isolation())
     monkeypatch.setattr(cli_uninstall, "UNIT", tmp_path / "units" / "spawn-host.service")
-    monkeypatch.setattr("spawn_hostagent.preflight.run_program", lambda command: None)
+    monkeypatch.setattr("spawn_hostagent.programs.run_program", lambda command: None)
     monkeypatch.delenv("SPAWN_HOST_TOKEN", raising=False)
     with open(os.devnull, encoding="utf-8") as nobody:
         monkeypatch.setattr("sys.stdin", nobody)

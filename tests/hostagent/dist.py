@@ -1,23 +1,30 @@
-"""Builds what the agent is shipped as, and says how large each is and how soon it starts: `make host-dist`.
+"""Builds what the agent is shipped as, and says what each takes on disk, to start and to idle: `make host-dist`.
 
 Invariant: each is built from this tree and works apart from it; a folder that is handed in is all that is written to.
 """
 
+import argparse
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from tests.engines import ROOT
+from tests.engines import ENGINES, ROOT
+from tests.hostagent.agent_image import build_image, command_in_container, image_size, pids_of_container
+from tests.hostagent.dist_measure import STARTS, Measured, Pids, Taken, apart, at_work, own_pids, timed
+from tests.hostagent.docker_engine import Engine, engine
+from tests.hostagent.namespaces import inside
 
 VERSION: Final = "0.1.0"
-STARTS: Final = 5
+AIMS: Final = "single file under 60 MB, image under 320 MB, an idle agent under 60 MB and 0.5 % of a core"
 _BUILD_S: Final = 600
 
 
@@ -45,15 +52,19 @@ def build_wheels(folder: Path) -> list[Path]:
     return sorted((folder / "wheels").glob("*.whl"))
 
 
-def install_tool(folder: Path, uv: str, python: str) -> Shipped:
-    """`uv tool install` of the wheels, into a folder of its own. What they depend on comes from uv's cache or index."""
+def install_tool(folder: Path, uv: str, python: str, *, locked: bool = True) -> Shipped:
+    """`uv tool install` of the wheels, into a folder of its own. What they depend on comes from uv's cache or index.
+
+    `locked` takes the versions that the tests run with, which are for Python 3.11 and newer.
+    """
     begun = time.monotonic()
     wheels = build_wheels(folder)
     (agent,) = [wheel for wheel in wheels if wheel.name.startswith("spawn_host-")]
     home = folder / "tool"
     environment = {**os.environ, "UV_TOOL_DIR": str(home), "UV_TOOL_BIN_DIR": str(folder / "bin")}
-    lock = ROOT / "requirements" / "all.lock"
-    find = ["--find-links", str(agent.parent), "--constraints", str(lock)]
+    find = ["--find-links", str(agent.parent)]
+    if locked:
+        find += ["--constraints", str(ROOT / "requirements" / "all.lock")]
     _run([uv, "tool", "install", "--quiet", "--python", python, *find, str(agent)], folder, environment)
     return Shipped(
         name=f"uv tool, {python if len(python) < 8 else 'this Python'}",
@@ -97,18 +108,6 @@ def runs(program: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def start_s(program: Path) -> float:
-    """Seconds of the fastest of some starts that answer with the version."""
-    times = []
-    for _ in range(STARTS):
-        begun = time.monotonic()
-        done = runs(program, "--version")
-        times.append(time.monotonic() - begun)
-        if done.stdout.strip() != f"spawn-host {VERSION}":
-            raise BuildFailed(f"{program} does not start: {done.stdout}{done.stderr}")
-    return min(times)
-
-
 def _size_of(folder: Path) -> int:
     return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
 
@@ -121,22 +120,90 @@ def _run(command: list[str], folder: Path, environment: dict[str, str] | None = 
         raise BuildFailed(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
 
 
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of the table; None is what was not measured."""
+
+    name: str
+    size: int
+    version: Taken | None = None
+    measured: Measured | None = None
+
+
+def _row(form: Shipped, command: Sequence[str], docker: Engine | None, pids: Pids, watch_s: float) -> Row:
+    version = timed([*command, "--version"], STARTS)
+    measured = None
+    if docker is not None:
+        with tempfile.TemporaryDirectory(prefix="spawn-dist-") as name:
+            measured = at_work(docker, Path(name), command, pids, watch_s)
+    return Row(name=form.name, size=form.size, version=version, measured=measured)
+
+
+def _image_row(docker: Engine, folder: Path, watch_s: float) -> Row:
+    """The image, run as the guide says. What its starts burn is Docker's as well, and not told apart."""
+    build_image(docker, folder)
+    with tempfile.TemporaryDirectory(prefix="spawn-dist-") as name:
+        place = Path(name)
+        (place / "agent").mkdir()
+        program = command_in_container(docker, place, state=place / "agent", etc=place)
+        form = Shipped(name="image", program=program, size=image_size(docker), built_s=0)
+        with inside(docker.network):
+            version = timed([str(program), "--version"], STARTS)
+        measured = at_work(
+            docker, place, [str(program)], lambda lent: pids_of_container(lent.engine), watch_s
+        )
+    return Row(name=form.name, size=form.size, version=version, measured=measured)
+
+
+def table(rows: Iterable[Row]) -> str:
+    """The rows as Markdown, in the form in which docs/benchmarks.md keeps them."""
+    lines = [
+        "| form | size | `--version`, wall / CPU s | `check`, wall / CPU s | idle: RSS | PSS | CPU of a core |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        size = f"{row.size / 1e6:,.1f} MB" if row.size >= 1e6 else f"{row.size / 1e3:,.0f} kB"
+        cells = [row.name, size, _both(row.version)]
+        if row.measured is None:
+            cells += [""] * 4
+        else:
+            idle = row.measured.idle
+            cells += [_both(row.measured.check), f"{idle.resident / 1e6:.1f} MB", f"{idle.fair / 1e6:.1f} MB"]
+            cells += [f"{idle.cpu_percent:.2f} %"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _both(taken: Taken | None) -> str:
+    return "" if taken is None else f"{taken.wall_s:.2f} / {taken.cpu_s:.2f}"
+
+
+def _measure(folder: Path, docker: Engine | None, watch_s: float) -> Iterator[Row]:
+    for wheel in build_wheels(folder / "plain"):
+        yield Row(name=f"{wheel.name.split('-')[0]} wheel", size=wheel.stat().st_size)
+    uv = shutil.which("uv", path=Path(sys.executable).parent) or shutil.which("uv")
+    forms = [build_program(folder)]
+    if uv is not None:
+        (folder / "uv").mkdir()
+        forms.append(install_tool(folder / "uv", uv, sys.executable))
+    for form in forms:
+        yield _row(form, apart(form.program), docker, own_pids, watch_s)
+    if docker is not None:
+        yield _image_row(docker, folder, watch_s)
+
+
 def main() -> None:
     """Build all forms in a temporary folder and print a line for each."""
-    uv = shutil.which("uv", path=Path(sys.executable).parent) or shutil.which("uv")
-    with tempfile.TemporaryDirectory(prefix="spawn-host-dist-") as name:
-        folder = Path(name)
-        wheels = build_wheels(folder / "plain")
-        print("form                   size       built in  starts in")
-        for wheel in wheels:
-            print(f"{wheel.name.split('-')[0] + ' wheel':20} {wheel.stat().st_size / 1000:7.0f} kB")
-        forms = [build_program(folder)]
-        if uv is not None:
-            (folder / "uv").mkdir()
-            forms.append(install_tool(folder / "uv", uv, sys.executable))
-        for form in forms:
-            line = f"{form.name:20} {form.size / 1e6:7.1f} MB {form.built_s:8.1f} s"
-            print(f"{line} {start_s(form.program):8.2f} s")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--watch-s", type=float, default=120, help="how long each idle agent is watched")
+    asked = parser.parse_args()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spawn-host-dist-")))
+        docker = stack.enter_context(engine(with_gpus=False)) if ENGINES["docker"]() else None
+        rows = list(_measure(folder, docker, asked.watch_s))
+    sys.stdout.write(table(rows) + "\n")
+    sys.stdout.write(f"Aims: {AIMS}. Idle agents were watched for {asked.watch_s:.0f} s, connected.\n")
+    if docker is None:
+        sys.stdout.write("Image, check and idling need root and a Docker engine, and were not measured.\n")
 
 
 if __name__ == "__main__":

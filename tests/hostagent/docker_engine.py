@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import docker
+from spawn_hostagent.engine import take_away
+from spawn_hostagent.versions import RUNC_FIX
 
 from images.build import HERE, BuildError, Layout, build
 from tests.engines import ROOT, missing, require
@@ -36,6 +38,32 @@ state=$(cat)
 bundle=$(printf '%s' "$state" | sed -n 's/.*"bundle":"\\([^"]*\\)".*/\\1/p')
 cat "$bundle/config.json" >> "{asked}"
 printf '\\n' >> "{asked}"
+"""
+
+RUNTIMES: Final = {
+    "stub-gvisor": """#!/bin/sh
+# Stands in for a runtime whose kernel writes a log of its own: runc, and the first line of gVisor's.
+case " $* " in *" create "*) echo "<6>[    0.000000] Starting gVisor..." ;; esac
+exec runc "$@"
+""",
+    "stub-loose": """#!/bin/sh
+# A runtime that leaves Docker's filter of system calls out.
+case " $* " in
+*" create "*) python3 - "$@" <<'END' ;;
+import json, pathlib, sys
+bundle = pathlib.Path(sys.argv[sys.argv.index("--bundle") + 1], "config.json")
+config = json.loads(bundle.read_text())
+config["linux"].pop("seccomp", None)
+bundle.write_text(json.dumps(config))
+END
+esac
+exec runc "$@"
+""",
+}
+"""Other runtimes that Docker knows here, by name."""
+MENDED: Final = f"""#!/bin/sh
+# Stands in for the packages of a distribution that mended its runc: the engine's own may be older than the floor.
+echo "- Resolves {RUNC_FIX}"
 """
 
 
@@ -64,7 +92,14 @@ class Engine:
     """One dockerd. `socket` is its address; `world` its networks; `registry` serves `layout`, `base` is our image."""
 
     def __init__(
-        self, folder: Path, around: World, registry: Registry, base: str, *, with_gpus: bool
+        self,
+        folder: Path,
+        around: World,
+        registry: Registry,
+        base: str,
+        *,
+        with_gpus: bool,
+        live_restore: bool = True,
     ) -> None:
         self.folder, self.world, self.registry = folder, around, registry
         self.layout = registry.layout
@@ -73,7 +108,7 @@ class Engine:
         self.socket = f"unix://{folder}/docker.sock"
         self.programs = folder / "programs"
         self.gpu_requests = folder / "gpu-requests"
-        self._with_gpus = with_gpus
+        self._with_gpus, self._live_restore = with_gpus, live_restore
         self._daemon: subprocess.Popen[bytes] | None = None
         self._holder: subprocess.Popen[bytes] | None = None
 
@@ -88,10 +123,15 @@ class Engine:
             hook = self.programs / "nvidia-container-runtime-hook"
             hook.write_text(STUB_HOOK.format(asked=self.gpu_requests))
             hook.chmod(0o755)
+        for name, script in {**RUNTIMES, "rpm": MENDED}.items():
+            (self.programs / name).write_text(script)
+            (self.programs / name).chmod(0o755)
         command = [
             *("nsenter", f"--net=/var/run/netns/{self.network}", f"--mount={self._mounts()}"),
-            *("dockerd", "--live-restore", "--log-level=warn", f"--data-root={self.folder}/data"),
+            *("dockerd", f"--live-restore={str(self._live_restore).lower()}", "--log-level=warn"),
+            f"--data-root={self.folder}/data",
             *(f"--exec-root={self.folder}/exec", f"--host={self.socket}", f"--pidfile={self.folder}/pid"),
+            *(f"--add-runtime={name}={self.programs / name}" for name in RUNTIMES),
         ]
         environment = {**os.environ, "PATH": f"{self.programs}:{os.environ['PATH']}:/usr/sbin:/sbin"}
         with (self.folder / "log").open("ab") as log:
@@ -152,6 +192,17 @@ class Engine:
         self._daemon.kill()
         self._daemon.wait(60)
         self._daemon = None
+        self._bury()
+
+    def stop(self) -> None:
+        """End dockerd as `systemctl stop docker` does: it stops containers itself, unless it has live-restore."""
+        assert self._daemon is not None
+        self._daemon.terminate()
+        self._daemon.wait(60)
+        self._daemon = None
+        self._bury()
+
+    def _bury(self) -> None:
         # Its containerd dies with it. Where nobody buries the dead, their pid files would make dockerd wait for them.
         deadline = time.monotonic() + START_S
         while self._containerd() is not None:
@@ -179,7 +230,7 @@ class Engine:
         try:
             with ThreadPoolExecutor(4) as pool:
                 for ended in [
-                    pool.submit(client.remove_container, container["Id"], force=True, v=True)
+                    pool.submit(take_away, client, container["Id"])
                     for container in client.containers(all=True)
                 ]:
                     ended.result()
@@ -193,6 +244,15 @@ class Engine:
                 # Wherever the agent under test keeps its disks, what they are attached to is this machine's.
                 if device := (volume.get("Options") or {}).get("device"):
                     _let_go(Path(device).resolve())
+        finally:
+            client.close()
+
+    def forget_base(self) -> None:
+        """Whoever runs our image next has to pull it."""
+        client = self.client()
+        try:
+            with contextlib.suppress(docker.errors.ImageNotFound):
+                client.remove_image(self.base, force=True)
         finally:
             client.close()
 
@@ -243,7 +303,7 @@ def _let_go(device: Path) -> None:
 
 
 @contextmanager
-def engine(*, with_gpus: bool = True) -> Iterator[Engine]:
+def engine(*, with_gpus: bool = True, live_restore: bool = True) -> Iterator[Engine]:
     """A running engine, whose networks and files are its own. Skips or fails like `require`."""
     layout, base = base_image()
     with ExitStack() as stack:
@@ -258,7 +318,7 @@ def engine(*, with_gpus: bool = True) -> Iterator[Engine]:
             )
         around = stack.enter_context(world())
         registry = stack.enter_context(serving(own, around.host))
-        made = Engine(folder, around, registry, base, with_gpus=with_gpus)
+        made = Engine(folder, around, registry, base, with_gpus=with_gpus, live_restore=live_restore)
         stack.callback(made.close)
         made.start()
         yield made

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from spawn_hostagent import daemon
-from spawn_hostagent.config import Config, Limits
+from spawn_hostagent.config import Config, Images, Limits
 from spawn_hostagent.journal import Journal
 from spawn_schemas import hosts
 from spawn_schemas.ids import HostId
@@ -79,6 +79,7 @@ class FakeHardware:
 
     def __init__(self) -> None:
         self.asked = 0
+        self.lent_gpus: tuple[str, ...] = ("GPU-1",)
         self.busy = 0
 
     def inventory(
@@ -98,7 +99,9 @@ class FakeHardware:
             cpus=4,
             memory_mib=8000,
             disk_mib=50_000,
-            gpus=(Gpu(uuid="GPU-1", index=0),),
+            gpus=(Gpu(uuid="GPU-1", index=0, is_lost=not self.lent_gpus),),
+            lent_gpus=self.lent_gpus,
+            docker_version=docker_version,
             isolation=isolation or Isolation(),
         )
 
@@ -117,7 +120,12 @@ class FakeHost:
     """`daemon` while one runs."""
 
     def __init__(
-        self, folder: Path, service: FakeService, clock: VirtualClock, limits: Limits | None = None
+        self,
+        folder: Path,
+        service: FakeService,
+        clock: VirtualClock,
+        limits: Limits | None = None,
+        images: Images | None = None,
     ) -> None:
         self.folder = folder
         self.service = service
@@ -126,7 +134,13 @@ class FakeHost:
         service.keys[self.signer.host_id] = self.signer.key.public_key()
         self.machines = FakeMachines(clock.true_s)
         self.hardware = FakeHardware()
-        self.config = Config(service=SERVICE, state_dir=str(folder), limits=limits or Limits())
+        self.config = Config(
+            service=SERVICE,
+            state_dir=str(folder),
+            docker_socket=f"unix://{folder}/docker.sock",
+            limits=limits or Limits(),
+            images=images or Images(),
+        )
         self.stop = asyncio.Event()
 
     async def begin(self) -> "asyncio.Task[int]":
@@ -205,10 +219,14 @@ class FakeHost:
 
 @asynccontextmanager
 async def fake_host(
-    folder: Path, service: FakeService, clock: VirtualClock, limits: Limits | None = None
+    folder: Path,
+    service: FakeService,
+    clock: VirtualClock,
+    limits: Limits | None = None,
+    images: Images | None = None,
 ) -> AsyncIterator[FakeHost]:
     FailingDisk.plan(None)
-    host = FakeHost(folder, service, clock, limits)
+    host = FakeHost(folder, service, clock, limits, images)
     _ = await host.begin()
     try:
         yield host

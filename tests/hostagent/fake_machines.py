@@ -50,6 +50,9 @@ class FakeMachines:
         self.entered: Counter[str] = Counter()
         self.listeners: dict[tuple[RentalId, int], tuple[str, int]] = {}
         self.tier = "runc"
+        self.gpus: tuple[str, ...] = ()
+        self.left: set[Key] = set()
+        """Disks whose containers somebody removed."""
         self.sweeps = 0
         self.is_down = False
         self.steps = ("pulling", 10), ("pulling", 60)
@@ -99,6 +102,7 @@ class FakeMachines:
             for key in [key for key in self.boxes if key[0] == rental_id and key[1] <= generation]:
                 self.deleted[key] += 1
                 del self.boxes[key]
+            self.left = {key for key in self.left if key[0] != rental_id or key[1] > generation}
             self._changed("destroy")
 
     async def list_rentals(self) -> tuple[RentalReport, ...]:
@@ -155,6 +159,15 @@ class FakeMachines:
                 yield
         finally:
             self._changes.remove(event)
+
+    async def docker_version(self) -> str | None:
+        return "28.3.0"
+
+    def lend_gpus(self, gpus: tuple[str, ...]) -> None:
+        self.gpus = gpus
+
+    async def leftovers(self) -> tuple[Key, ...]:
+        return tuple(sorted(self.left))
 
     async def sweep(self) -> None:
         await self._enter("sweep")

@@ -45,7 +45,7 @@ from spawn_schemas.orders import Ack, Command, Desired
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from tests.hostagent.clocks import VirtualClock, until
+from tests.hostagent.clocks import TrueTime, until
 
 ENDED: Final = ("succeeded", "failed")
 
@@ -64,7 +64,7 @@ class Session:
 class FakeService:
     """`keys` are the public keys of the hosts that it knows."""
 
-    def __init__(self, clock: VirtualClock) -> None:
+    def __init__(self, clock: TrueTime) -> None:
         self.clock = clock
         self.keys: dict[HostId, Ed25519PublicKey] = {}
         self.epoch = 0
@@ -90,7 +90,7 @@ class FakeService:
         self.streams: dict[str, asyncio.Future[ServerConnection]] = {}
         self.tokens: dict[str, str] = {}
         self.nonces: set[str] = set()
-        self._server: Server | None = None
+        self._servers: list[Server] = []
         self._handlers: set[asyncio.Task[Any]] = set()
 
     # --- its life ---------------------------------------------------------------------------------------------
@@ -100,7 +100,15 @@ class FakeService:
         return f"ws://127.0.0.1:{self.port}"
 
     async def open(self, port: int = 0) -> None:
-        self._server = await serve(
+        self._servers.append(server := await self._listen(port))
+        self.port: int = next(iter(server.sockets)).getsockname()[1]
+
+    async def also_listen(self) -> None:
+        """At the same port of the network that this thread is in now."""
+        self._servers.append(await self._listen(self.port))
+
+    async def _listen(self, port: int) -> Server:
+        return await serve(
             self._serve,
             "127.0.0.1",
             port,
@@ -109,13 +117,12 @@ class FakeService:
             close_timeout=1,
             max_size=2**20,
         )
-        self.port: int = next(iter(self._server.sockets)).getsockname()[1]
 
     async def close(self) -> None:
-        assert self._server is not None
         self.cut()
-        self._server.close()
-        await self._server.wait_closed()
+        for server in self._servers:
+            server.close()
+            await server.wait_closed()
 
     # --- what tests make it do --------------------------------------------------------------------------------
 
@@ -319,7 +326,7 @@ class FakeService:
 
 
 @asynccontextmanager
-async def fake_service(clock: VirtualClock) -> AsyncIterator[FakeService]:
+async def fake_service(clock: TrueTime) -> AsyncIterator[FakeService]:
     service = FakeService(clock)
     await service.open()
     try:

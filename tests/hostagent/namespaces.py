@@ -31,6 +31,8 @@ NEIGHBOUR: Final = "192.168.77.9"
 METADATA: Final = "169.254.169.254"
 CARRIER: Final = "100.64.0.9"
 """Something in the network of the owner's carrier."""
+RESERVED: Final = "240.0.0.9"
+"""Of a block that nobody was given (RFC 1112 section 4); Linux takes it for any other address."""
 INTERNET: Final = "203.0.113.10"
 
 
@@ -91,7 +93,7 @@ class World:
         _ip("-n", self.host, "address", "add", f"{HOST}/24", "dev", "up0")
         for address in (GATEWAY, RESOLVER, NEIGHBOUR):
             _ip("-n", self.outside, "address", "add", f"{address}/24", "dev", "up0")
-        for address in (METADATA, CARRIER, INTERNET):
+        for address in (METADATA, CARRIER, RESERVED, INTERNET):
             _ip("-n", self.outside, "address", "add", f"{address}/32", "dev", "lo")
         for name in (self.host, self.outside):
             _ip("-n", name, "link", "set", "up0", "up")
@@ -112,7 +114,8 @@ class World:
     def listen(self, where: str, address: str, port: int, *, udp: bool = False) -> None:
         """Stand a service up that answers `reached <address>:<port>`; `where` is one of the two networks."""
         with inside(where):
-            listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM)
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            listener = socket.socket(family, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((address, port))
         if not udp:

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
-from spawn_hostagent import checks, preflight
+from spawn_hostagent import checks, preflight, programs
 from spawn_hostagent.checks import Check, DockerFacts, ToolkitFacts
 from spawn_hostagent.config import Config, Limits
 from spawn_hostagent.hardware import HardwareDetector, lend
@@ -98,7 +98,7 @@ def test_a_good_docker_is_ok_in_every_line() -> None:
         ({"api": "1.40"}, "docker", "error"),
         ({"api": "nonsense"}, "docker", "error"),
         ({"runc": "1.1.5+ds1"}, "runc", "error"),
-        ({"runc": ""}, "runc", "warning"),
+        ({"runc": ""}, "runc", "error"),
         ({"cgroup_version": ""}, "cgroups", "error"),
         ({"missing_limits": ("swap",)}, "cgroups", "error"),
         ({"live_restore": False}, "live-restore", "warning"),
@@ -262,7 +262,7 @@ def test_whatever_is_not_ok_says_what_to_do() -> None:
 # --- looking
 
 
-def programs(answers: dict[str, tuple[int, str]]) -> preflight.Run:
+def answering(answers: dict[str, tuple[int, str]]) -> programs.Run:
     return lambda command: answers.get(command[0])
 
 
@@ -270,17 +270,17 @@ def test_the_backport_is_found_in_debians_changelog(tmp_path: Path) -> None:
     path = tmp_path / "changelog.Debian.gz"
     with gzip.open(path, "wt") as text:
         text.write("runc (1.1.5+ds1-1+deb12u2) bookworm-security\n  * Fix CVE-2025-31133, CVE-2025-52565\n")
-    assert preflight.runc_backport(programs({}), path)
+    assert programs.runc_backport(answering({}), path)
     with gzip.open(path, "wt") as text:
         text.write("runc (1.1.5+ds1-1+deb12u1) bookworm-security\n  * CVE-2024-21626\n")
-    assert not preflight.runc_backport(programs({}), path)
+    assert not programs.runc_backport(answering({}), path)
 
 
 def test_the_backport_is_found_in_an_rpms_changelog(tmp_path: Path) -> None:
     missing = tmp_path / "none"
-    assert preflight.runc_backport(programs({"rpm": (0, "- Resolves CVE-2025-31133")}), missing)
-    assert not preflight.runc_backport(programs({"rpm": (1, "package runc is not installed")}), missing)
-    assert not preflight.runc_backport(programs({}), missing)
+    assert programs.runc_backport(answering({"rpm": (0, "- Resolves CVE-2025-31133")}), missing)
+    assert not programs.runc_backport(answering({"rpm": (1, "package runc is not installed")}), missing)
+    assert not programs.runc_backport(answering({}), missing)
 
 
 @pytest.mark.parametrize(
@@ -299,13 +299,13 @@ def test_the_backport_is_found_in_an_rpms_changelog(tmp_path: Path) -> None:
     ],
 )
 def test_the_toolkits_version_is_read(program: str, told: str, version: str) -> None:
-    assert preflight.toolkit_facts(programs({program: (0, told)})).version == version
-    assert preflight.toolkit_facts(programs({program: (1, told)})).version is None
-    assert preflight.toolkit_facts(programs({})).version is None
+    assert programs.toolkit_version(answering({program: (0, told)})) == version
+    assert programs.toolkit_version(answering({program: (1, told)})) is None
+    assert programs.toolkit_version(answering({})) is None
 
 
 def test_a_socket_where_nothing_listens_is_said(tmp_path: Path) -> None:
-    facts = preflight.docker_facts(f"unix://{tmp_path}/none.sock", programs({}))
+    facts = preflight.docker_facts(f"unix://{tmp_path}/none.sock", answering({}))
     assert "nothing listens" in (facts.problem or "")
     assert "Install Docker" in facts.remedy
 
@@ -333,6 +333,7 @@ async def test_canaries_that_cannot_run_are_a_line() -> None:
     async def broken() -> Isolation:
         raise MachineError(Problem(code="docker_failed", message="Docker went away."))
 
-    found = await preflight._isolation(broken, known_only=True)
+    isolation, found = await preflight._isolation(broken, known_only=True)
+    assert isolation is None
     assert "Docker went away." in found[0].message
     assert not found[0].ok

@@ -6,7 +6,7 @@ import stat
 import msgspec
 import pytest
 import yaml  # type: ignore[import-untyped]  # its stubs are a package of their own
-from spawn_hostagent.checks import Check
+from spawn_hostagent.checks import Check, DockerFacts
 
 from tests.hostagent.cli_stage import TOKEN, DeskServer, Owner, setting_up
 from tests.hostagent.test_identity import HOST
@@ -14,7 +14,10 @@ from tests.hostagent.test_identity import HOST
 # --- setup
 
 
-def test_setup_registers_and_leaves_what_start_needs(owner: Owner, desk: DeskServer) -> None:
+def test_setup_registers_and_leaves_what_start_needs(
+    owner: Owner, desk: DeskServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spawn_hostagent.preflight.docker_facts", lambda *_: DockerFacts(version="28.3.0"))
     told = owner.says(*setting_up(owner, desk, "--cpus", "1", "--memory-gb", "2", "--gpus", "none"))
     assert f"This machine is attic ({HOST})" in told
     assert "kept in" in told
@@ -27,6 +30,7 @@ def test_setup_registers_and_leaves_what_start_needs(owner: Owner, desk: DeskSer
     (order,) = desk.orders
     assert (order.inventory.cpus, order.inventory.memory_mib) == (1.0, 2048)
     assert order.inventory.isolation.tier == "runc"
+    assert order.inventory.docker_version == "28.3.0"
     assert stat.S_IMODE(owner.state.stat().st_mode) == 0o700
 
 

@@ -262,8 +262,9 @@ async def test_what_the_service_stopped_stays_stopped_whatever_it_said_before(
     assert host.machines.running() == set(), "an older word said that it runs"
 
 
-async def test_strict_hours_end_and_begin_with_the_owners_day(folder: Path, service: FakeService) -> None:
-    clock = service.clock
+async def test_strict_hours_end_and_begin_with_the_owners_day(
+    folder: Path, service: FakeService, clock: VirtualClock
+) -> None:
     async with fake_host(folder, service, clock, Limits(hours=("09:00-17:00",), strict_hours=True)) as host:
         await host.connected()
         await rent(host, service, START_S + 50 * HOUR)

@@ -11,10 +11,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 from spawn_hostagent import daemon
-from spawn_hostagent.config import Config
 from spawn_hostagent.control_server import SOCKET_FILE, STATUS_FILE
-from spawn_hostagent.instance import PID_FILE, CannotStart, alone
+from spawn_hostagent.instance import PID_FILE, CannotStart, alone, alone_with
+from spawn_schemas.inventory import Isolation
 from spawn_schemas.orders import Problem, RentalReport
 
 from tests.hostagent.clocks import VirtualClock, until
@@ -133,6 +134,8 @@ async def test_the_control_socket_answers_the_owner_alone(host: FakeHost, servic
         "ok": True,
         "text": "a line\na line\n",
     }
+    isolation = (await ask(host.folder, '{"do":"isolation"}'))["isolation"]
+    assert msgspec.convert(isolation, Isolation).tier == "runc"
     for line, words in (
         ("nonsense", "no request"),
         ('{"do":"explode"}', "'explode' is not known"),
@@ -200,6 +203,20 @@ def test_one_daemon_for_each_folder(folder: Path) -> None:
         pass
 
 
+def test_one_daemon_for_each_docker(folder: Path) -> None:
+    docker, other = f"unix://{folder}/docker.sock", f"unix://{folder}/other.sock"
+    (folder / "link.sock").symlink_to(folder / "docker.sock")
+    with alone_with(docker), alone_with(other):
+        for name in (docker, f"unix://{folder}/link.sock"):
+            with (
+                pytest.raises(CannotStart, match=rf"process {os.getpid()}\) already runs tenants"),
+                alone_with(name),
+            ):
+                pass
+    with alone_with(docker):
+        pass
+
+
 async def run_alone(host: FakeHost, **options: Any) -> int:
     return await asyncio.wait_for(
         daemon.run(host.config, host.signer, host.machines, host.hardware, clock=host.clock, **options), 30
@@ -225,16 +242,18 @@ async def test_it_runs_by_itself_until_it_is_told_to_stop(
     assert not (folder / PID_FILE).exists()
 
 
-async def test_what_cannot_work_is_said_before_it_begins(folder: Path, service: FakeService) -> None:
-    host = FakeHost(folder, service, service.clock)
+async def test_what_cannot_work_is_said_before_it_begins(
+    folder: Path, service: FakeService, clock: VirtualClock
+) -> None:
+    host = FakeHost(folder, service, clock)
     host.signer.link_url = "ws://spawn.test"
     with pytest.raises(CannotStart, match="wss://"):
         await run_alone(host)
     host.signer.link_url = service.url
-    host.config = Config(service="https://spawn.test", state_dir=str(folder / ("x" * 100)))
+    host.config = replace(host.config, state_dir=str(folder / ("x" * 100)))
     with pytest.raises(CannotStart, match="90 characters"):
         await run_alone(host)
     (folder / daemon.JOURNAL_FILE).mkdir()
-    host.config = Config(service="https://spawn.test", state_dir=str(folder))
+    host.config = replace(host.config, state_dir=str(folder))
     with pytest.raises(CannotStart, match="cannot be opened"):
         await run_alone(host)

@@ -5,6 +5,7 @@ import contextlib
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ from spawn_hostagent import containers, images, networks
 from spawn_hostagent.admission import Lent
 from spawn_hostagent.canary import FLOOR
 from spawn_hostagent.docker_manager import DockerManager
+from spawn_hostagent.engine import take_away
 from spawn_hostagent.isolation import LINES
 from spawn_hostagent.machines import MachineError
-from spawn_hostagent.rentals import Remembered, facts_of, labels_of
+from spawn_hostagent.rentals import LABEL, Remembered, facts_of, labels_of
 from spawn_schemas.ids import RentalId
 
 from tests.hostagent.docker_engine import engine
 from tests.hostagent.namespaces import inside
-from tests.isolation.arena import CARDS, FOR_EVER, Arena, ignore
+from tests.isolation.arena import CARDS, FOR_EVER, Arena, ignore, mended
 
 RENTAL = RentalId("srv_rental")
 
@@ -121,6 +123,15 @@ def test_generations_do_not_live_beside_each_other(ground: Arena, manager: Docke
         ground.run(manager.stop(RENTAL, 3, 1, "command"))
     ground.run(manager.destroy(RENTAL, 3))
     assert [report.generation for report in ground.run(manager.list_rentals())] == [4]
+    # One that was stopped for it keeps its disk beside a newer one, until a command ends it.
+    ground.run(manager.stop(RENTAL, 4, 1, "command"))
+    assert ground.run(manager.start(ground.order(RENTAL, generation=5), ignore)).state == "running"
+    assert {report.generation: report.state for report in ground.run(manager.list_rentals())} == {
+        4: "stopped",
+        5: "running",
+    }
+    ground.run(manager.destroy(RENTAL, 4))
+    assert [report.generation for report in ground.run(manager.list_rentals())] == [5]
     ground.run(manager.destroy(RENTAL, 5))
     assert left_of(ground) == ()
 
@@ -130,7 +141,7 @@ def logged_in(ground: Arena, login: list[str]) -> "subprocess.CompletedProcess[s
     for _ in range(100):
         with inside(ground.engine.network):
             done = subprocess.run(login, capture_output=True, text=True, timeout=60, check=False)
-        if done.returncode != 255 or "closed" not in done.stderr:
+        if done.returncode != 255 or not ("closed" in done.stderr or "reset" in done.stderr):
             return done
         time.sleep(0.1)
     raise AssertionError("sshd did not come up")
@@ -251,15 +262,94 @@ def test_a_sweep_removes_what_never_ran_and_nothing_else(ground: Arena, manager:
     client = ground.engine.client()
     with contextlib.closing(client):
         client.remove_container(f"spawn-{RENTAL}-1", force=True)
+    free_mib = ground.run(manager.capacity()).disk_mib
     ground.run(manager.sweep())
     assert f"spawn-{RENTAL}-1.img" in left_of(ground)
+    assert free_mib == ground.lent.disk_mib - ground.order(RENTAL).disk_mib, "it is not lent twice"
+    # Once nobody wants it, the daemon destroys what is left.
+    assert ground.run(manager.leftovers()) == ((RENTAL, 1),)
     ground.run(manager.destroy(RENTAL, 1))
     assert left_of(ground) == ()
+    assert ground.run(manager.leftovers()) == ()
+
+
+def test_a_card_that_is_lost_is_given_to_nobody(ground: Arena, manager: DockerManager) -> None:
+    with contextlib.closing(another(ground)) as poorer:
+        poorer.lend_gpus(CARDS[1:])
+        assert ground.run(poorer.capacity()).gpus == CARDS[1:]
+        with refused("over_limits"):
+            ground.run(poorer.start(ground.order(RENTAL, gpus=CARDS[:1]), ignore))
+        poorer.lend_gpus(CARDS)
+        assert ground.run(poorer.start(ground.order(RENTAL, gpus=CARDS[:1]), ignore)).gpus == CARDS[:1]
+        assert ground.run(poorer.capacity()).memory_mib < ground.lent.memory_mib
+        assert ground.run(poorer.docker_version())
+
+
+def test_one_damaged_small_file_hides_no_rental(ground: Arena, manager: DockerManager) -> None:
+    other = RentalId("srv_other")
+    for name in (RENTAL, other):
+        ground.run(manager.start(ground.order(name), ignore))
+    (ground.engine.folder / "state" / "rentals" / f"spawn-{RENTAL}-1.json").write_bytes(b'{"lease')
+    with contextlib.closing(another(ground)) as adopter:
+        seen = {report.rental_id: report for report in ground.run(adopter.list_rentals())}
+        assert {report.state for report in seen.values()} == {"running"}
+        assert seen[RENTAL].lease_expires_at == FOR_EVER
+        assert ground.run(adopter.stop(RENTAL, 1, 1, "lease")).ended_by == "lease"
+    ground.run(manager.destroy(other, 1))
+
+
+def test_a_disk_that_is_made_while_stale_volumes_are_looked_for_keeps_its_volume(
+    ground: Arena, manager: DockerManager
+) -> None:
+    made: list[str] = []
+
+    class Hasty:
+        """A client at whose listing of volumes somebody makes another one."""
+
+        def __init__(self, client: Any) -> None:
+            self._client = client
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._client, name)
+
+        def volumes(self, filters: Any) -> Any:
+            listed = self._client.volumes(filters=filters)
+            facts = facts_of(ground.order("srv_quick"), "loop", "/root")
+            manager._disks.make(self._client, facts.name, 16, labels_of(facts))
+            made.append(facts.name)
+            after = self._client.volumes(filters=filters)
+            return (
+                after if listed["Volumes"] is None else {"Volumes": [*listed["Volumes"], *after["Volumes"]]}
+            )
+
+    ground.run(manager._engine.call(lambda client: manager._disks.remove_stale(Hasty(client), LABEL)))  # type: ignore[arg-type]
+    assert made[0] in left_of(ground)
+    client = ground.engine.client()
+    with contextlib.closing(client):
+        assert client.inspect_volume(made[0])["Options"], "a plain volume of that name has no limit"
+    ground.run(manager._engine.call(lambda client: manager._disks.remove(client, made[0])))
 
 
 def test_a_start_repeated_after_a_crash_ends_as_the_first(ground: Arena, manager: DockerManager) -> None:
     half_made(ground, RENTAL)
     assert ground.run(manager.start(ground.order(RENTAL), ignore)).state == "running"
+
+
+def test_a_removal_that_an_earlier_agent_began_is_waited_for(ground: Arena, manager: DockerManager) -> None:
+    """Whoever was killed in the middle of a destroy left Docker at it; Docker refuses to be told twice."""
+    ground.run(manager.start(ground.order(RENTAL), ignore))
+
+    def remove(_: int) -> list[Any]:
+        client = ground.engine.client()
+        with contextlib.closing(client):
+            take_away(client, f"spawn-{RENTAL}-1")
+            here: list[Any] = client.containers(all=True)
+            return here
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(remove, range(8))) == [[]] * 8
+    ground.run(manager.destroy(RENTAL, 1))
+    assert left_of(ground) == ()
 
 
 def test_who_ends_for_memory_is_said_so(ground: Arena, manager: DockerManager) -> None:
@@ -361,9 +451,9 @@ def test_without_the_toolkit_a_card_is_refused_and_nothing_is_left() -> None:
 def test_what_docker_does_not_do_is_found_out_and_no_stranger_comes(
     ground: Arena, manager: DockerManager
 ) -> None:
-    without_walls = DockerManager(ground.config(), ground.lent, rules=())
+    without_walls = DockerManager(ground.config(), ground.lent, rules=(), run=mended)
     lines = tuple(line for line in LINES if line.name != "processes")
-    without_limit = DockerManager(ground.config(), ground.lent, lines=lines)
+    without_limit = DockerManager(ground.config(), ground.lent, lines=lines, run=mended)
     for broken, feature in ((without_walls, "walls"), (without_limit, "processes")):
         with contextlib.closing(broken):
             isolation = ground.run(broken.isolation())

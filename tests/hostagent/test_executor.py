@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from spawn_hostagent.config import Limits
-from spawn_hostagent.leases import Halt, Wake
+from spawn_hostagent.leases import Clear, Halt, Wake
 from spawn_hostagent.machines import ExecResult
 from spawn_schemas.orders import (
     Drain,
@@ -221,6 +221,31 @@ async def test_a_stop_never_waits_for_somebodys_images(desk: Desk, machines: Fak
     assert desk.states(end)[-1] == "succeeded"
     machines.gates["start"].set()
     await desk.executor.idle()
+
+
+async def test_what_ends_a_rental_waits_for_no_tenants_program(desk: Desk, machines: FakeMachines) -> None:
+    names = [f"srv_{number}" for number in range(12)]
+    await desk.do(*(command(start(name)) for name in names))  # type: ignore[arg-type]
+    machines.gates["exec"] = asyncio.Event()
+    for name in names:
+        desk.executor.submit(command(execute("sleep", "300", rental_id=name)))  # type: ignore[arg-type]
+    await settle()
+    assert machines.entered["exec"] == 8
+    desk.executor.apply(Halt(name, 1, "lease", "its lease is over") for name in names[:11])  # type: ignore[arg-type]
+    end = command(destroy(names[11]))  # type: ignore[arg-type]
+    desk.executor.submit(end)
+    await settle()
+    assert machines.running() == set()
+    assert desk.states(end)[-1] == "succeeded"
+    machines.gates["exec"].set()
+    await desk.executor.idle()
+
+
+async def test_what_is_left_of_a_rental_is_removed(desk: Desk, machines: FakeMachines) -> None:
+    machines.left = {(A, 1), (B, 1)}
+    desk.executor.apply([Clear(A, 1)])
+    await desk.executor.idle()
+    assert machines.left == {(B, 1)}
 
 
 async def test_reading_does_not_wait_for_a_change(desk: Desk, machines: FakeMachines) -> None:

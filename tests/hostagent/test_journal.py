@@ -6,12 +6,14 @@ import stat
 from pathlib import Path
 
 import pytest
-from spawn_hostagent.journal import KEPT_S, Generations, Journal, Stage
+from spawn_hostagent import journal as journal_module
+from spawn_hostagent import journal_file
+from spawn_hostagent.journal import ASKED_KEPT_S, KEPT_S, Generations, Journal, Stage
 from spawn_hostagent.journal_file import JournalError
-from spawn_schemas.orders import Ack, Desired, Drain
+from spawn_schemas.orders import Ack, Command, Desired, Drain, Logs
 
 from tests.hostagent.clocks import START_S
-from tests.hostagent.orders import HOUR, A, B, command, destroy, start, stop
+from tests.hostagent.orders import HOUR, A, B, command, destroy, execute, start, stop
 
 
 @pytest.fixture
@@ -98,6 +100,75 @@ def test_told_results_are_forgotten_in_time_and_untold_ones_never(path: Path) ->
     assert not journal.receive(untold, START_S).is_new
     assert not journal.receive(lasting, START_S).is_new, "it has not expired: forgotten, it would begin again"
     assert journal.receive(told, START_S).is_new
+    journal.close()
+
+
+def answered(journal: Journal, order: Command, text: str, at_s: int = START_S) -> Ack:
+    ack = Ack(command_id=order.command_id, state="succeeded", result={"stdout": text})
+    journal.receive(order, at_s)
+    journal.finish(order, ack, at_s)
+    return ack
+
+
+def test_what_a_tenant_was_answered_is_kept_for_an_hour(path: Path) -> None:
+    journal = Journal.open(path)
+    usual, lasting = command(execute("env")), command(execute("env"), expires_at=START_S + 10 * KEPT_S)
+    orders = (usual, lasting, command(Logs(rental_id=A, generation=1)))
+    acks = [answered(journal, order, "hunter-two") for order in orders]
+    journal.prune(START_S + ASKED_KEPT_S)
+    assert [journal.receive(order, START_S).ack for order in orders] == acks
+    journal.prune(START_S + ASKED_KEPT_S + 1)
+    again = journal.receive(lasting, START_S).ack
+    assert (again and again.state, again and again.result) == ("succeeded", None), "it cannot begin again"
+    assert [journal.receive(order, START_S).is_new for order in (usual, orders[2])] == [True, True]
+    journal.close()
+    left = b"".join(file.read_bytes() for file in path.parent.iterdir())
+    assert b"hunter-two" not in left
+
+
+def test_of_many_answers_the_oldest_go_first(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "ASKED_BYTES_MAX", 10_000)
+    journal = Journal.open(path)
+    orders = [command(execute("cat")) for _ in range(30)]
+    for order in orders:
+        answered(journal, order, "x" * 1000)
+    kept = [bool(ack and ack.result) for ack in (journal.receive(order, START_S).ack for order in orders)]
+    assert kept == sorted(kept), "the newest are kept"
+    assert 4 <= sum(kept) <= 9
+    journal.close()
+    # What is there counts after a restart, too.
+    journal = Journal.open(path)
+    for _ in range(10 - sum(kept)):
+        answered(journal, command(execute("cat")), "x" * 1000)
+    rows = journal._db.execute("SELECT length(ack) FROM command").fetchall()
+    assert sum(size > 1000 for (size,) in rows) <= 9
+    journal.close()
+
+
+def test_a_destroy_is_forgotten_in_time_though_it_may_begin_for_a_hundred_years(path: Path) -> None:
+    journal = Journal.open(path)
+    order = command(destroy(), expires_at=START_S + 100 * 365 * 86_400)
+    journal.receive(order, START_S)
+    journal.finish(order, Ack(command_id=order.command_id, state="succeeded"), START_S)
+    journal.told([order.command_id])
+    journal.prune(START_S + KEPT_S)
+    assert not journal.receive(order, START_S).is_new
+    journal.prune(START_S + KEPT_S + 1)
+    assert journal.receive(order, START_S).is_new
+    journal.close()
+
+
+def test_a_journal_of_the_first_version_goes_on(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        first = journal_file._SCHEMA.replace(",\n    is_asked INTEGER NOT NULL DEFAULT 0", "")
+        assert first != journal_file._SCHEMA
+        connection.executescript(f"BEGIN; {first} PRAGMA user_version = 1; COMMIT;")
+        connection.execute("INSERT INTO fact VALUES ('drained_by_owner', 1)")
+    connection.close()
+    journal = Journal.open(path)
+    assert journal.fact("drained_by_owner") == 1
+    order = command(execute("id"))
+    assert answered(journal, order, "0") == journal.receive(order, START_S).ack
     journal.close()
 
 

@@ -1,12 +1,26 @@
 """Who may run: a decision, over every mixture of leases, words of the service, hours and generations."""
 
+import itertools
 from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from spawn_hostagent.leases import GRACE_S, Action, Halt, Wake, World, decide, lease_of
+from spawn_hostagent.leases import (
+    GRACE_S,
+    LEFT_GRACE_S,
+    WAKE_AGAIN_MAX_S,
+    WAKE_AGAIN_S,
+    Action,
+    Clear,
+    Halt,
+    Wake,
+    Woken,
+    World,
+    decide,
+    lease_of,
+)
 from spawn_schemas.ids import RentalId
 from spawn_schemas.orders import Desired, RentalReport
 
@@ -137,6 +151,60 @@ def test_nothing_that_may_not_run_is_started() -> None:
     assert actions(world(stopped, newer, leases={(A, 1): NOW + 9, (A, 2): NOW + 9})) == []
 
 
+def test_what_stops_again_and_again_is_started_less_and_less_often() -> None:
+    """Whoever makes his host believe that it went down under him keeps it busy no longer than that."""
+    found = world(report(state="stopped"), leases={(A, 1): NOW + 10**9})
+    started = []
+    for now_s in range(NOW, NOW + 4 * 3600):
+        found = msgspec.structs.replace(found, now_s=now_s)
+        decision = decide(found)
+        found = msgspec.structs.replace(found, woken=decision.woken)
+        if decision.actions:
+            started.append(now_s)
+    waits = [after - before for before, after in itertools.pairwise(started)]
+    assert waits[:4] == [WAKE_AGAIN_S, 2 * WAKE_AGAIN_S, 4 * WAKE_AGAIN_S, 8 * WAKE_AGAIN_S]
+    assert waits == sorted(waits)
+    assert waits[-1] == WAKE_AGAIN_MAX_S
+
+
+def test_what_ran_for_long_is_started_again_at_once() -> None:
+    woken = {(A, 1): Woken(7, NOW)}
+    ran = world(
+        report(), woken=woken, now_s=NOW + WAKE_AGAIN_MAX_S, leases={(A, 1): NOW + 2 * WAKE_AGAIN_MAX_S}
+    )
+    assert decide(ran).woken == {}
+    too_short = msgspec.structs.replace(ran, now_s=NOW + WAKE_AGAIN_MAX_S - 1)
+    assert decide(too_short).woken == woken
+    assert decide(msgspec.structs.replace(ran, reports=())).woken == {}
+
+
+@pytest.mark.parametrize(
+    ("known", "heard_s", "cleared"),
+    [
+        ({}, LEFT_GRACE_S, [Clear(A, 1)]),
+        ({}, LEFT_GRACE_S - 1, []),
+        ({}, None, []),
+        (wanted(), LEFT_GRACE_S, []),
+        (wanted(generation=2), LEFT_GRACE_S, [Clear(A, 1)]),
+    ],
+)
+def test_a_disk_without_a_container_goes_once_the_service_has_long_not_known_it(
+    known: Any, heard_s: int | None, cleared: list[Action]
+) -> None:
+    first = decide(world(leftovers=((A, 1),), desired=known, heard_at=NOW))
+    assert first.actions == ()
+    heard_at = None if heard_s is None else NOW + heard_s
+    later = world(
+        leftovers=((A, 1),),
+        desired=known,
+        now_s=NOW + 2 * LEFT_GRACE_S,
+        heard_at=heard_at,
+        strangers=first.strangers,
+    )
+    assert actions(later) == cleared
+    assert actions(msgspec.structs.replace(later, busy=frozenset({A}))) == []
+
+
 def test_a_busy_rental_is_left_to_its_command() -> None:
     over = world(report(), leases={(A, 1): NOW - 1}, busy=frozenset({A}))
     assert actions(over) == []
@@ -168,6 +236,10 @@ WORLDS = st.builds(
     heard_at=st.none() | st.integers(NOW - 2 * GRACE_S, NOW),
     leases=st.dictionaries(KEYS, st.integers(NOW - 3, NOW + 3), max_size=6),
     strangers=st.dictionaries(KEYS, st.integers(NOW - 2 * GRACE_S, NOW), max_size=6),
+    woken=st.dictionaries(
+        KEYS, st.builds(Woken, st.integers(1, 100), st.integers(NOW - WAKE_AGAIN_MAX_S, NOW)), max_size=3
+    ),
+    leftovers=st.lists(KEYS, max_size=2, unique=True).map(tuple),
     busy=st.frozensets(st.sampled_from([A, B])),
     is_closed=st.booleans(),
 )
@@ -179,6 +251,8 @@ def after(found: World) -> World:
     return msgspec.structs.replace(
         found,
         strangers=decide(found).strangers,
+        woken=decide(found).woken,
+        leftovers=tuple(key for key in found.leftovers if not isinstance(done.get(key), Clear)),
         reports=tuple(
             _acted(report, done.get((report.rental_id, report.generation))) for report in found.reports
         ),
@@ -191,7 +265,7 @@ def _acted(report: RentalReport, action: Action | None) -> RentalReport:
             return msgspec.structs.replace(report, state="stopped", ended_by=action.ended_by)
         case Wake():
             return msgspec.structs.replace(report, state="running", ended_by=None)
-        case None:
+        case Clear() | None:
             return report
 
 

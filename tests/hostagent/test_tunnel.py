@@ -310,6 +310,24 @@ async def test_connections_of_a_rental_and_of_the_host_are_bounded(
     assert way.tunnels.usage()[A].open == 0
 
 
+async def test_what_no_longer_runs_is_forgotten(service: FakeService, clock: VirtualClock) -> None:
+    way = Way(service, clock)
+    await way.listen(echo)
+    await way.tunnels.follow(frozenset({A}))
+    await (await way.dial()).close()
+    await until(lambda: not way.tunnels.usage()[A].open)
+    await way.tunnels.follow(frozenset({A}))
+    assert way.tunnels.usage()[A].streams == 1
+    await way.tunnels.follow(frozenset())
+    assert way.tunnels.usage() == {}
+    for number in range(20):
+        with pytest.raises(Refusal):
+            await way.tunnels.dial(await way.frame(RentalId(f"srv_{number}")))
+    assert not way.tunnels._dialling
+    assert len(way.tunnels._dialling) == 0
+    await way.close()
+
+
 async def test_an_idle_stream_is_ended_and_a_busy_one_is_not(
     service: FakeService, clock: VirtualClock
 ) -> None:

@@ -42,6 +42,7 @@ async def test_an_event_says_what_happened_to_what_and_when(tmp_path: Path) -> N
                         "reason": None,
                         "ipv4": None,
                         "ipv6": None,
+                        "stopped_by": None,
                     },
                 }
             ],

@@ -298,6 +298,8 @@ async def test_what_was_written_is_forgotten_after_an_hour(tmp_path: Path) -> No
         await it.lent.world.tick("sweep")
         assert refused(await it.run(key="old")) == (404, "not_found")
         assert await it.lent.world.rows("SELECT owner FROM secret WHERE kind = 'result'") == []
+        left = [row["kind"] for row in await it.lent.world.rows("SELECT kind FROM command")]
+        assert left == ["start_instance"]
         assert len(it.machine.asked) == 1
 
 

@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import pytest
 from spawn_schemas import hosts as wire
 from spawn_schemas import inventory, link, orders
-from spawn_schemas.ids import CommandId, HostId, RentalId
+from spawn_schemas.ids import CommandId, HostId, RentalId, ServerId
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
@@ -306,6 +306,54 @@ async def test_what_a_host_loses_is_gone_and_a_report_before_its_start_is_not_be
         await lent.until(is_gone)
 
 
+async def destroys(lent: Lent) -> list[str]:
+    rows = await lent.world.rows("SELECT state FROM command WHERE kind = 'destroy_instance' ORDER BY number")
+    return [str(row["state"]) for row in rows]
+
+
+async def test_a_host_that_lost_a_container_is_told_to_remove_what_is_left_of_it(tmp_path: Path) -> None:
+    """Somebody may have removed it by hand: the disk of its tenant is there all the same."""
+    async with open_hosts(tmp_path) as lent, dialled(lent.host) as connected:
+        server_id = await ordered(lent)
+        sent = (await connected.receive_kind(link.CommandFrame)).command
+        await connected.ack(sent.command_id, "succeeded")
+        await lent.until(lambda: lent.status_is(server_id, "running"))
+        gone = orders.RentalReport(rental_id=lent_id(server_id), generation=1, state="gone", since=1)
+        await connected.sync(gone)
+        told = (await connected.receive_kind(link.CommandFrame)).command
+        await connected.sync(gone)
+        assert told.order == orders.DestroyInstance(rental_id=lent_id(server_id), generation=1)
+        await connected.ack(told.command_id, "succeeded")
+        await connected.heartbeat()
+        assert await destroys(lent) == ["succeeded"]
+        for _ in range(30):
+            lent.world.clock.advance(60)
+            await connected.heartbeat()
+            await lent.world.tick("operations", "burn", "hosts", "reconcile")
+        server = await lent.world.server(server_id)
+        assert (server.status, server.reason) == ("destroyed", "vanished")
+        await lent.world.check_books()
+
+
+async def test_a_destroy_that_is_on_its_way_is_not_taken_back_because_the_container_is_gone(
+    tmp_path: Path,
+) -> None:
+    async with open_hosts(tmp_path) as lent:
+        async with dialled(lent.host) as connected:
+            server_id = await ordered(lent)
+            sent = (await connected.receive_kind(link.CommandFrame)).command
+            await connected.ack(sent.command_id, "succeeded")
+            await connected.heartbeat()
+        order = orders.DestroyInstance(rental_id=lent_id(server_id), generation=1)
+        await lent.rentals.destroy(ServerId(server_id))
+        async with dialled(lent.host) as connected:
+            gone = orders.RentalReport(rental_id=lent_id(server_id), generation=1, state="gone", since=1)
+            told = (await connected.receive_kind(link.CommandFrame)).command
+            assert told.order == order
+            await connected.sync(gone)
+            assert await destroys(lent) == ["sent"]
+
+
 @pytest.mark.parametrize("message", ["{", '{"type":"nothing"}', "[]", "[" * 10_000, b"\xff\xfe"])
 async def test_nonsense_ends_the_session(tmp_path: Path, message: str | bytes) -> None:
     async with open_hosts(tmp_path) as lent, dialled(lent.host) as connected:
@@ -401,6 +449,7 @@ async def test_a_sync_is_one_write_and_without_a_rental_nobody_looks_at_the_port
 async def test_a_drained_host_is_told_and_takes_nothing(tmp_path: Path) -> None:
     async with open_hosts(tmp_path) as lent, dialled(lent.host) as connected:
         await lent.order(hosts_admin.RestHost(name="attic", draining=True))
+        # It is told when it logs in or when it syncs, whichever comes after the order.
         await connected.send(link.StateSync, rentals=())
         told = (await connected.receive_kind(link.CommandFrame)).command
         assert isinstance(told.order, orders.Drain)

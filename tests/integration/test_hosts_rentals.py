@@ -3,11 +3,15 @@
 import asyncio
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import msgspec
 from spawn_schemas import link, orders
+from spawn_schemas.ids import RentalId
 
+from spawn.jobs.sweep import COMMANDS_KEEP_S
 from tests.integration.hosts_world import DAILY, DIGEST, ORDER, PUBLIC_KEY, Lent, open_hosts
-from tests.integration.scripted_host import Connected, Obedient, dialled, obedient
+from tests.integration.scripted_host import INVENTORY, Connected, Obedient, dialled, obedient
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -201,3 +205,102 @@ async def test_a_public_port_rests_before_it_leads_elsewhere(tmp_path: Path) -> 
         assert second["ssh"]["port"] != first["ssh"]["port"]
         await lent.link.listener.public.refresh()
         assert set(lent.link.listener.public._servers) == {second["ssh"]["port"]}
+
+
+async def test_its_tenant_is_told_why_it_does_not_run_and_what_ran_out_of_memory(tmp_path: Path) -> None:
+    async with open_hosts(tmp_path) as lent:
+        wallet = await lent.world.customer("20.00")
+        async with obedient(lent.host):
+            view = await lent.rent(wallet)
+        assert view["container"] == {"stopped_by": None, "exit_code": None, "out_of_memory_kills": 0}
+        async with dialled(lent.host) as connected:
+
+            async def shown(**said: Any) -> tuple[str, Any]:
+                lent.world.clock.advance(1)
+                rental_id = RentalId(view["id"])
+                await connected.sync(orders.RentalReport(rental_id=rental_id, generation=1, since=1, **said))
+                await lent.world.tick("hosts", "reconcile")
+                told = await lent.show(wallet, view["id"])
+                return told["status"], told["container"]
+
+            container = {"stopped_by": None, "exit_code": None, "out_of_memory_kills": 2}
+            assert await shown(state="running", out_of_memory_kills=2) == ("running", container)
+            starved = {"stopped_by": "out_of_memory", "exit_code": 137, "out_of_memory_kills": 3}
+            assert await shown(
+                state="stopped", ended_by="out_of_memory", exit_code=137, out_of_memory_kills=3
+            ) == ("off", starved)
+            went_down = {"stopped_by": "host", "exit_code": 255, "out_of_memory_kills": 3}
+            assert await shown(state="stopped", exit_code=255, out_of_memory_kills=3) == (
+                "unknown",
+                went_down,
+            )
+        events = (await lent.world.sign(wallet, "GET", "/v1/events?type=server.*")).json()["events"]
+        whys = [(event["type"], event["data"]["stopped_by"]) for event in events]
+        assert whys[-2:] == [("server.off", "out_of_memory"), ("server.unreachable", "host")]
+        assert {why for _, why in whys[:-2]} == {None}
+
+
+async def test_what_is_sold_is_of_the_architecture_that_its_host_says(tmp_path: Path) -> None:
+    async with open_hosts(tmp_path) as lent, dialled(lent.host) as connected:
+        for architecture in ("arm", "x86"):
+            said = msgspec.structs.replace(INVENTORY, architecture=architecture)
+            await connected.send(link.StateSync, rentals=(), inventory=said)
+            await connected.receive_kind(link.DesiredFrame)
+            (offer,) = (await lent.rentals.catalog()).offers
+            assert offer.architecture == architecture
+
+
+async def test_what_a_host_was_told_is_forgotten_after_a_month_but_what_made_a_living_rental(
+    tmp_path: Path,
+) -> None:
+    async def told(lent: Lent) -> list[str]:
+        return [row["kind"] for row in await lent.world.rows("SELECT kind FROM command ORDER BY number")]
+
+    async with open_hosts(tmp_path) as lent:
+        async with obedient(lent.host):
+            wallet = await lent.world.customer("90.00")
+            view = await lent.rent(wallet, deposit="60.00")
+            for verb, status in (("stop", "off"), ("start", "running")):
+                await lent.world.sign(wallet, "POST", f"/v1/servers/{view['id']}/{verb}")
+                await lent.until(partial(lent.status_is, view["id"], status))
+        every = ["start_instance", "stop_instance", "resume_instance"]
+        lent.world.clock.advance(COMMANDS_KEEP_S - 60)
+        await lent.world.tick("sweep")
+        assert await told(lent) == every
+        lent.world.clock.advance(120)
+        await lent.world.tick("sweep")
+        assert await told(lent) == every[:1]
+        async with dialled(lent.host) as connected:
+            report = orders.RentalReport(
+                rental_id=RentalId(view["id"]), generation=1, state="running", since=1
+            )
+            wanted = await connected.sync(report)
+            assert [(each.rental_id, each.state) for each in wanted.rentals] == [(view["id"], "running")]
+            await connected.sync(msgspec.structs.replace(report, state="gone"))
+            destroy = (await connected.receive_kind(link.CommandFrame)).command
+            await connected.ack(destroy.command_id, "succeeded")
+            await connected.heartbeat()
+        lent.world.clock.advance(60)
+        await lent.world.tick("sweep")
+        assert await told(lent) == ["destroy_instance"]
+
+
+async def test_a_host_that_failed_to_destroy_it_is_told_again(tmp_path: Path) -> None:
+    async with open_hosts(tmp_path) as lent:
+        async with obedient(lent.host):
+            wallet = await lent.world.customer("20.00")
+            view = await lent.rent(wallet)
+        async with dialled(lent.host) as connected:
+            await lent.world.sign(wallet, "DELETE", f"/v1/servers/{view['id']}")
+            first = (await connected.receive_kind(link.CommandFrame)).command
+            problem = orders.Problem(code="docker_failed", message="Docker does not answer.")
+            await connected.ack(first.command_id, "failed", problem=problem)
+            await connected.heartbeat()
+            for _ in range(10):
+                lent.world.clock.advance(60)
+                await lent.world.tick("operations")
+            again = (await connected.receive_kind(link.CommandFrame)).command
+            assert (again.order, again.command_id != first.command_id) == (first.order, True)
+            await connected.ack(again.command_id, "succeeded")
+            await lent.until(lambda: lent.status_is(view["id"], "destroyed"))
+        await lent.world.check_books()

@@ -197,6 +197,28 @@ async def test_many_that_fall_silent_together_are_our_own_fault_for_an_hour(tmp_
         assert (await lent.world.server(view["id"])).status == "unknown"
 
 
+async def test_those_that_fall_silent_together_had_each_spoken_in_its_own_time(tmp_path: Path) -> None:
+    """Six hosts by plain heartbeats, each a tick after the other, and then none of them is heard."""
+    async with open_hosts(tmp_path) as lent:
+        _, view = await rented(lent)
+        others = [ScriptedHost(f"h{number}", lent.world.clock.now_s) for number in range(5)]
+        for host in others:
+            await lent.register(host, host.name)
+        for host in (*others, lent.host):
+            await passing(lent, 10)
+            await host.beat(lent.world.http)
+        await passing(lent, 400)
+        assert set(await states(lent)) == {"warned"}
+        assert (await lent.world.server(view["id"])).status == "running"
+        await passing(lent, 3_600)
+        assert set(await states(lent)) == {"refundable"}
+        assert (await lent.world.server(view["id"])).status == "unknown"
+
+
+async def states(lent: Lent) -> list[str]:
+    return [str(row["state"]) for row in await lent.world.rows("SELECT state FROM host")]
+
+
 async def test_a_service_that_was_down_blames_nobody(tmp_path: Path) -> None:
     clock = VirtualClock()
     async with open_hosts(tmp_path, clock=clock) as lent:
@@ -298,3 +320,28 @@ async def test_a_stop_that_fails_is_not_wanted_any_more(tmp_path: Path) -> None:
             for (verb, state), desired in wanted.items():
                 await answered(lent, connected, wallet, verb, state)
                 assert (await lent.rental(view["id"])).desired == desired, verb
+
+
+@pytest.mark.parametrize("ended_by", [None, "owner"])
+async def test_ending_it_while_it_is_paused_costs_the_first_hour_unless_its_host_kept_that(
+    tmp_path: Path, ended_by: Any
+) -> None:
+    """A program can end as a machine that went down does: whoever leaves then owes what anybody does who leaves."""
+    async with open_hosts(tmp_path) as lent:
+        wallet, view = await rented(lent)
+        began = (await lent.world.server(view["id"])).metered_from or 0
+        async with dialled(lent.host) as connected:
+            said_at = lent.world.clock.now_s()
+            await connected.sync(stopped_by(view["id"], ended_by))
+            await lent.world.tick("hosts")
+            assert (await lent.world.server(view["id"])).charged_until is None
+            lent.world.clock.advance(60)
+            gone = await lent.world.sign(wallet, "DELETE", f"/v1/servers/{view['id']}")
+            assert gone.status_code == 200, gone.text
+            server = await lent.world.server(view["id"])
+            assert said_at - began < 3_600
+            seconds = 3_600 if ended_by is None else said_at - began
+            assert server.charged_usdc == DAILY * seconds // 86_400
+            assert await lent.owed() == server.cost_usdc == DAILY * 60 * seconds // 100 // 86_400
+            assert await lent.world.account(f"srv:{view['id']}") == 0
+        await lent.world.check_books()

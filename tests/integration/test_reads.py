@@ -28,7 +28,7 @@ SUMMARY = {
 VIEW = SUMMARY | {
     "cores", "memory_gb", "disk_gb", "network", "ssh_keys", "auto_renew", "daily_burn", "deposit_remaining",
     "deposit_expires_at", "traffic", "reason", "action", "root_password", "ssh_host_keys", "known_hosts", "ready",
-    "ssh", "ports",
+    "ssh", "ports", "container",
 }  # fmt: skip
 ERROR = {"code", "message", "status", "retryable", "retry_after", "details", "next", "request_id"}
 

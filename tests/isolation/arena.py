@@ -17,6 +17,7 @@ from spawn_hostagent.config import Config, Images
 from spawn_hostagent.docker_manager import DockerManager
 from spawn_hostagent.firewall import RULES
 from spawn_hostagent.isolation import LINES, Line, Wanted
+from spawn_hostagent.versions import RUNC_FIX
 from spawn_schemas.ids import RentalId
 from spawn_schemas.inventory import Isolation
 from spawn_schemas.orders import StartInstance
@@ -29,6 +30,7 @@ from tests.hostagent.namespaces import (
     INTERNET,
     METADATA,
     NEIGHBOUR,
+    RESERVED,
     RESOLVER,
     inside,
 )
@@ -60,8 +62,14 @@ def _opposites(made: Engine, without: frozenset[str]) -> dict[str, dict[str, Any
         },
         # Docker refuses to publish ports of a container that is in the host's network.
         "ports": {} if "network" in without else {"port_bindings": {22: ("0.0.0.0", 40022)}},  # noqa: S104 - its point
+        "restart": {"restart_policy": {"Name": "always"}},
         "gpus": {"device_requests": [DeviceRequest(count=-1, capabilities=[["gpu"]])]},
     }
+
+
+def mended(command: list[str]) -> tuple[int, str] | None:
+    """Programs of a machine whose distribution mended its runc: what is under attack here is the profile."""
+    return (0, f"- Resolves {RUNC_FIX}") if command[0] == "rpm" else None
 
 
 def _instead(settings: dict[str, Any], _: Wanted) -> dict[str, Any]:
@@ -123,7 +131,7 @@ class Arena:
                 else line
                 for line in LINES
             )
-            made = DockerManager(self.config(), self.lent, lines=lines)
+            made = DockerManager(self.config(), self.lent, lines=lines, run=mended)
             # What is under attack is the profile, not what the canaries say of it.
             made._isolation = self.isolation
             self.managers[without] = made
@@ -164,7 +172,6 @@ class Arena:
             weaker.close()
 
     def _put_up(self, manager: DockerManager) -> None:
-        manager.lend(self.lent)  # it has forgotten what stands
         self.run(manager._engine.call_slow(manager._put_up_walls))
 
     def close(self) -> None:
@@ -185,6 +192,7 @@ def _stand_up(made: Engine) -> None:
         (METADATA, 80),
         (METADATA, 443),
         (CARRIER, 80),
+        (RESERVED, 80),
         (INTERNET, 443),
         (INTERNET, 25),
         (INTERNET, 465),

@@ -7,7 +7,16 @@ where its lines are missing, where it succeeds: an attack that never works prove
 from dataclasses import dataclass
 from typing import Final
 
-from tests.hostagent.namespaces import CARRIER, GATEWAY, HOST, INTERNET, METADATA, NEIGHBOUR, RESOLVER
+from tests.hostagent.namespaces import (
+    CARRIER,
+    GATEWAY,
+    HOST,
+    INTERNET,
+    METADATA,
+    NEIGHBOUR,
+    RESERVED,
+    RESOLVER,
+)
 
 DISK_MIB: Final = 48
 MEMORY_MIB: Final = 160
@@ -122,6 +131,7 @@ NETWORK: Final = (
     Attack("another port of the resolver", connect("192.168.77.53", 22), ("lan",)),
     Attack("the cloud's metadata", connect(METADATA, 80), ("link-local",)),
     Attack("the carrier's network", connect(CARRIER, 80), ("carrier",)),
+    Attack("an address that is nobody's", connect(RESERVED, 80), ("not unicast",)),
     Attack("mail", connect(INTERNET, 25), ("mail",)),
     Attack("mail over TLS", connect(INTERNET, 465), ("mail",)),
     Attack("mail submission", connect(INTERNET, 587), ("mail",)),

@@ -3,10 +3,12 @@
 import contextlib
 import socket
 import subprocess
+import time
 from pathlib import Path
 from typing import Final
 
 from spawn_hostagent.networks import POOL
+from spawn_hostagent.rentals import bridge_name, container_name
 from spawn_schemas.ids import RentalId
 
 from tests.hostagent.namespaces import HOST, inside
@@ -78,8 +80,76 @@ def test_neighbours_do_not_meet(ground: Arena) -> None:
     script = "address=%s; export address; " + connect("$address", 22)
     assert not ground.attack(script % address_in(ground, serving(ground, own)))
     assert ground.attack(
-        script % address_in(ground, serving(ground, shared)), frozenset({"own bridge", "restart"})
+        script % address_in(ground, serving(ground, shared)), frozenset({"own bridge", "out-of-memory order"})
     )
+
+
+def give_ipv6(ground: Arena, rental: RentalId) -> str:
+    """As a later Docker may, or its owner. Neighbours are known, since the host answers no tenant who asks for them."""
+    world, bridge = ground.engine.world, bridge_name(container_name(rental, 1))
+    client = ground.engine.client()
+    with contextlib.closing(client):
+        found = client.inspect_container(f"spawn-{rental}-1")
+    pid, (wire,) = found["State"]["Pid"], found["NetworkSettings"]["Networks"].values()
+    host, outside = (["ip", "netns", "exec", name] for name in (world.host, world.outside))
+    tenant = ["nsenter", f"--target={pid}", "--net"]
+
+    def do(where: list[str], *words: str) -> str:
+        done = subprocess.run([*where, *words], capture_output=True, text=True, check=True, timeout=30)
+        return done.stdout.strip()
+
+    do(host, "sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")
+    do(tenant, "sysctl", "-qw", "net.ipv6.conf.eth0.disable_ipv6=0")
+    do(host, "ip", "address", "replace", "fd00:1::1/64", "dev", bridge, "nodad")
+    do(host, "ip", "address", "replace", "fd00:2::1/64", "dev", "up0", "nodad")
+    do(outside, "ip", "address", "replace", "fd00:2::9/64", "dev", "up0", "nodad")
+    do(outside, "ip", "route", "replace", "fd00:1::/64", "via", "fd00:2::1")
+    do(tenant, "ip", "address", "replace", "fd00:1::2/64", "dev", "eth0", "nodad")
+    do(tenant, "ip", "route", "replace", "default", "via", "fd00:1::1")
+    do(host, "ip", "neighbour", "replace", "fd00:1::2", "lladdr", wire["MacAddress"], "dev", bridge)
+    near = do(host, "cat", f"/sys/class/net/{bridge}/address")
+    do(tenant, "ip", "neighbour", "replace", "fd00:1::1", "lladdr", near, "dev", "eth0")
+    world.listen(world.outside, "fd00:2::9", 80)
+    return "fd00:2::9"
+
+
+def test_a_tenant_with_an_address_of_ipv6_reaches_nobody(ground: Arena) -> None:
+    outside = give_ipv6(ground, ground.tenant())
+    assert not ground.attack(connect(outside, 80))
+    assert ground.attack(connect(outside, 80), frozenset({"ipv6"}))
+
+
+def begun_again(ground: Arena, without: frozenset[str]) -> int:
+    """How often Docker itself began a tenant again whose program ends at once; it is watched until the third time."""
+    rental, manager = RentalId("srv_ended"), ground.manager(without)
+    ground.run(manager.start(ground.order(rental, command=("sh", "-c", "exit 0")), ignore))
+    count, tries = 0, 300
+    with contextlib.closing(ground.engine.client()) as client:
+        while count < 3 and tries:
+            found = client.inspect_container(f"spawn-{rental}-1")
+            count, tries = int(found["RestartCount"]), tries - 1
+            if found["State"]["Status"] == "exited":
+                break
+            time.sleep(0.1)
+    ground.run(manager.destroy(rental, 1))
+    return count
+
+
+def killed_before_others(ground: Arena, without: frozenset[str]) -> int:
+    """By how much the kernel would rather kill a tenant's program than the owner's (proc_pid_oom_score_adj(5))."""
+    rental = ground.tenant(without)
+    asked = ground.manager(without).exec(rental, 1, ("cat", "/proc/1/oom_score_adj"), 30)
+    return int(ground.run(asked).stdout)
+
+
+def test_a_tenant_goes_before_what_the_owner_runs(ground: Arena) -> None:
+    assert killed_before_others(ground, WHOLE) == 500
+    assert killed_before_others(ground, frozenset({"out-of-memory order"})) == 0
+
+
+def test_docker_starts_nobody_again(ground: Arena) -> None:
+    assert begun_again(ground, WHOLE) == 0
+    assert begun_again(ground, frozenset({"restart"})) >= 3
 
 
 def log_bytes(ground: Arena, without: frozenset[str]) -> int:
@@ -97,6 +167,16 @@ def test_a_log_bomb_ends_at_its_cap(ground: Arena) -> None:
     # Two files of four MiB; each may be over by what was written at once.
     assert log_bytes(ground, WHOLE) < 10 * 1024 * 1024
     assert log_bytes(ground, frozenset({"logs"})) > 20 * 1024 * 1024
+
+
+def test_who_rented_no_card_is_given_none(ground: Arena) -> None:
+    asked = ground.engine.gpu_requests
+    for name, without in (("srv_nocard", WHOLE), ("srv_allcards", frozenset({"gpus"}))):
+        asked.unlink(missing_ok=True)
+        ground.run(ground.manager(without).start(ground.order(name), ignore))
+        ground.run(ground.manager(without).destroy(RentalId(name), 1))
+        assert asked.exists() == bool(without), "the program that gives out cards was called"
+    assert "NVIDIA_VISIBLE_DEVICES=all" in asked.read_text()
 
 
 def test_a_variable_of_the_images_gives_no_cards(ground: Arena) -> None:

@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 import pytest
-from spawn_hostagent import docker_manager, images
+from spawn_hostagent import docker_manager, images, room
+from spawn_hostagent.admission import Lent
 from spawn_hostagent.machines import MachineError
 from spawn_schemas.ids import RentalId
 from spawn_schemas.orders import StartInstance
@@ -19,13 +21,14 @@ DIGEST: Final = "sha256:" + "0" * 64
 
 @dataclass(frozen=True)
 class Order:
-    """`harms` says whether it did what it is after, once `line` is taken away."""
+    """`harms` says whether it did what it is after, once `line` is taken away; `lent` is what is lent then."""
 
     name: str
     changes: Callable[[Arena], dict[str, Any]]
     code: str
     line: str
     harms: Callable[[Arena], bool]
+    lent: Callable[[Arena], Lent] = lambda ground: ground.lent
 
 
 def runs(ground: Arena) -> bool:
@@ -52,7 +55,15 @@ def registry(ground: Arena) -> str:
     return f"127.0.0.1:{ground.engine.registry.port}"
 
 
+def lending(**less: Any) -> Callable[[Arena], Lent]:
+    return lambda ground: msgspec.structs.replace(ground.lent, **less)
+
+
 ORDERS: Final = (
+    Order("more processors than are lent", lambda _: {"cpus": 0.75}, "over_limits", "check_room", runs,
+          lending(cpus=0.5)),
+    Order("one rental too many", lambda g: {"hostname": f"beside-{g.tenant()}".replace("_", "-")}, "no_room",
+          "check_room", runs, lending(rentals=1)),
     Order("more memory than is lent", lambda g: {"memory_mib": g.lent.memory_mib + 1}, "over_limits",
           "check_room", runs),
     Order("more disk than is lent", lambda g: {"disk_mib": g.lent.disk_mib + 1}, "over_limits", "check_room", runs),
@@ -99,6 +110,7 @@ def cleared(ground: Arena) -> Iterator[Arena]:
     ground.engine.world.met.clear()
     ground.engine.registry.asked.clear()
     yield ground
+    ground.manager().lend(ground.lent)
     ground.run(ground.manager().destroy(RENTAL, 1))
 
 
@@ -124,7 +136,7 @@ def take_away(line: str, patch: pytest.MonkeyPatch) -> None:
         elif name == "check_name":
             patch.setattr(images, "check_name", let_all_pass)
         else:
-            patch.setattr(docker_manager, name, let_all_pass)
+            patch.setattr(room if name == "check_room" else docker_manager, name, let_all_pass)
 
 
 each = pytest.mark.parametrize("asked", ORDERS, ids=lambda asked: asked.name.replace(" ", "-"))
@@ -132,7 +144,9 @@ each = pytest.mark.parametrize("asked", ORDERS, ids=lambda asked: asked.name.rep
 
 @each
 def test_is_refused(cleared: Arena, asked: Order) -> None:
-    error = refusal(cleared, cleared.order(RENTAL, **asked.changes(cleared)))
+    order = cleared.order(RENTAL, **asked.changes(cleared))
+    cleared.manager().lend(asked.lent(cleared))
+    error = refusal(cleared, order)
     assert error is not None
     assert error.problem.code == asked.code, error.problem
     assert not runs(cleared)
@@ -144,8 +158,10 @@ def test_is_refused(cleared: Arena, asked: Order) -> None:
 def test_does_harm_without_what_refuses_it(
     cleared: Arena, asked: Order, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    order = cleared.order(RENTAL, **asked.changes(cleared))
     take_away(asked.line, monkeypatch)
-    refusal(cleared, cleared.order(RENTAL, **asked.changes(cleared)))
+    cleared.manager().lend(asked.lent(cleared))
+    refusal(cleared, order)
     assert asked.harms(cleared)
 
 

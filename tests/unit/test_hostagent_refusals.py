@@ -45,6 +45,27 @@ def test_an_honest_image_is_allowed(name: str) -> None:
     assert allowed(name + DIGEST, "")
 
 
+@pytest.mark.parametrize(
+    ("name", "is_allowed"),
+    [
+        ("debian", True),
+        ("nvidia/cuda", True),
+        ("ghcr.io/acme/tool", True),
+        ("nvcr.io/nvidia/cuda", True),
+        ("169.254.169.254.nip.io/x", False),
+        ("registry.example/x", False),
+        ("ghcr.io.evil.example/x", False),
+    ],
+)
+def test_by_default_no_stranger_says_where_docker_dials(name: str, is_allowed: bool) -> None:
+    assert allowed(name + DIGEST, *Images().allow) is is_allowed
+
+
+def test_a_refusal_says_what_is_allowed() -> None:
+    with pytest.raises(MachineError, match=r"images of ghcr\.io/acme\."):
+        check_name("debian" + DIGEST, Images(allow=("ghcr.io/acme",)))
+
+
 def test_a_list_allows_places_not_beginnings_of_words() -> None:
     assert allowed("ghcr.io/acme/tool" + DIGEST, "ghcr.io/acme")
     assert not allowed("ghcr.io/acme-evil/tool" + DIGEST, "ghcr.io/acme")
@@ -104,10 +125,10 @@ def test_the_profile_mounts_nothing_of_the_host_and_says_each_setting_once() -> 
 
 def test_the_walls_are_one_table_with_a_reason_for_each_rule() -> None:
     text = ruleset(RULES, ("192.168.1.1",), 100, {"spw-0123": 8, "spw-4567": None})
-    assert text.startswith("table inet spawn {}\ndelete table inet spawn\n")
+    assert text.startswith('define tenants = "spw-*"\ntable inet spawn {}\ndelete table inet spawn\n')
     assert text.count("priority -10") == 3
     assert 'iifname "spw-0123" limit rate over 1000000 bytes/second' in text
-    assert 'iifname "spw-*" limit rate over 12500000 bytes/second' in text
+    assert "iifname $tenants limit rate over 12500000 bytes/second" in text
     assert 'iifname "spw-4567" limit' not in text
     assert text.count("ct state new ct count over 4096 counter drop") == 2, "each rental has its own"
     assert all(rule.reason for rule in RULES)
@@ -137,5 +158,10 @@ def test_a_resolver_on_loopback_is_no_use_to_a_container(tmp_path: Path) -> None
     folder = tmp_path
     (folder / "stub").write_text("nameserver 127.0.0.53\nnameserver ::1\nnameserver\n")
     (folder / "real").write_text("# home\nnameserver 192.168.1.1\nnameserver fe80::1\nsearch lan\n")
-    assert resolvers_of_machine([folder / "missing", folder / "stub", folder / "real"]) == ("192.168.1.1",)
+    assert resolvers_of_machine([folder / "missing", folder / "stub", folder / "real"]) == (
+        "192.168.1.1",
+        "1.1.1.1",
+    )
+    (folder / "many").write_text("".join(f"nameserver 192.168.1.{last}\n" for last in (1, 1, 2, 3)))
+    assert resolvers_of_machine([folder / "many"]) == ("192.168.1.1", "192.168.1.2", "1.1.1.1")
     assert resolvers_of_machine([folder / "stub"]) == ("1.1.1.1", "9.9.9.9")

@@ -3,9 +3,8 @@
 from datetime import UTC, datetime
 from typing import Any
 
-import psutil
 import pytest
-from spawn_hostagent.rentals import Facts, Remembered, report
+from spawn_hostagent.rentals import Facts, Remembered, is_undecided, rental_in, report
 from spawn_schemas.ids import RentalId
 
 FACTS = Facts(
@@ -30,18 +29,47 @@ def stopped(exit_code: int, finished_at: float) -> dict[str, Any]:
     return {"State": state | {"StartedAt": moment}, "Created": moment}
 
 
+FINISHED = 1_790_000_000.0
+
+
+@pytest.mark.parametrize("exit_code", [0, 1, 137, 143, 255])
 @pytest.mark.parametrize(
-    ("exit_code", "after_boot_s", "ended_by"),
-    [(0, 60, "exit"), (1, 60, "exit"), (255, 60, None), (0, -60, None), (137, -60, None)],
-    ids=["done", "failed", "found dead by Docker", "before the machine's boot", "killed as it went down"],
+    ("actions", "ended_by"),
+    [(("die",), "exit"), (("kill", "die"), None), ((), None), (("kill",), None), (("die", "kill"), "exit")],
+    ids=["by itself", "stopped by hand or with Docker", "Docker did not live", "still ending", "too late"],
 )
-def test_what_nobody_stopped_is_told_from_what_ended_by_itself(
-    exit_code: int, after_boot_s: int, ended_by: str | None
+def test_who_ended_it_is_told_by_what_docker_saw_and_not_by_its_exit_code(
+    exit_code: int, actions: tuple[str, ...], ended_by: str | None
 ) -> None:
-    described = stopped(exit_code, psutil.boot_time() + after_boot_s)
-    assert report(FACTS, described, Remembered(began=True), None).ended_by == ended_by
+    described = stopped(exit_code, FINISHED)
+    assert report(FACTS, described, Remembered(began=True), None, actions).ended_by == ended_by
 
 
-def test_what_was_stopped_for_a_reason_keeps_it_over_a_reboot() -> None:
-    described = stopped(255, psutil.boot_time() - 60)
-    assert report(FACTS, described, Remembered(began=True, ended_by="command"), None).ended_by == "command"
+def test_what_ended_by_itself_is_remembered_of_that_run_alone() -> None:
+    described = stopped(255, FINISHED)
+    known = Remembered(began=True, ended_alone=described["State"]["FinishedAt"])
+    assert not is_undecided(described, known)
+    assert report(FACTS, described, known, None).ended_by == "exit"
+    later = stopped(255, FINISHED + 60)
+    assert is_undecided(later, known)
+    assert report(FACTS, later, known, None).ended_by is None
+
+
+def test_what_was_stopped_for_a_reason_keeps_it_whatever_docker_saw() -> None:
+    for actions in ((), ("die",), ("kill", "die")):
+        known = Remembered(began=True, ended_by="command")
+        assert report(FACTS, stopped(255, FINISHED), known, None, actions).ended_by == "command"
+
+
+def test_what_is_paused_is_stopped_by_the_owner_whoever_stopped_it_before() -> None:
+    described = stopped(0, FINISHED)
+    described["State"]["Status"] = "paused"
+    assert not is_undecided(described, Remembered(began=True))
+    told = report(FACTS, described, Remembered(began=True), None)
+    assert (told.state, told.ended_by, told.exit_code) == ("stopped", "owner", None)
+
+
+def test_a_name_says_whose_it_is() -> None:
+    assert rental_in(FACTS.name) == (FACTS.rental_id, FACTS.generation)
+    for name in ("spawn-canary", "spawn--1", "other-srv_a-1", "spawn-srv_a-x", ""):
+        assert rental_in(name) is None, name

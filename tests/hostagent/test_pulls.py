@@ -1,0 +1,90 @@
+"""Pulls that nobody wants any more, or that would never end, without an engine."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from spawn_hostagent import images
+from spawn_hostagent.admission import refuse
+from spawn_hostagent.machines import MachineError
+from spawn_hostagent.pulls import PULL_MAX_S, QUIET_S, TELL_EVERY_S, Pulls
+
+from tests.hostagent.orders import IMAGE
+
+
+class Docker:
+    """An engine whose pulls say `words`, a second apart; it counts the words that were listened to."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, folder: Path, words: list[int], apart_s: float
+    ) -> None:
+        self.now_s, self.said, self.patience_s = 0.0, 0, 0
+        monkeypatch.setattr(images, "inspect", lambda *_: {"Id": "x"} if self.said == len(words) else None)
+
+        def pull(client: Any, image: str, tell: images.Told, used: Callable[[], float]) -> None:
+            for percent in words:
+                self.said += 1
+                self.now_s += apart_s
+                tell(percent, "Downloading")
+
+        monkeypatch.setattr(images, "pull", pull)
+        self.pulls = Pulls(
+            self,  # type: ignore[arg-type]  # as far as pulls ask an engine
+            images.Shelf(folder / "images.json"),
+            lambda _: None,
+            lambda: 0.0,
+            lambda: self.now_s,
+        )
+
+    async def call(self, work: Callable[[Any], Any], cancelled: Any = None) -> Any:
+        return await asyncio.to_thread(work, None)
+
+    call_slow = call
+
+    def dial(self, timeout_s: int) -> Any:
+        self.patience_s = timeout_s
+        return SimpleNamespace(close=lambda: None)
+
+
+async def test_who_wants_it_no_more_is_heard_though_it_gets_no_further(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    docker = Docker(monkeypatch, tmp_path, [10] * 100, TELL_EVERY_S)
+    told: list[int] = []
+
+    async def tell(percent: int, what: str) -> None:
+        told.append(percent)
+        if len(told) == 3:
+            raise refuse("stale_generation", "It was destroyed.")
+
+    with pytest.raises(MachineError, match="destroyed"):
+        await docker.pulls.bring(IMAGE, tell)
+    assert (told, docker.said) == ([10, 10, 10], 3)
+
+
+async def test_what_comes_drop_by_drop_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    docker = Docker(monkeypatch, tmp_path, [10] * 100, PULL_MAX_S / 10)
+
+    async def tell(percent: int, what: str) -> None:
+        pass
+
+    with pytest.raises(MachineError, match="within 60 minutes"):
+        await docker.pulls.bring(IMAGE, tell)
+    assert docker.said == 10
+
+
+async def test_progress_never_goes_back_and_a_quiet_docker_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    docker = Docker(monkeypatch, tmp_path, [10, 30, 20, 20, 40], TELL_EVERY_S / 2)
+    told: list[int] = []
+
+    async def tell(percent: int, what: str) -> None:
+        told.append(percent)
+
+    await docker.pulls.bring(IMAGE, tell)
+    assert told == [10, 30, 30, 40]
+    assert docker.patience_s == QUIET_S > 60

@@ -1,0 +1,78 @@
+"""What a host may say is bounded: how often, how much of what is not its own, and what no table takes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from spawn_schemas import hosts as wire
+from spawn_schemas import link, orders
+from spawn_schemas.ids import RentalId
+
+from spawn.link import session
+from spawn.services import hosts
+from tests.integration.hosts_world import TOKEN, Lent, open_hosts
+from tests.integration.scripted_host import dialled, obedient
+
+HUGE = 10**30
+
+
+def report(rental_id: str, **fields: Any) -> orders.RentalReport:
+    told: dict[str, Any] = {"state": "running", "since": 1, "generation": 1}
+    return orders.RentalReport(rental_id=RentalId(rental_id), **(told | fields))
+
+
+async def rented(lent: Lent) -> str:
+    wallet = await lent.world.customer("20.00")
+    async with obedient(lent.host):
+        return str((await lent.rent(wallet))["id"])
+
+
+async def test_what_no_table_takes_hides_nothing_else_that_a_host_says(tmp_path: Path) -> None:
+    """PostgreSQL takes no NUL and no number of more than 64 bits."""
+    async with open_hosts(tmp_path) as lent:
+        server_id = await rented(lent)
+        async with dialled(lent.host) as connected:
+            odd = {"state": "stopped", "ended_by": "exit", "exit_code": -HUGE, "out_of_memory_kills": HUGE}
+            wanted = await connected.sync(
+                report("srv_\0"), report(server_id, generation=HUGE), report(server_id, **odd)
+            )
+            assert [each.rental_id for each in wanted.rentals] == [server_id]
+            rental = await lent.rental(server_id)
+            assert (rental.reported, rental.ended_by) == ("stopped", "exit")
+            assert (rental.exit_code, rental.out_of_memory_kills) == (-(2**31), 2**31)
+
+
+async def test_an_agents_version_is_a_line_of_ascii(tmp_path: Path) -> None:
+    async with open_hosts(tmp_path, registered=False) as lent:
+        odd = lent.host.registration(TOKEN) | {"agent_version": "0.1\0"}
+        refused = await lent.world.http.post(wire.REGISTER_PATH, json=odd)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_request")
+        assert (await lent.host.register(lent.world.http, TOKEN)).status_code == 200
+
+
+async def test_a_host_that_says_all_it_has_again_and_again_is_cut_off(tmp_path: Path) -> None:
+    async with open_hosts(tmp_path) as lent:
+        async with dialled(lent.host) as connected:
+            for _ in range(session.SYNCS_MAX):
+                await connected.sync()
+            await connected.send(link.StateSync, rentals=())
+            assert await connected.closed() == 1002
+        async with dialled(lent.host) as connected:
+            for _ in range(3):
+                lent.world.clock.advance(session.FRAMES_WINDOW_S)
+                for _ in range(session.SYNCS_MAX):
+                    await connected.sync()
+
+
+async def test_a_host_that_calls_again_and_again_is_told_to_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hosts, "CALLS_MAX", 5)
+    async with open_hosts(tmp_path) as lent:
+        for _ in range(5):
+            await lent.host.beat(lent.world.http)
+        refused = await lent.host.call(lent.world.http, wire.HEARTBEAT_PATH, wire.Beat())
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limited")
+        assert refused.headers["Retry-After"] == "10"
+        lent.world.clock.advance(2 * wire.CLOCK_SKEW_S + 2)
+        await lent.host.beat(lent.world.http)
