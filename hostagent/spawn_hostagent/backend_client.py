@@ -16,10 +16,10 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from spawn_hostagent.clock import Clock, ServiceClock
-from spawn_hostagent.dialling import backoff_s, control_url, dial
-from spawn_hostagent.duties import Duties
-from spawn_hostagent.link_session import LinkBroken, Session
-from spawn_hostagent.signer import Signer
+from spawn_hostagent.link.dialling import backoff_s, control_url, dial
+from spawn_hostagent.link.duties import Duties
+from spawn_hostagent.link.session import LinkBroken, Session
+from spawn_hostagent.link.signer import Signer
 
 STABLE_S: Final = 30.0
 """A session that lasted so long was a good one: the next failure is the first again."""

@@ -13,7 +13,7 @@ import msgspec
 import yaml  # type: ignore[import-untyped]  # its stubs are a package of their own
 
 from spawn_hostagent.failures import Failure
-from spawn_hostagent.firewall import is_resolver
+from spawn_hostagent.walls.firewall import is_resolver
 
 MIB_PER_GB: Final = 1024
 DEFAULT_STATE_DIR: Final = Path("/var/lib/spawn-host")

@@ -15,20 +15,20 @@ from typing import Any, Final
 
 from spawn_hostagent.backend_client import BackendClient, LinkRefused
 from spawn_hostagent.clock import Clock, ServiceClock, SystemClock
+from spawn_hostagent.commands.executor import Executor
+from spawn_hostagent.commands.journal import Journal, offset_saver
+from spawn_hostagent.commands.journal_file import JournalError
 from spawn_hostagent.config import Config
-from spawn_hostagent.control_server import Control
-from spawn_hostagent.dialling import BadAddress, control_url
-from spawn_hostagent.executor import Executor
-from spawn_hostagent.fallback import Fallback
-from spawn_hostagent.instance import CannotStart, alone, alone_with, notify
-from spawn_hostagent.journal import Journal, offset_saver
-from spawn_hostagent.journal_file import JournalError
-from spawn_hostagent.keeper import Hardware, Keeper
+from spawn_hostagent.control.instance import CannotStart, alone, alone_with, notify
+from spawn_hostagent.control.server import Control
+from spawn_hostagent.docker.prepulls import Prepulls
+from spawn_hostagent.keeping.keeper import Hardware, Keeper
+from spawn_hostagent.keeping.rules import Rules
+from spawn_hostagent.link.dialling import BadAddress, control_url
+from spawn_hostagent.link.fallback import Fallback
+from spawn_hostagent.link.signer import Signer
 from spawn_hostagent.machines import Machines
-from spawn_hostagent.prepulls import Prepulls
-from spawn_hostagent.relay import Relay
-from spawn_hostagent.rules import Rules
-from spawn_hostagent.signer import Signer
+from spawn_hostagent.streams.relay import Relay
 from spawn_hostagent.tunnel import TunnelManager
 
 JOURNAL_FILE: Final = "journal.db"

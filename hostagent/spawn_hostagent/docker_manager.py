@@ -17,27 +17,14 @@ from spawn_schemas.ids import RentalId
 from spawn_schemas.inventory import Isolation
 from spawn_schemas.orders import EndedBy, RentalReport, StartInstance
 
-from spawn_hostagent import containers, execs, images, networks
-from spawn_hostagent.admission import (
-    Lent,
-    check_arguments,
-    check_form,
-    check_names,
-    refuse,
-)
-from spawn_hostagent.canary import Canary, why_below
 from spawn_hostagent.config import Config
-from spawn_hostagent.containers import Found
-from spawn_hostagent.disks import Disks
-from spawn_hostagent.engine import Engine
-from spawn_hostagent.events import Events
-from spawn_hostagent.firewall import RULES, Firewall, Rule, WallsDown, resolvers_of_machine
-from spawn_hostagent.housekeeping import Housekeeping
-from spawn_hostagent.isolation import LINES, Line, Wanted
-from spawn_hostagent.machines import Capacity, ExecResult, Progress
-from spawn_hostagent.programs import Run, run_program
-from spawn_hostagent.pulls import Pulls, used_by
-from spawn_hostagent.rentals import (
+from spawn_hostagent.docker import containers, execs, images
+from spawn_hostagent.docker.containers import Found
+from spawn_hostagent.docker.engine import Engine
+from spawn_hostagent.docker.events import Events
+from spawn_hostagent.docker.housekeeping import Housekeeping
+from spawn_hostagent.docker.pulls import Pulls, used_by
+from spawn_hostagent.docker.rentals import (
     LABEL,
     Facts,
     Memory,
@@ -46,8 +33,22 @@ from spawn_hostagent.rentals import (
     labels_of,
     report,
 )
-from spawn_hostagent.room import Room
-from spawn_hostagent.turns import Turns, each
+from spawn_hostagent.docker.room import Room
+from spawn_hostagent.docker.turns import Turns, each
+from spawn_hostagent.machines import Capacity, ExecResult, Progress
+from spawn_hostagent.preflight.programs import Run, run_program
+from spawn_hostagent.walls import networks
+from spawn_hostagent.walls.admission import (
+    Lent,
+    check_arguments,
+    check_form,
+    check_names,
+    refuse,
+)
+from spawn_hostagent.walls.canary import Canary, why_below
+from spawn_hostagent.walls.disks import Disks
+from spawn_hostagent.walls.firewall import RULES, Firewall, Rule, WallsDown, resolvers_of_machine
+from spawn_hostagent.walls.isolation import LINES, Line, Wanted
 
 GRACE_S_MAX: Final = 300
 MEASURE_AGAIN_S: Final = 60

@@ -110,7 +110,7 @@ class HardwareDetector:
         )
 
     def detect_network(self, measure: Callable[[], Network]) -> Network:
-        """Measure against the service's relay, by `spawn_hostagent.speed`, and remember it for inventories."""
+        """Measure against the service's relay (`preflight.speed` does), and remember it for inventories."""
         self._network = measure()
         return self._network
 

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         call = _plain(words)
         if call is not None:
             return call()
-        from spawn_hostagent.commands import app
+        from spawn_hostagent.cli.commands import app
 
         app(words, prog_name="spawn-host")
     except SystemExit as done:

@@ -25,8 +25,8 @@ def start(path: Path) -> int:
         raise Failure(
             "the daemon runs on Linux, and on macOS for an owner who is his own tenant; on Windows use WSL 2."
         )
-    from spawn_hostagent.cli_common import environment, open_config, open_detector, open_machines
-    from spawn_hostagent.identity import load
+    from spawn_hostagent.cli.common import environment, open_config, open_detector, open_machines
+    from spawn_hostagent.joining.identity import load
 
     config = open_config(path)
     identity = load(config.state, environment())
@@ -38,7 +38,7 @@ def start(path: Path) -> int:
     import asyncio
 
     from spawn_hostagent import daemon
-    from spawn_hostagent.instance import CannotStart
+    from spawn_hostagent.control.instance import CannotStart
 
     _log_to_stderr()
     detector = open_detector(config)
@@ -52,7 +52,7 @@ def _log_to_stderr() -> None:
     """With the time, unless systemd's journal adds its own."""
     import logging
 
-    from spawn_hostagent.cli_common import environment
+    from spawn_hostagent.cli.common import environment
 
     stamp = "" if "JOURNAL_STREAM" in environment() else "%(asctime)s "
     logging.basicConfig(level=logging.INFO, format=f"{stamp}%(levelname)s %(name)s: %(message)s")

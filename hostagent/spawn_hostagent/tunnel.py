@@ -14,10 +14,10 @@ import msgspec
 from spawn_schemas.ids import RentalId
 from spawn_schemas.link import Dial
 
-from spawn_hostagent.bandwidth import Bucket
 from spawn_hostagent.clock import Clock
-from spawn_hostagent.duties import Refusal
+from spawn_hostagent.link.duties import Refusal
 from spawn_hostagent.machines import MachineError, Machines
+from spawn_hostagent.streams.bandwidth import Bucket
 
 DIAL_S: Final = 10.0
 """Within which a stream is connected at both ends: the service waits no longer."""

@@ -20,8 +20,8 @@ ENVIRONMENT_READERS: Final = {
     "spawn/settings.py",
     "spawn/cli.py",
     "spawn/cli_common.py",
-    "hostagent/spawn_hostagent/cli_common.py",
-    "hostagent/spawn_hostagent/instance.py",  # systemd's own variable
+    "hostagent/spawn_hostagent/cli/common.py",
+    "hostagent/spawn_hostagent/control/instance.py",  # systemd's own variable
 }
 THIRD_PARTY_OF_SCHEMAS: Final = {"msgspec", "spawn_schemas"}
 THIRD_PARTY_OF_HOSTS: Final = THIRD_PARTY_OF_SCHEMAS | {

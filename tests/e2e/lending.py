@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx
-from spawn_hostagent.rentals import LABEL
+from spawn_hostagent.docker.rentals import LABEL
 from spawn_ledger.accounts import AccountId, host_account
 from spawn_schemas.ids import HostId
 

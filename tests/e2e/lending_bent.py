@@ -121,7 +121,10 @@ def dying_connection(deaths: Path, writes: Path) -> type[sqlite3.Connection]:
 
 
 def _bend_agent(bent: Bent) -> None:
-    from spawn_hostagent import canary, dialling, fallback, journal, journal_file  # noqa: PLC0415 - the clock is bent first
+    # The clock is bent first.
+    from spawn_hostagent.commands import journal, journal_file  # noqa: PLC0415 - see above
+    from spawn_hostagent.link import dialling, fallback  # noqa: PLC0415 - see above
+    from spawn_hostagent.walls import canary  # noqa: PLC0415 - see above
 
     _replace(fallback, EVERY_S=bent.fallback_s)
     _replace(dialling, OPEN_S=bent.redial_s, BACKOFF_MAX_S=bent.redial_s)

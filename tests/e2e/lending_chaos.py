@@ -20,8 +20,8 @@ from typing import Any, Final
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from spawn_hostagent.identity import keep, new_key, store_for_new
-from spawn_hostagent.rentals import LABEL, container_name
+from spawn_hostagent.docker.rentals import LABEL, container_name
+from spawn_hostagent.joining.identity import keep, new_key, store_for_new
 from spawn_schemas.hosts import HostRegistered
 from spawn_schemas.ids import CommandId, HostId, RentalId
 from spawn_schemas.orders import (

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from spawn_hostagent.rentals import LABEL
+from spawn_hostagent.docker.rentals import LABEL
 from spawn_ledger.accounts import wallet_account
 from spawn_schemas.ids import ServerId
 

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from spawn_hostagent import cli_check, cli_common, cli_setup, cli_uninstall
+from spawn_hostagent.cli import check as cli_check
+from spawn_hostagent.cli import common as cli_common
+from spawn_hostagent.cli import setup as cli_setup
+from spawn_hostagent.cli import uninstall as cli_uninstall
 
 from tests.hostagent.cli_stage import DeskServer, FakeMachines, Owner
 
@@ -34,7 +37,7 @@ def owner(
     for module in (cli_setup, cli_check):
         monkeypatch.setattr(module, "isolation_of", lambda *_: machines.isolation())
     monkeypatch.setattr(cli_uninstall, "UNIT", tmp_path / "units" / "spawn-host.service")
-    monkeypatch.setattr("spawn_hostagent.programs.run_program", lambda command: None)
+    monkeypatch.setattr("spawn_hostagent.preflight.programs.run_program", lambda command: None)
     monkeypatch.delenv("SPAWN_HOST_TOKEN", raising=False)
     with open(os.devnull, encoding="utf-8") as nobody:
         monkeypatch.setattr("sys.stdin", nobody)

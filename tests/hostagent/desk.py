@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from spawn_hostagent.clock import ServiceClock
+from spawn_hostagent.commands.executor import Executor
+from spawn_hostagent.commands.journal import Journal, offset_saver
 from spawn_hostagent.config import Config, Limits
-from spawn_hostagent.executor import Executor
-from spawn_hostagent.journal import Journal, offset_saver
-from spawn_hostagent.rules import Rules
+from spawn_hostagent.keeping.rules import Rules
 from spawn_schemas.ids import CommandId
 from spawn_schemas.orders import Ack, Command
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import docker
-from spawn_hostagent.engine import take_away
-from spawn_hostagent.versions import RUNC_FIX
+from spawn_hostagent.docker.engine import take_away
+from spawn_hostagent.preflight.versions import RUNC_FIX
 
 from images.build import HERE, BuildError, Layout, build
 from tests.engines import ROOT, missing, require

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from spawn_hostagent import daemon
+from spawn_hostagent.commands.journal import Journal
 from spawn_hostagent.config import Config, Images, Limits
-from spawn_hostagent.journal import Journal
 from spawn_schemas import hosts
 from spawn_schemas.ids import HostId
 from spawn_schemas.inventory import Gpu, Inventory, Isolation, Metrics

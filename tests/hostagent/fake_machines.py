@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import msgspec
-from spawn_hostagent.leases import Key
+from spawn_hostagent.keeping.leases import Key
 from spawn_hostagent.machines import Capacity, ExecResult, MachineError, Progress
 from spawn_schemas.ids import RentalId
 from spawn_schemas.inventory import Isolation

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from spawn_hostagent.control_server import SOCKET_FILE
+from spawn_hostagent.control.server import SOCKET_FILE
 from spawn_schemas.orders import Desired
 
 from tests.hostagent.clocks import START_S

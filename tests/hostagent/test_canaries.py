@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 from docker import APIClient
-from spawn_hostagent import canary, cli_common, firewall, looks, trial
-from spawn_hostagent.canary import Canary
-from spawn_hostagent.disks import Disks
+from spawn_hostagent.cli import common as cli_common
 from spawn_hostagent.docker_manager import MEASURE_AGAIN_S, DockerManager
 from spawn_hostagent.hardware import HardwareDetector
 from spawn_hostagent.machines import MachineError
-from spawn_hostagent.programs import Run
-from spawn_hostagent.versions import RUNC_FIX, TOOLKIT_FIX
+from spawn_hostagent.preflight.programs import Run
+from spawn_hostagent.preflight.versions import RUNC_FIX, TOOLKIT_FIX
+from spawn_hostagent.walls import canary, firewall, looks, trial
+from spawn_hostagent.walls.canary import Canary
+from spawn_hostagent.walls.disks import Disks
 from spawn_schemas.ids import RentalId
 from spawn_schemas.inventory import Feature, Isolation
 
@@ -193,7 +194,7 @@ def test_nobody_is_stopped_because_docker_or_nft_could_not_be_asked(
         raise OSError("500 Internal Server Error")
 
     with monkeypatch.context() as patch:
-        patch.setattr("spawn_hostagent.networks.bridges", no_answer)
+        patch.setattr("spawn_hostagent.walls.networks.bridges", no_answer)
         with pytest.raises(MachineError, match="500 Internal"):
             ground.run(rented.sweep())
     with monkeypatch.context() as patch:
@@ -259,8 +260,8 @@ def test_a_check_asks_the_daemon_that_runs(ground: Arena, monkeypatch: pytest.Mo
         asked.append(request)
         return {"ok": True, "isolation": {"tier": "runc", "disk_limit": "loop", "features": []}}
 
-    monkeypatch.setattr("spawn_hostagent.control.find_daemon", lambda _: object())
-    monkeypatch.setattr("spawn_hostagent.control.ask", answer)
+    monkeypatch.setattr("spawn_hostagent.control.client.find_daemon", lambda _: object())
+    monkeypatch.setattr("spawn_hostagent.control.client.ask", answer)
     config = ground.config()
     detector = HardwareDetector(config.limits, config.state, load_nvml=lambda: None)
     found = ground.run(cli_common.isolation_of(config, detector))

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from spawn_hostagent.admission import Lent
 from spawn_hostagent.config import Config
 from spawn_hostagent.docker_manager import DockerManager
 from spawn_hostagent.failures import Failure
 from spawn_hostagent.files import held
+from spawn_hostagent.walls.admission import Lent
 
 from tests.hostagent.docker_engine import Engine, engine, inside_of
 from tests.isolation.arena import mended

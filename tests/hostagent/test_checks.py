@@ -8,14 +8,15 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
-from spawn_hostagent import checks, preflight, programs
-from spawn_hostagent.checks import Check, DockerFacts, ToolkitFacts
 from spawn_hostagent.config import Config, Limits
 from spawn_hostagent.hardware import HardwareDetector, lend
+from spawn_hostagent.joining.service import Service
 from spawn_hostagent.machines import MachineError
 from spawn_hostagent.nvidia import Nvidia
-from spawn_hostagent.service import Service
-from spawn_hostagent.versions import parse_version, runc_is_fixed
+from spawn_hostagent.preflight import checks, programs
+from spawn_hostagent.preflight import gather as preflight
+from spawn_hostagent.preflight.checks import Check, DockerFacts, ToolkitFacts
+from spawn_hostagent.preflight.versions import parse_version, runc_is_fixed
 from spawn_schemas.inventory import Feature, Gpu, Isolation
 from spawn_schemas.orders import Problem
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from spawn_hostagent import cli_uninstall, control
+from spawn_hostagent.cli import uninstall as cli_uninstall
+from spawn_hostagent.control import client as control
 from spawn_schemas.inventory import Metrics
 from spawn_schemas.orders import RentalReport
 
@@ -392,8 +393,9 @@ def test_an_unknown_command_is_a_usage_error() -> None:
 def test_heavy_modules_are_left_alone_until_they_are_needed() -> None:
     """The daemon carries what it imports for as long as it runs."""
     code = (
-        "import sys; from spawn_hostagent import main, hardware, identity, cli_common, config; "
-        "cli_common.open_detector(config.Config(service='')).inventory(); "
+        "import sys; from spawn_hostagent import main, hardware, config; "
+        "from spawn_hostagent.cli import common; from spawn_hostagent.joining import identity; "
+        "common.open_detector(config.Config(service='')).inventory(); "
         "print([m for m in ('docker', 'rich.table', 'keyring', 'httpx', 'pynvml', 'yaml') if m in sys.modules])"
     )
     environment = {

@@ -6,7 +6,7 @@ import stat
 import msgspec
 import pytest
 import yaml  # type: ignore[import-untyped]  # its stubs are a package of their own
-from spawn_hostagent.checks import Check, DockerFacts
+from spawn_hostagent.preflight.checks import Check, DockerFacts
 
 from tests.hostagent.cli_stage import TOKEN, DeskServer, Owner, setting_up
 from tests.hostagent.test_identity import HOST
@@ -17,7 +17,9 @@ from tests.hostagent.test_identity import HOST
 def test_setup_registers_and_leaves_what_start_needs(
     owner: Owner, desk: DeskServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spawn_hostagent.preflight.docker_facts", lambda *_: DockerFacts(version="28.3.0"))
+    monkeypatch.setattr(
+        "spawn_hostagent.preflight.gather.docker_facts", lambda *_: DockerFacts(version="28.3.0")
+    )
     told = owner.says(*setting_up(owner, desk, "--cpus", "1", "--memory-gb", "2", "--gpus", "none"))
     assert f"This machine is attic ({HOST})" in told
     assert "kept in" in told

@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 import yaml  # type: ignore[import-untyped]  # its stubs are a package of their own
-from spawn_hostagent.cli_common import open_config
+from spawn_hostagent.cli.common import open_config
 from spawn_hostagent.config import Config, ConfigError, Hours, load, parse
-from spawn_hostagent.endpoints import link_address, service_address, speed_address
 from spawn_hostagent.failures import Failure
+from spawn_hostagent.joining.endpoints import link_address, service_address, speed_address
 
 from tests.engines import ROOT
 

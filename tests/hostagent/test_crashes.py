@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from spawn_hostagent.journal_file import JournalError
+from spawn_hostagent.commands.journal_file import JournalError
 from spawn_schemas.ids import CommandId, RentalId
 from spawn_schemas.orders import Ack, Command, Drain, Order, ResumeInstance
 

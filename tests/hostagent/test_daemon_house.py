@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from spawn_hostagent.config import Images
-from spawn_hostagent.leases import LEFT_GRACE_S
+from spawn_hostagent.keeping.leases import LEFT_GRACE_S
 from spawn_schemas.orders import Problem
 
 from tests.hostagent.clocks import VirtualClock

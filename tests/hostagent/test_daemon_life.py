@@ -13,8 +13,8 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 from spawn_hostagent import daemon
-from spawn_hostagent.control_server import SOCKET_FILE, STATUS_FILE
-from spawn_hostagent.instance import PID_FILE, CannotStart, alone, alone_with
+from spawn_hostagent.control.instance import PID_FILE, CannotStart, alone, alone_with
+from spawn_hostagent.control.server import SOCKET_FILE, STATUS_FILE
 from spawn_schemas.inventory import Isolation
 from spawn_schemas.orders import Problem, RentalReport
 

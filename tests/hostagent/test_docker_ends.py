@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from spawn_hostagent.commands.journal import Journal
 from spawn_hostagent.daemon import Daemon
 from spawn_hostagent.docker_manager import DockerManager
-from spawn_hostagent.journal import Journal
 from spawn_schemas.ids import RentalId
 from spawn_schemas.orders import Desired, RentalReport
 

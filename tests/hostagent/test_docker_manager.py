@@ -11,14 +11,15 @@ from typing import Any
 
 import msgspec
 import pytest
-from spawn_hostagent import containers, images, networks
-from spawn_hostagent.admission import Lent
-from spawn_hostagent.canary import FLOOR
+from spawn_hostagent.docker import containers, images
+from spawn_hostagent.docker.engine import take_away
+from spawn_hostagent.docker.rentals import LABEL, Remembered, facts_of, labels_of
 from spawn_hostagent.docker_manager import DockerManager
-from spawn_hostagent.engine import take_away
-from spawn_hostagent.isolation import LINES
 from spawn_hostagent.machines import MachineError
-from spawn_hostagent.rentals import LABEL, Remembered, facts_of, labels_of
+from spawn_hostagent.walls import networks
+from spawn_hostagent.walls.admission import Lent
+from spawn_hostagent.walls.canary import FLOOR
+from spawn_hostagent.walls.isolation import LINES
 from spawn_schemas.ids import RentalId
 
 from tests.hostagent.docker_engine import engine

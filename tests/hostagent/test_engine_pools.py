@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from spawn_hostagent.engine import ASKED_THREADS, SLOW_THREADS, Engine
+from spawn_hostagent.docker.engine import ASKED_THREADS, SLOW_THREADS, Engine
 
 from tests.hostagent.clocks import WAIT_S
 

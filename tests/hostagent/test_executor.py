@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from spawn_hostagent.config import Limits
-from spawn_hostagent.leases import Clear, Halt, Wake
+from spawn_hostagent.keeping.leases import Clear, Halt, Wake
 from spawn_hostagent.machines import ExecResult
 from spawn_schemas.orders import (
     Drain,

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
-from spawn_hostagent import firewall
-from spawn_hostagent.firewall import Firewall, WallError, WallsDown
+from spawn_hostagent.walls import firewall
+from spawn_hostagent.walls.firewall import Firewall, WallError, WallsDown
 
 from tests.engines import require
 from tests.hostagent.namespaces import inside, world

@@ -14,10 +14,11 @@ import httpx
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from spawn_hostagent import files, identity, keystore
+from spawn_hostagent import files
 from spawn_hostagent.failures import Failure
-from spawn_hostagent.identity import Identity
-from spawn_hostagent.service import Refused, Service, Unreachable, rotate
+from spawn_hostagent.joining import identity, keystore
+from spawn_hostagent.joining.identity import Identity
+from spawn_hostagent.joining.service import Refused, Service, Unreachable, rotate
 from spawn_schemas.hosts import (
     ChangeKey,
     HostRegistered,

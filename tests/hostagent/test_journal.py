@@ -6,10 +6,10 @@ import stat
 from pathlib import Path
 
 import pytest
-from spawn_hostagent import journal as journal_module
-from spawn_hostagent import journal_file
-from spawn_hostagent.journal import ASKED_KEPT_S, KEPT_S, Generations, Journal, Stage
-from spawn_hostagent.journal_file import JournalError
+from spawn_hostagent.commands import journal as journal_module
+from spawn_hostagent.commands import journal_file
+from spawn_hostagent.commands.journal import ASKED_KEPT_S, KEPT_S, Generations, Journal, Stage
+from spawn_hostagent.commands.journal_file import JournalError
 from spawn_schemas.orders import Ack, Command, Desired, Drain, Logs
 
 from tests.hostagent.clocks import START_S

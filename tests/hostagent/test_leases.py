@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from spawn_hostagent.leases import (
+from spawn_hostagent.keeping.leases import (
     GRACE_S,
     LEFT_GRACE_S,
     WAKE_AGAIN_MAX_S,

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from spawn_hostagent.daemon import EXIT_REFUSED
-from spawn_hostagent.dialling import BACKOFF_MAX_S, BadAddress, backoff_s, control_url, data_url
-from spawn_hostagent.link_session import WINDOW, Window
+from spawn_hostagent.link.dialling import BACKOFF_MAX_S, BadAddress, backoff_s, control_url, data_url
+from spawn_hostagent.link.session import WINDOW, Window
 from spawn_schemas.link import CommandFrame, DesiredFrame, HeartbeatAck, authority_of
 
 from tests.hostagent.clocks import VirtualClock, until

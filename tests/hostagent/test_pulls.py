@@ -7,10 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from spawn_hostagent import images
-from spawn_hostagent.admission import refuse
+from spawn_hostagent.docker import images
+from spawn_hostagent.docker.pulls import PULL_MAX_S, QUIET_S, TELL_EVERY_S, Pulls
 from spawn_hostagent.machines import MachineError
-from spawn_hostagent.pulls import PULL_MAX_S, QUIET_S, TELL_EVERY_S, Pulls
+from spawn_hostagent.walls.admission import refuse
 
 from tests.hostagent.orders import IMAGE
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 from spawn_hostagent.hardware import load_network, save_network
-from spawn_hostagent.speed import PINGS, SpeedTest
+from spawn_hostagent.preflight.speed import PINGS, SpeedTest
 from spawn_schemas.hosts import NONCE_HEADER, SIGNATURE_HEADER
 from spawn_schemas.inventory import Network
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from spawn_hostagent import tunnel as tunnel_module
-from spawn_hostagent.bandwidth import BYTES_PER_MBIT, Bucket
-from spawn_hostagent.duties import Refusal
-from spawn_hostagent.relay import PIECE, Relay
+from spawn_hostagent.link.duties import Refusal
+from spawn_hostagent.streams.bandwidth import BYTES_PER_MBIT, Bucket
+from spawn_hostagent.streams.relay import PIECE, Relay
 from spawn_hostagent.tunnel import TunnelManager
 from spawn_schemas.ids import RentalId
 from spawn_schemas.link import END_OF_STREAM, Dial

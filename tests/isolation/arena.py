@@ -12,12 +12,12 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 from docker.types import DeviceRequest
-from spawn_hostagent.admission import Lent
 from spawn_hostagent.config import Config, Images
 from spawn_hostagent.docker_manager import DockerManager
-from spawn_hostagent.firewall import RULES
-from spawn_hostagent.isolation import LINES, Line, Wanted
-from spawn_hostagent.versions import RUNC_FIX
+from spawn_hostagent.preflight.versions import RUNC_FIX
+from spawn_hostagent.walls.admission import Lent
+from spawn_hostagent.walls.firewall import RULES
+from spawn_hostagent.walls.isolation import LINES, Line, Wanted
 from spawn_schemas.ids import RentalId
 from spawn_schemas.inventory import Isolation
 from spawn_schemas.orders import StartInstance

@@ -1,8 +1,8 @@
 """Each attack of the table fails under the whole profile, and succeeds where its lines are missing."""
 
 import pytest
-from spawn_hostagent.firewall import RULES
-from spawn_hostagent.isolation import LINES
+from spawn_hostagent.walls.firewall import RULES
+from spawn_hostagent.walls.isolation import LINES
 from spawn_schemas.ids import RentalId
 
 from tests.hostagent.namespaces import INTERNET

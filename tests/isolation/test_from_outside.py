@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Final
 
-from spawn_hostagent.networks import POOL
-from spawn_hostagent.rentals import bridge_name, container_name
+from spawn_hostagent.docker.rentals import bridge_name, container_name
+from spawn_hostagent.walls.networks import POOL
 from spawn_schemas.ids import RentalId
 
 from tests.hostagent.namespaces import HOST, inside

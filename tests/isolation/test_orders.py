@@ -6,9 +6,10 @@ from typing import Any, Final
 
 import msgspec
 import pytest
-from spawn_hostagent import docker_manager, images, room
-from spawn_hostagent.admission import Lent
+from spawn_hostagent import docker_manager
+from spawn_hostagent.docker import images, room
 from spawn_hostagent.machines import MachineError
+from spawn_hostagent.walls.admission import Lent
 from spawn_schemas.ids import RentalId
 from spawn_schemas.orders import StartInstance
 

@@ -6,8 +6,8 @@ from threading import Barrier
 
 import pytest
 from msgspec.structs import replace
-from spawn_hostagent.images import Shelf
-from spawn_hostagent.rentals import Memory, Remembered
+from spawn_hostagent.docker.images import Shelf
+from spawn_hostagent.docker.rentals import Memory, Remembered
 
 NAME = "spawn-srv_a-1"
 TIMES = 50

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from spawn_hostagent.admission import Lent, Taken, check_room, free
 from spawn_hostagent.config import Images
-from spawn_hostagent.firewall import RULES, resolvers_of_machine, ruleset
-from spawn_hostagent.images import check_name
-from spawn_hostagent.isolation import LINES, Wanted, settings_of
+from spawn_hostagent.docker.images import check_name
+from spawn_hostagent.docker.rentals import bridge_name, container_name
 from spawn_hostagent.machines import MachineError
-from spawn_hostagent.networks import POOL, free_subnets, routes
-from spawn_hostagent.rentals import bridge_name, container_name
+from spawn_hostagent.walls.admission import Lent, Taken, check_room, free
+from spawn_hostagent.walls.firewall import RULES, resolvers_of_machine, ruleset
+from spawn_hostagent.walls.isolation import LINES, Wanted, settings_of
+from spawn_hostagent.walls.networks import POOL, free_subnets, routes
 from spawn_schemas.ids import RentalId
 from spawn_schemas.orders import StartInstance
 

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from spawn_hostagent.rentals import Facts, Remembered, is_undecided, rental_in, report
+from spawn_hostagent.docker.rentals import Facts, Remembered, is_undecided, rental_in, report
 from spawn_schemas.ids import RentalId
 
 FACTS = Facts(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from spawn_hostagent.relay import Relay
+from spawn_hostagent.streams.relay import Relay
 from spawn_ledger.accrual import Meter, accrue
 from spawn_providers.base import InstanceStatus
 from spawn_schemas import link

@@ -1,0 +1,1 @@
+"""Commands are written down before they are carried out, each once."""

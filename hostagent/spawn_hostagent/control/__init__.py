@@ -1,0 +1,1 @@
+"""One daemon a machine, and how commands reach it."""

@@ -1,0 +1,1 @@
+"""Docker, as `machines` wants it; everything to adopt a container is in its labels."""

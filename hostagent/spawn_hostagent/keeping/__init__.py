@@ -1,0 +1,1 @@
+"""What may run now: leases by the service's clock, the owner's hours, strangers."""

@@ -1,0 +1,1 @@
+"""Whether a machine is fit for tenants: judged purely, looked at elsewhere."""

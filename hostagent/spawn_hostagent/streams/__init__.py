@@ -1,0 +1,1 @@
+"""Streams of tenants' ports, each a socket of its own."""

@@ -1,0 +1,1 @@
+"""What stands between a tenant and the machine, each line with its reason, and whether it holds here."""
