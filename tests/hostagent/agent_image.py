@@ -5,6 +5,7 @@ Python's packages come from a folder. What the container is given is what the gu
 """
 
 import fcntl
+import gzip
 import hashlib
 import os
 import re
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 import docker.errors
+from spawn_hostagent.preflight.versions import RUNC_FIX
 
 from images.build import EPOCH, SUITE, UNWANTED
 from tests.engines import ROOT, missing, require
@@ -154,6 +156,15 @@ def guide_block() -> str:
     found = re.search(r"```sh\n(lend\(\) \{\n.*?\n\})\n", _GUIDE.read_text(), re.DOTALL)
     assert found is not None, f"{_GUIDE} has no function lend()"
     return found[1]
+
+
+def mended_runc(folder: Path) -> dict[str, str]:
+    """What a container of the agent's is shown: a runc package that has the fix; Debian's own may be older."""
+    documents = folder / "runc"
+    documents.mkdir()
+    with gzip.open(documents / "changelog.Debian.gz", "wt") as text:
+        text.write(f"runc (1.1.5+ds1-1+deb12u2) bookworm-security; urgency=high\n\n  * Fix {RUNC_FIX}.\n")
+    return {"/usr/share/doc/runc": str(documents)}
 
 
 def command_in_container(

@@ -17,7 +17,7 @@ from typing import Final
 import psutil
 
 from tests.engines import missing, require
-from tests.hostagent.docker_engine import base_image
+from tests.hostagent.docker_engine import MENDED, base_image
 from tests.hostagent.namespaces import World, world
 from tests.hostagent.registry import serving
 
@@ -61,6 +61,7 @@ mount --bind {folder}/docker /var/lib/docker
 mkdir -p {folder}/state /var/lib/spawn-host
 mount --bind {folder}/state /var/lib/spawn-host
 install -m 0755 {program} /usr/local/bin/spawn-host
+install -m 0755 {folder}/programs/rpm /usr/local/bin/rpm
 mount -t tmpfs tmpfs /run
 cp -r {folder}/units /run/units
 mkdir -p /run/lock
@@ -72,12 +73,16 @@ exec /lib/systemd/systemd --system --unit=main.target --show-status=0 --log-targ
 
 
 class Booted:
-    """`base` is our image, to be pulled from a registry that stands in its network, `network`. See `lending.Lent`."""
+    """`base` is our image, to be pulled from a registry that stands in its network, `network`. See `lending.Lent`.
+
+    Its runc is mended, as far as `programs` say.
+    """
 
     def __init__(self, folder: Path, around: World, base: str, init: psutil.Process) -> None:
         self.folder, self.base, self._init = folder, base, init
         self.network = around.host
         self.socket = SOCKET
+        self.programs = folder / "programs"
 
     def enter(self, *command: str) -> list[str]:
         """The command line that runs this inside, in a shell's words."""
@@ -169,6 +174,8 @@ def booted(program: Path, unit: str, more: dict[str, str] | None = None) -> Iter
         folder = Path(tempfile.mkdtemp(prefix="spawn-boot-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         _write_units(folder, unit, more or {})
+        (folder / "programs").mkdir()
+        (folder / "programs" / "rpm").write_text(MENDED)
         around = stack.enter_context(world())
         registry = stack.enter_context(serving(layout, around.host))
         group = folder.name

@@ -18,7 +18,13 @@ from typing import Final
 import msgspec
 
 from tests.engines import ENGINES, ROOT
-from tests.hostagent.agent_image import build_image, command_in_container, image_size, pids_of_container
+from tests.hostagent.agent_image import (
+    build_image,
+    command_in_container,
+    image_size,
+    mended_runc,
+    pids_of_container,
+)
 from tests.hostagent.dist_measure import STARTS, Measured, Pids, Taken, apart, at_work, own_pids, timed
 from tests.hostagent.docker_engine import Engine, engine
 from tests.hostagent.namespaces import inside
@@ -144,7 +150,9 @@ def _image_row(docker: Engine, folder: Path, watch_s: float) -> Row:
     with tempfile.TemporaryDirectory(prefix="spawn-dist-") as name:
         place = Path(name)
         (place / "agent").mkdir()
-        program = command_in_container(docker, place, state=place / "agent", etc=place)
+        program = command_in_container(
+            docker, place, state=place / "agent", etc=place, more=mended_runc(place)
+        )
         form = Shipped(name="image", program=program, size=image_size(docker), built_s=0)
         with inside(docker.network):
             version = timed([str(program), "--version"], STARTS)

@@ -1,7 +1,7 @@
 """The agent in a container, as the owner's guide runs it, on a real engine: it sees and does what it does outside."""
 
-import gzip
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -14,7 +14,13 @@ import pytest
 
 from tests.e2e import lending
 from tests.e2e.lending import Lent, tenant
-from tests.hostagent.agent_image import build_image, command_in_container, image_size, pids_of_container
+from tests.hostagent.agent_image import (
+    build_image,
+    command_in_container,
+    image_size,
+    mended_runc,
+    pids_of_container,
+)
 from tests.hostagent.docker_engine import Engine, engine
 from tests.hostagent.namespaces import inside
 
@@ -31,21 +37,11 @@ def docker() -> Iterator[Engine]:
 
 
 @pytest.fixture
-def changelog(tmp_path: Path) -> Path:
-    """The folder of a runc package that has the fix, as a machine that is fit has one; Debian's own may be older."""
-    folder = tmp_path / "runc"
-    folder.mkdir()
-    with gzip.open(folder / "changelog.Debian.gz", "wt") as text:
-        text.write("runc (1.1.5+ds1-1+deb12u2) bookworm-security; urgency=high\n\n  * Fix CVE-2025-31133.\n")
-    return folder
-
-
-@pytest.fixture
-def lent(docker: Engine, tmp_path: Path, changelog: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lent]:
+def lent(docker: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lent]:
     """A service, and this machine lent to it by an agent in a container."""
     (tmp_path / "agent").mkdir()
     program = command_in_container(
-        docker, tmp_path, state=tmp_path / "agent", etc=tmp_path, more={"/usr/share/doc/runc": str(changelog)}
+        docker, tmp_path, state=tmp_path / "agent", etc=tmp_path, more=mended_runc(tmp_path)
     )
     monkeypatch.setattr(lending, "AGENT", (str(program),))
     with inside(docker.network), lending.lending(docker, tmp_path) as made:
@@ -80,6 +76,7 @@ def test_it_sees_what_is_seen_outside(lent: Lent) -> None:
     outside = looked(
         subprocess.run(
             [sys.executable, "-m", "spawn_hostagent", "check", "--json", "--config", str(lent.config)],
+            env={**os.environ, "PATH": f"{lent.engine.programs}:{os.environ['PATH']}"},
             capture_output=True,
             text=True,
             timeout=120,

@@ -2,6 +2,7 @@
 
 import configparser
 import json
+import os
 import re
 import subprocess
 import sys
@@ -95,6 +96,7 @@ def features(docker: Engine, folder: Path, *before: str) -> dict[str, Any]:
     with inside(docker.network):
         done = subprocess.run(
             [*before, sys.executable, "-m", "spawn_hostagent", "check", "--json", "--config", str(config)],
+            env={**os.environ, "PATH": f"{docker.programs}:{os.environ['PATH']}"},
             capture_output=True,
             text=True,
             timeout=120,
