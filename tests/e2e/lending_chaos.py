@@ -6,6 +6,7 @@ Invariant: what ran is read from Docker's own log of events, which no agent writ
 import asyncio
 import itertools
 import json
+import os
 import shutil
 import signal
 import sqlite3
@@ -64,7 +65,8 @@ class Machine:
         self.starts = 0
         bent = msgspec.structs.replace(bent, isolation=str(engine.folder / "isolation.json"))
         command = (*bent.command("spawn_hostagent"), "start", "--config", str(self.config))
-        self.agent = Program(command, folder, folder / "agent.log", {}, lambda: False)
+        path = {"PATH": f"{engine.programs}:{os.environ['PATH']}"}
+        self.agent = Program(command, folder, folder / "agent.log", path, lambda: False)
 
     def prepare(self) -> None:
         """Its owner's configuration, and an identity that the service knows."""

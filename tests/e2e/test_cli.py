@@ -195,7 +195,7 @@ def test_the_faucet_says_what_it_did_not_understand(
 def test_migrating_twice_changes_nothing(tmp_path: Path) -> None:
     url = databases.database_url(tmp_path)
     name = "spawn.db" if databases.engine() == "sqlite" else place_of(url).name
-    applied = ", ".join(f"{number:04}" for number in range(1, 10))
+    applied = ", ".join(f"{number:04}" for number in range(1, 11))
     assert spawn(tmp_path, "migrate").stdout == f"{name}: applied {applied}\n"
     assert spawn(tmp_path, "migrate").stdout == f"{name}: up to date already\n"
 

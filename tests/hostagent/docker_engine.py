@@ -31,7 +31,7 @@ from tests.hostagent.namespaces import World, inside, world
 from tests.hostagent.registry import Registry, serving
 
 IMAGES: Final = ROOT / ".docker-images"
-START_S: Final = 60
+START_S: Final = 180
 STUB_HOOK: Final = """#!/bin/sh
 # Stands in for NVIDIA's hook, which Docker looks for in PATH: writes down what the container was given.
 state=$(cat)

@@ -46,7 +46,7 @@ class Docker:
 
     def dial(self, timeout_s: int) -> Any:
         self.patience_s = timeout_s
-        return SimpleNamespace(close=lambda: None)
+        return SimpleNamespace(close=lambda: None, hooks={"response": []})
 
 
 async def test_who_wants_it_no_more_is_heard_though_it_gets_no_further(

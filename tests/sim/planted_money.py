@@ -149,8 +149,8 @@ IN_MONEY: Final = (
     Bug(
         name="burn that was given back counts as charged",
         file=METERS,
-        before="    _give_back(tx, server, amount, now)\n    restored",
-        after="    restored",
+        before="    _give_back(tx, server, amount, now)\n    name",
+        after="    name",
         promises=OF_MONEY,
     ),
     Bug(

@@ -27,8 +27,8 @@ IN_PAYMENTS: Final = (
     Bug(
         name="an idempotency key is forgotten early",
         file=ROWS,
-        before="(SELECT reservation_id FROM idempotency WHERE keep_until <= :now ORDER",
-        after="(SELECT reservation_id FROM idempotency WHERE keep_until <= :now + 86380 ORDER",
+        before="(SELECT reservation_id FROM idempotency WHERE keep_until <= :before ORDER",
+        after="(SELECT reservation_id FROM idempotency WHERE keep_until <= :before + 86380 ORDER",
         promises=OF_PAYMENTS,
     ),
     Bug(
