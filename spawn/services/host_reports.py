@@ -255,9 +255,9 @@ def _resume(tx: Tx, entropy: Entropy, rental: Rental, now: int) -> None:
 def synced_by(
     tx: Tx, entropy: Entropy, host_id: HostId, frame: StateSync, agent_status: str, now: int
 ) -> None:
-    """Write down a host's state, unless it was revoked meanwhile."""
+    """Write down a host's state, unless it was revoked meanwhile, or has logged in anew and may have said more."""
     host = hosts.find(tx, host_id)
-    if host is not None and host.state is not HostState.REVOKED:
+    if host is not None and host.state is not HostState.REVOKED and host.epoch == frame.session_epoch:
         synced(tx, entropy, host, frame.rentals, frame.inventory, agent_status, now)
 
 
