@@ -12,6 +12,8 @@ from spawn_hostagent.cli import setup as cli_setup
 from spawn_hostagent.cli import uninstall as cli_uninstall
 
 from tests.hostagent.cli_stage import DeskServer, FakeMachines, Owner
+from tests.hostagent.docker_engine import engine
+from tests.isolation.arena import Arena, lent
 
 
 @pytest.fixture
@@ -24,6 +26,13 @@ def desk() -> Iterator[DeskServer]:
         finally:
             server.shutdown()
             thread.join()
+
+
+@pytest.fixture(scope="module")
+def ground() -> Iterator[Arena]:
+    """A real engine of this module's own, and managers that lend it out."""
+    with engine() as made, lent(made) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -11,13 +11,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
-from unittest.mock import patch
 
 import msgspec
 import psutil
 
-from tests.e2e import lending
-from tests.e2e.lending import Lent
+from tests.e2e.lending import Lent, lending
 from tests.hostagent.docker_engine import Engine
 from tests.hostagent.namespaces import inside
 
@@ -67,11 +65,7 @@ def timed(command: Sequence[str], times: int, statuses: tuple[int, ...] = (0,)) 
 
 def at_work(docker: Engine, folder: Path, program: Sequence[str], pids: Pids, watch_s: float) -> Measured:
     """Lend this machine with that program in an empty folder, and look at it."""
-    with (
-        patch.object(lending, "AGENT", tuple(program)),
-        inside(docker.network),
-        lending.lending(docker, folder) as lent,
-    ):
+    with inside(docker.network), lending(docker, folder, program=tuple(program)) as lent:
         lent.agent.wait(lambda: lent.status()["tier"] != "none")
         # Debian's own runc may be older than its fix: then a check ends with 1, and all of it was looked at.
         check = timed([*program, "check", "--config", str(lent.config)], CHECKS, (0, 1))

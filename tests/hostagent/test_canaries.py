@@ -20,20 +20,10 @@ from spawn_hostagent.walls.disks import Disks
 from spawn_schemas.ids import RentalId
 from spawn_schemas.inventory import Feature, Isolation
 
-from tests.hostagent.docker_engine import engine
 from tests.hostagent.namespaces import inside
 from tests.isolation.arena import FOR_EVER, Arena, ignore, mended
 
 RENTAL = RentalId("srv_rental")
-
-
-@pytest.fixture(scope="module")
-def ground() -> Iterator[Arena]:
-    with engine() as made:
-        opened = Arena(made, made.folder / "state")
-        opened.isolation = opened.run(opened.manager().isolation())
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ from typing import Any, Final
 import psutil
 import pytest
 
-from tests.e2e import lending
-from tests.e2e.lending import Lent, tenant
+from tests.e2e.lending import Lent, lending, tenant
 from tests.hostagent.agent_image import (
     build_image,
     command_in_container,
@@ -37,14 +36,13 @@ def docker() -> Iterator[Engine]:
 
 
 @pytest.fixture
-def lent(docker: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lent]:
+def lent(docker: Engine, tmp_path: Path) -> Iterator[Lent]:
     """A service, and this machine lent to it by an agent in a container."""
     (tmp_path / "agent").mkdir()
     program = command_in_container(
         docker, tmp_path, state=tmp_path / "agent", etc=tmp_path, more=mended_runc(tmp_path)
     )
-    monkeypatch.setattr(lending, "AGENT", (str(program),))
-    with inside(docker.network), lending.lending(docker, tmp_path) as made:
+    with inside(docker.network), lending(docker, tmp_path, program=(str(program),)) as made:
         # Its own canaries come first: those of a check beside them would be taken for what a crash left.
         made.agent.wait(lambda: made.status()["tier"] != "none")
         yield made

@@ -16,7 +16,7 @@ from spawn_schemas.orders import Desired, RentalReport
 from tests.hostagent.clocks import VirtualClock
 from tests.hostagent.docker_engine import engine
 from tests.hostagent.fake_host import FakeHardware, FakeSigner
-from tests.isolation.arena import FOR_EVER, Arena, ignore
+from tests.isolation.arena import FOR_EVER, Arena, ignore, lent
 
 RENTAL = RentalId("srv_ending")
 STUBBORN = ("sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.1; done")
@@ -26,11 +26,8 @@ STUBBORN = ("sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.1; done")
 @pytest.fixture(scope="module")
 def ground() -> Iterator[Arena]:
     """An engine as distributions ship it: its containers stop with it."""
-    with engine(live_restore=False) as made:
-        opened = Arena(made, made.folder / "state")
-        opened.isolation = opened.run(opened.manager().isolation())
+    with engine(live_restore=False) as made, lent(made) as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture

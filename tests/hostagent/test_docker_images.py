@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
 
 import msgspec
 import pytest
@@ -11,20 +10,10 @@ from spawn_hostagent.docker_manager import DockerManager
 from spawn_hostagent.machines import MachineError
 from spawn_schemas.ids import RentalId
 
-from tests.hostagent.docker_engine import engine
 from tests.hostagent.test_docker_manager import refused
 from tests.isolation.arena import Arena, ignore
 
 RENTAL = RentalId("srv_pulled")
-
-
-@pytest.fixture(scope="module")
-def ground() -> Iterator[Arena]:
-    with engine() as made:
-        opened = Arena(made, made.folder / "state")
-        opened.isolation = opened.run(opened.manager().isolation())
-        yield opened
-        opened.close()
 
 
 def variant(ground: Arena, name: str) -> str:

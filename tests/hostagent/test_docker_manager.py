@@ -29,15 +29,6 @@ from tests.isolation.arena import CARDS, FOR_EVER, Arena, ignore, mended
 RENTAL = RentalId("srv_rental")
 
 
-@pytest.fixture(scope="module")
-def ground() -> Iterator[Arena]:
-    with engine() as made:
-        opened = Arena(made, made.folder / "state")
-        opened.isolation = opened.run(opened.manager().isolation())
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
 def manager(ground: Arena) -> Iterator[DockerManager]:
     yield ground.manager()

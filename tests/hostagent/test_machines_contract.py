@@ -11,7 +11,6 @@ from spawn_hostagent.machines import MachineError, Machines
 from spawn_schemas.ids import RentalId
 from spawn_schemas.orders import StartInstance
 
-from tests.hostagent.docker_engine import engine
 from tests.isolation.arena import FOR_EVER, Arena, ignore
 
 T = TypeVar("T")
@@ -36,15 +35,6 @@ class Subject:
         with pytest.raises(MachineError) as caught:
             self.run(work)
         return caught.value.problem.code
-
-
-@pytest.fixture(scope="module")
-def ground() -> Iterator[Arena]:
-    with engine() as made:
-        opened = Arena(made, made.folder / "state")
-        opened.isolation = opened.run(opened.manager().isolation())
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(params=KINDS)

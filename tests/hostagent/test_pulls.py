@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from spawn_hostagent.docker import images
-from spawn_hostagent.docker.pulls import PULL_MAX_S, QUIET_S, TELL_EVERY_S, Pulls
+from spawn_hostagent.docker.pulls import PULL_MAX_S, QUIET_S, TELL_EVERY_S, Pulls, closed_answers
 from spawn_hostagent.machines import MachineError
 from spawn_hostagent.walls.admission import refuse
 
@@ -88,3 +88,19 @@ async def test_progress_never_goes_back_and_a_quiet_docker_is_waited_for(
     await docker.pulls.bring(IMAGE, tell)
     assert told == [10, 30, 30, 40]
     assert docker.patience_s == QUIET_S > 60
+
+
+def test_an_answer_that_is_left_before_its_end_is_closed() -> None:
+    closed: list[str] = []
+    client: Any = SimpleNamespace(hooks={"response": []})
+
+    def pull() -> None:
+        with closed_answers(client):
+            (told,) = client.hooks["response"]
+            # What a hook answers takes the answer's place.
+            assert told(SimpleNamespace(close=lambda: closed.append("it"))) is None
+            raise refuse("no_room", "The disk is full.")
+
+    with pytest.raises(MachineError):
+        pull()
+    assert closed == ["it"]

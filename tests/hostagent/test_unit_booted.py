@@ -4,14 +4,14 @@ import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pytest
 
-from tests.e2e import lending
-from tests.e2e.lending import Lent, tenant
+from tests.e2e.lending import Lent, lending, tenant
 from tests.hostagent.booted import Booted, booted
 from tests.hostagent.dist import build_program
+from tests.hostagent.docker_engine import Engine
 from tests.hostagent.namespaces import inside
 from tests.hostagent.test_unit import UNIT
 
@@ -57,12 +57,12 @@ def machine() -> Iterator[Booted]:
 
 
 @pytest.fixture
-def lent(machine: Booted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lent]:
+def lent(machine: Booted, tmp_path: Path) -> Iterator[Lent]:
     script = tmp_path / "agent"
     script.write_text(AGENT.format(enter=" ".join(machine.enter())))
     script.chmod(0o755)
-    monkeypatch.setattr(lending, "AGENT", (str(script),))
-    with inside(machine.network), lending.lending(machine, tmp_path) as made:  # type: ignore[arg-type]  # an engine, as far as it is asked
+    engine = cast("Engine", machine)  # as far as it is asked
+    with inside(machine.network), lending(engine, tmp_path, program=(str(script),)) as made:
         yield made
 
 

@@ -9,7 +9,7 @@ from spawn_schemas import link, orders
 from spawn_schemas.ids import RentalId
 
 from spawn.link import session
-from spawn.services import hosts
+from spawn.services import host_reports, hosts
 from tests.integration.hosts_world import TOKEN, Lent, open_hosts
 from tests.integration.scripted_host import dialled, obedient
 
@@ -76,3 +76,26 @@ async def test_a_host_that_calls_again_and_again_is_told_to_wait(
         assert refused.headers["Retry-After"] == "10"
         lent.world.clock.advance(2 * wire.CLOCK_SKEW_S + 2)
         await lent.host.beat(lent.world.http)
+
+
+@pytest.mark.parametrize(("sessions_ago", "state"), [(0, "stopped"), (1, "running")])
+async def test_what_an_older_session_said_is_not_written_over_the_newer_ones_news(
+    tmp_path: Path, sessions_ago: int, state: str
+) -> None:
+    """It was read before its host logged in anew, and its transaction came late."""
+    async with open_hosts(tmp_path) as lent:
+        server_id = await rented(lent)
+        async with dialled(lent.host) as connected:
+            told = report(server_id, state="stopped", ended_by="exit")
+            late = link.StateSync(
+                host_id=lent.host.host_id,
+                session_epoch=connected.epoch - sessions_ago,
+                seq=1,
+                ts=0,
+                rentals=(told,),
+            )
+            entropy, now = lent.world.parts.entropy, lent.world.clock.now_s()
+            await lent.world.parts.db.write(
+                lambda tx: host_reports.synced_by(tx, entropy, lent.host.host_id, late, "online", now)
+            )
+            assert (await lent.rental(server_id)).reported == state

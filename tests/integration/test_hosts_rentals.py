@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from spawn_ledger.tx import Tx
 from spawn_schemas import link, orders
-from spawn_schemas.ids import RentalId
+from spawn_schemas.ids import RentalId, ServerId
 
 from spawn.jobs.sweep import COMMANDS_KEEP_S
+from spawn.services import meters
+from spawn.store import servers
 from tests.integration.hosts_world import DAILY, DIGEST, ORDER, PUBLIC_KEY, Lent, open_hosts
 from tests.integration.scripted_host import INVENTORY, Connected, Obedient, dialled, obedient
 
@@ -109,6 +112,26 @@ async def test_what_burns_by_the_thousand_is_shared_alike(tmp_path: Path) -> Non
         seconds = server.charged_until - began
         assert seconds > 2 * 86_400
         assert await lent.owed() == DAILY * 60 * seconds // 100 // 86_400 == server.cost_usdc
+        await lent.world.check_books()
+
+
+async def test_a_host_has_no_share_of_what_was_given_back(tmp_path: Path) -> None:
+    """Its machine broke while it was made, and another follows."""
+    async with open_hosts(tmp_path) as lent, obedient(lent.host):
+        wallet = await lent.world.customer("20.00")
+        view = await lent.rent(wallet)
+        await lent.world.burn_until(lent.world.clock.now_s() + 7_777)
+        await lent.world.tick("burn")
+        now = lent.world.clock.now_s()
+
+        def work(tx: Tx) -> None:
+            server = servers.get_server(tx, ServerId(view["id"]))
+            assert server.cost_usdc > 0
+            servers.update_server(tx, server, meters.unmade(tx, server, "1", now))
+
+        await lent.world.parts.db.write(work)
+        assert await lent.owed() == 0
+        assert await lent.world.account("rev:compute") == 0
         await lent.world.check_books()
 
 

@@ -204,6 +204,17 @@ def _stand_up(made: Engine) -> None:
 
 
 @contextmanager
+def lent(made: Engine) -> Iterator[Arena]:
+    """Managers that lend this engine out, once they know what it can do."""
+    opened = Arena(made, made.folder / "state")
+    try:
+        opened.isolation = opened.run(opened.manager().isolation())
+        yield opened
+    finally:
+        opened.close()
+
+
+@contextmanager
 def arena() -> Iterator[Arena]:
     """With everything standing that must not be reached."""
     secret = Path("/dev/shm") / SECRET  # noqa: S108 - what a tenant must not see
@@ -212,7 +223,4 @@ def arena() -> Iterator[Arena]:
         _stand_up(made)
         secret.touch()
         stack.callback(secret.unlink, missing_ok=True)
-        opened = Arena(made, made.folder / "state")
-        stack.callback(opened.close)
-        opened.isolation = opened.run(opened.manager().isolation())
-        yield opened
+        yield stack.enter_context(lent(made))
