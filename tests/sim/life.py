@@ -73,7 +73,8 @@ def listening(heard: Callable[[logging.LogRecord], None]) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(listener)
-        logger.level, logger.propagate = before
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 @contextmanager
