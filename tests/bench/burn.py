@@ -20,10 +20,11 @@ from spawn_ledger.verify import verify
 from spawn.store.snapshot import snapshot
 from tests.bench import burn_stage, load, tenants
 from tests.bench.burn_ways import Idle, Way, measure
-from tests.bench.processes import Process, cores, free_port, priority, running
+from tests.bench.processes import Process, cores, priority, running
 from tests.bench.report import percentile, table
 from tests.bench.result import Machine, machine
 from tests.bench.subjects import requests
+from tests.ports import free_port
 
 _OUTPUT: Final = Path("bench-burn-result.json")
 _ROUND_S: Final = 1.0

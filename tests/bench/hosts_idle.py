@@ -19,8 +19,9 @@ from spawn_schemas import link
 
 from tests.bench import hosts_floor
 from tests.bench.hosts_stage import Stage, started
-from tests.bench.processes import Process, free_port, inherited, pinned
+from tests.bench.processes import Process, inherited, pinned
 from tests.engines import ROOT
+from tests.ports import free_port
 
 FAST_S: Final = 2.0
 """How often each host speaks where a heartbeat is measured: a thousand a second, ours to take at most."""

@@ -29,10 +29,11 @@ from spawn.store.migrate import migrate
 from spawn.store.sqlite import connect_writer
 from spawn.store.sqlite_writer import SqliteTx
 from tests.bench import tenants
-from tests.bench.processes import START_TIMEOUT_S, Process, free_port, inherited, pinned, running
+from tests.bench.processes import START_TIMEOUT_S, Process, inherited, pinned, running
 from tests.bench.signatures import Key, Offer
 from tests.engines import ROOT
 from tests.harness import CHAIN_ID
+from tests.ports import free_address, free_port
 from tests.wallets import Wallet
 
 ATTIC: Final = "attic"
@@ -80,7 +81,7 @@ class Stage:
             "SPAWN_LINK_URL": self.link_url,
             "SPAWN_RELAY_PORTS": f"{first}-{first + _PUBLIC_PORTS - 1}",
             "SPAWN_RELAY_HOST": "127.0.0.1",
-            "SPAWN_RELAY_HTTP_LISTEN": f"127.0.0.1:{free_port()}",
+            "SPAWN_RELAY_HTTP_LISTEN": free_address(),
         }
 
     @contextmanager

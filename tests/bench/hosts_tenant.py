@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.bench.hosts_stage import started
-from tests.bench.processes import free_port
+from tests.ports import free_port
 
 _PIECE: Final = bytes(256 * 1024)
 _CONFIG: Final = """\

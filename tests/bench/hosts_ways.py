@@ -19,7 +19,8 @@ import msgspec
 from tests.bench import hosts_forward
 from tests.bench.hosts_stage import BULK_PORT, Stage, rent, started, wait_for
 from tests.bench.hosts_tenant import Sshd
-from tests.bench.processes import Process, free_port
+from tests.bench.processes import Process
+from tests.ports import free_port
 
 MIB: Final = 2**20
 RENTALS: Final = 2

@@ -6,7 +6,6 @@ Invariant: a server shares no core with the load that is put on it, where the ma
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections import defaultdict
@@ -68,13 +67,6 @@ def cores() -> tuple[int, int]:
     """The core for servers and the core for everything else; the same one when there is only one."""
     usable = sorted(os.sched_getaffinity(0))
     return usable[0], usable[-1]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager

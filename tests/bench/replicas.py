@@ -23,11 +23,12 @@ from spawn.store.migrate import migrate
 from tests.bench import ledger_postgres, load, tenants
 from tests.bench.ledger import ways_table
 from tests.bench.peer import PATH
-from tests.bench.processes import Process, free_port, priority, running
+from tests.bench.processes import Process, priority, running
 from tests.bench.report import percentile, table
 from tests.bench.signatures import signed_get
 from tests.engines import Postgres, postgres
 from tests.harness import CHAIN_ID
+from tests.ports import free_port
 
 REPLICAS: Final = (1, 2, 3)
 WARM_UP_S: Final = 1.0

@@ -14,8 +14,9 @@ import msgspec
 from spawn.settings import DEVNET_ASSET, DEVNET_NETWORK, DEVNET_PAY_TO
 from tests.bench import tenants
 from tests.bench.peer import PATH
-from tests.bench.processes import Process, free_port, running
+from tests.bench.processes import Process, running
 from tests.engines import install_node_packages
+from tests.ports import free_port
 
 NODE_PROJECT: Final = Path(__file__).parent / "node"
 OURS: Final = {"ours": "instant", "devnet": "devnet", "delayed": "instant"}

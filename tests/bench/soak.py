@@ -19,8 +19,9 @@ from typing import Final
 
 from spawn.store.migrate import migrate
 from tests.bench import load, tenants
-from tests.bench.processes import Process, cores, free_port, inherited, running
+from tests.bench.processes import Process, cores, inherited, running
 from tests.bench.soak_mix import Batch, Mix
+from tests.ports import free_port
 
 GROWTH_MAX_MIB: Final = 16.0
 """A leak of 25 bytes a call would exceed it in a million."""

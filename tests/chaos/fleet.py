@@ -21,7 +21,8 @@ from spawn.settings import Settings
 from spawn.store.places import place_of
 from tests import databases
 from tests.chaos.chains import ChainOfRun
-from tests.interop.service import environment, free_port
+from tests.interop.service import environment
+from tests.ports import free_port
 
 AUTHORITY: Final = "spawn.test"
 """How callers know the service, whichever replica they reach."""

@@ -27,8 +27,9 @@ from tests.e2e.lending_bent import Bent
 from tests.hostagent.docker_engine import Engine
 from tests.interop.clients import BUYERS, TIMEOUT_S
 from tests.interop.machines import login_key
-from tests.interop.service import RunningService, environment, free_port, in_folder
+from tests.interop.service import RunningService, environment, in_folder
 from tests.interop.story import IDENTIFYING, Shopper
+from tests.ports import free_port
 from tests.wallets import Wallet
 
 OWNER: Final = "0x" + "0d" * 20
@@ -110,12 +111,16 @@ class Program:
 
 @dataclass
 class Lent:
-    """The service, the agent beside the engine that it runs tenants on, and a tenant's folder."""
+    """The service, the agent beside the engine that it runs tenants on, and a tenant's folder.
+
+    `program` is `spawn-host`; `agent_command` is the same, or bent.
+    """
 
     engine: Engine
     folder: Path
     url: str
     settings: dict[str, str]
+    program: tuple[str, ...] = AGENT
     agent_command: tuple[str, ...] = AGENT
     service_command: tuple[str, ...] = SPAWN
 
@@ -147,7 +152,7 @@ class Lent:
 
     def status(self) -> Any:
         """What `spawn-host status` says; None while there is nothing to say."""
-        command = [*AGENT, "status", "--config", str(self.config), "--json"]
+        command = [*self.program, "status", "--config", str(self.config), "--json"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         return json.loads(done.stdout) if done.stdout else None
 
@@ -217,9 +222,17 @@ class Lent:
 
 @contextmanager
 def lending(
-    docker: Engine, folder: Path, *, agent: Bent | None = None, service: Bent | None = None
+    docker: Engine,
+    folder: Path,
+    *,
+    program: tuple[str, ...] = AGENT,
+    agent: Bent | None = None,
+    service: Bent | None = None,
 ) -> Iterator[Lent]:
-    """The service with one lent machine, whose agent runs and is connected; each as in life, or bent."""
+    """The service with one lent machine, whose agent runs and is connected; each as in life, or bent.
+
+    `program` is `spawn-host` in another of its forms.
+    """
     settings = {
         **in_folder(folder),
         "SPAWN_PROVIDERS": "community",
@@ -243,7 +256,8 @@ def lending(
         folder=folder,
         url=f"http://127.0.0.1:{port}",
         settings=settings,
-        agent_command=AGENT if agent is None else agent.command("spawn_hostagent"),
+        program=program,
+        agent_command=program if agent is None else agent.command("spawn_hostagent"),
         service_command=SPAWN if service is None else service.command("spawn"),
     )
     try:

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from spawn.settings import Settings
 from spawn.store.places import place_of
 from tests import databases
 from tests.interop.service import RunningService, spawn_dev
+from tests.ports import free_address
 
 SOMEBODY = "0x8ba1f109551bD432803012645Ac136ddd64DBA72"
 
@@ -279,12 +279,6 @@ def beside(
         "simulated_path": settings.simulated_path,
     }
     return spawn(folder, *arguments, **(shared | changes))
-
-
-def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def test_a_second_service_on_the_port_is_refused(running: RunningService, tmp_path: Path) -> None:

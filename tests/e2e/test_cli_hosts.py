@@ -14,8 +14,9 @@ import httpx
 import pytest
 
 from tests import databases
-from tests.integration.hosts_world import DIGEST, free_port, free_range
+from tests.integration.hosts_world import DIGEST
 from tests.integration.scripted_host import ScriptedHost
+from tests.ports import free_address, free_range
 
 OWNER = "0x8ba1f109551bd432803012645ac136ddd64dba72"
 
@@ -111,9 +112,9 @@ def serving(folder: Path) -> dict[str, str]:
         "SPAWN_PROVIDERS": "community",
         "SPAWN_COMMUNITY_HOST": "attic",
         "SPAWN_COMMUNITY_IMAGES": f"debian-12=registry.test/debian@{DIGEST}",
-        "SPAWN_LISTEN": f"127.0.0.1:{free_port()}",
-        "SPAWN_LINK_LISTEN": f"127.0.0.1:{free_port()}",
-        "SPAWN_RELAY_HTTP_LISTEN": f"127.0.0.1:{free_port()}",
+        "SPAWN_LISTEN": free_address(),
+        "SPAWN_LINK_LISTEN": free_address(),
+        "SPAWN_RELAY_HTTP_LISTEN": free_address(),
         "SPAWN_RELAY_PORTS": free_range(2),
     }
 

@@ -13,10 +13,11 @@ import pytest
 
 from spawn.setting_reader import read_settings
 from tests import databases
-from tests.e2e.test_cli import beside, free_address, misunderstood, refused, spawn
+from tests.e2e.test_cli import beside, misunderstood, refused, spawn
 from tests.e2e.test_cli_backup import WORLD, deposit
 from tests.integration.moving_books import fill
 from tests.interop.service import RunningService, environment, in_folder, serving, spawn_dev
+from tests.ports import free_address
 from tests.wallets import Wallet
 
 pytestmark = [pytest.mark.usefixtures("postgres_server"), pytest.mark.embedded]

@@ -21,8 +21,9 @@ from spawn.evm.transactions import address_of
 from spawn.setting_reader import read_settings
 from spawn.settings import Settings
 from tests.anvil import anvil, install
-from tests.e2e.test_cli import SOMEBODY, free_address, refused, spawn, wait_until_up
+from tests.e2e.test_cli import SOMEBODY, refused, spawn, wait_until_up
 from tests.engines import anvil_programs
+from tests.ports import free_address
 from tests.wallets import Wallet
 
 PAYER = Address("0x" + "11" * 20)

@@ -16,8 +16,9 @@ import pytest
 from spawn.store.migrate import migrate
 from tests import databases
 from tests.chaos.run import fleet_of_three, live
-from tests.e2e.test_cli import free_address, refused, spawn
+from tests.e2e.test_cli import refused, spawn
 from tests.interop.service import environment
+from tests.ports import free_address
 
 SECONDS = 25.0
 KEY = "5a" * 32

@@ -16,7 +16,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from spawn.server import configured
 from spawn.setting_reader import read_settings
-from tests.e2e.test_cli import environment_in, free_address, misunderstood, refused, spawn, wait_until_up
+from tests.e2e.test_cli import environment_in, misunderstood, refused, spawn, wait_until_up
+from tests.ports import free_address
 
 GROWTH_MAX_KIB: Final = 4096
 """What memory may grow by under an attack that has been going on for a while."""

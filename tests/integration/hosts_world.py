@@ -6,8 +6,6 @@ async with open_hosts(tmp_path) as lent:
 """
 
 import asyncio
-import secrets
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -37,6 +35,7 @@ from spawn.store.secrets import Vault
 from tests import databases
 from tests.harness import BASE_URL, Names, SeededEntropy, VirtualClock, World, bury, settings_in
 from tests.integration.scripted_host import ScriptedHost
+from tests.ports import free_address, free_port, free_range
 from tests.wallets import Wallet
 
 DIGEST: Final = "sha256:" + "ab" * 32
@@ -44,26 +43,6 @@ OWNER: Final = "0x" + "0d" * 20
 PUBLIC_KEY: Final = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIMuuTlGtNlKnGGHu0lF0O1ULQdgG3CYVQbh3OVfpEYOT"
 DAILY: Final = Usdc(1_200_000)
 ORDER: Final[dict[str, Any]] = {"name": "lent", "type": "lent", "image": "debian-12", "location": "attic"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def free_range(count: int) -> str:
-    """So many ports in a row that nobody listens on."""
-    for _ in range(100):
-        first = 20_000 + secrets.randbelow(10_000)
-        try:
-            for port in range(first, first + count):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return f"{first}-{first + count - 1}"
-    raise AssertionError("no ports are free")
 
 
 @dataclass
@@ -147,7 +126,7 @@ def lent_settings(folder: Path, **changes: Any) -> Any:
         "link_url": f"ws://127.0.0.1:{port}",
         "relay_ports": free_range(4),
         "relay_host": "relay.test",
-        "relay_http_listen": f"127.0.0.1:{free_port()}",
+        "relay_http_listen": free_address(),
         "relay_http_url": "http://apps.test:8404",
     }
     return settings_in(folder, **(wanted | changes))

@@ -24,7 +24,7 @@ from spawn import logs
 from tests import databases
 from tests.harness import ORDER, World, open_world
 from tests.integration.raw_connections import Served, serving
-from tests.interop.service import free_port
+from tests.ports import free_port
 from tests.wallets import Wallet
 
 KEY: Final = "planted-idempotency-key-1f9a"

@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from tests.engines import ROOT, missing, require
-from tests.interop.service import free_port
+from tests.ports import free_port
 
 GATEWAY: Final = "10.0.2.100"
 """The address at which a machine finds the port that it may reach, as 80."""

@@ -15,7 +15,7 @@ from typing import Final
 import httpx
 
 from tests.engines import ROOT
-from tests.interop.service import free_port
+from tests.ports import free_port
 
 START_TIMEOUT_S: Final = 30
 KEY_VARIABLE: Final = "X402_TEST_KEY"

@@ -5,7 +5,6 @@ books, each opened beside it.
 """
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ from spawn.setting_reader import read_settings
 from spawn.settings import Settings
 from spawn.store.places import place_of
 from tests import databases
+from tests.ports import free_address
 from tests.wallets import Wallet
 
 START_TIMEOUT_S: Final = 30
@@ -148,7 +148,7 @@ def serving(
 
     Afterwards it must have stopped as it was told. What it says is in `folder`, in `service.log`.
     """
-    listen = f"127.0.0.1:{free_port()}"
+    listen = free_address()
     log_path = folder / "service.log"
     with log_path.open("w") as log:
         process = subprocess.Popen(
@@ -172,14 +172,6 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
     """This process's environment, with these SPAWN_ settings and no others."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SPAWN_")}
     return {**clean, **settings}
-
-
-def free_port() -> int:
-    """A port of this machine on which nobody listens now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _wait_until_up(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:

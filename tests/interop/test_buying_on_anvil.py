@@ -21,9 +21,10 @@ from tests.interop.anvil_service import (
 )
 from tests.interop.clients import BUYERS, open_httpx
 from tests.interop.self_hosted import self_hosted
-from tests.interop.service import free_port, in_folder, serving
+from tests.interop.service import in_folder, serving
 from tests.interop.story import ORDER, public_key, shopping
 from tests.payments import TERMS
+from tests.ports import free_address
 from tests.wallets import Wallet
 
 DEPOSIT = "/v1/balance/deposit"
@@ -106,7 +107,7 @@ async def test_a_developers_first_purchase(tmp_path: Path) -> None:
     """`spawn dev --chain anvil`, a new wallet, the faucet, and a client from the shelf."""
     anvil_programs()
     install(devchain.FOLDER)  # as `make anvil` does
-    settings = in_folder(tmp_path) | {"SPAWN_RPC_URL": f"http://127.0.0.1:{free_port()}"}
+    settings = in_folder(tmp_path) | {"SPAWN_RPC_URL": f"http://{free_address()}"}
     with serving(tmp_path, settings, "dev", "--chain", "anvil") as listen:
         made = json.loads(spawn(tmp_path, settings, "wallet", "new", "--json"))
         wallet = Wallet(Account.from_key(made["private_key"]))

@@ -14,9 +14,10 @@ from tests.anvil import RELAYER_KEYS, Chain, anvil
 from tests.interop.anvil_service import by_facilitators, by_ourselves, spawn_serve
 from tests.interop.clients import TIMEOUT_S
 from tests.interop.self_hosted import self_hosted
-from tests.interop.service import Mark, RunningService, free_port
+from tests.interop.service import Mark, RunningService
 from tests.interop.stock_payments import OwnerSigner, Payable
 from tests.payments import TERMS
+from tests.ports import free_port
 from tests.wallets import Wallet
 
 BEGINNING: Final = Mark(chain=0, ledger=0)
