@@ -25,6 +25,8 @@ from tests.relaying import ACCOUNT, ETHER, make_relayer, open_database, relays, 
 PAYERS: list[LocalAccount] = [Account.from_key(f"0x{number:064x}") for number in range(0x100, 0x140)]
 OTHER_KEY = "0x" + "6f" * 32
 BLOCK_S = 2
+PATIENCE_S = 20
+"""Whatever takes this long hangs."""
 
 Outcome = Settled | Rejected
 
@@ -116,12 +118,12 @@ def policy(**changes: Any) -> pytest.MarkDecorator:
 
 
 async def settled(call: "asyncio.Task[Outcome]") -> str:
-    outcome = await asyncio.wait_for(call, 1)
+    outcome = await asyncio.wait_for(call, PATIENCE_S)
     assert isinstance(outcome, Settled), outcome
     return outcome.transaction
 
 
 async def rejected(call: "asyncio.Task[Outcome]") -> str:
-    outcome = await asyncio.wait_for(call, 1)
+    outcome = await asyncio.wait_for(call, PATIENCE_S)
     assert isinstance(outcome, Rejected), outcome
     return outcome.reason

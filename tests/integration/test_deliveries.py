@@ -15,7 +15,6 @@ from spawn.domain.retries import ATTEMPTS_MIN
 from spawn.outbound.outbound import TIMEOUT_S
 from spawn.services import deliveries
 from spawn.services.events import emit
-from tests import databases
 from tests.harness import World, open_world
 from tests.integration.receivers import Message, receiving, saying
 from tests.wallets import Wallet
@@ -384,8 +383,8 @@ async def test_more_than_one_look_can_hold_is_ended_and_erased_bit_by_bit(tmp_pa
         assert await world.rows("SELECT * FROM webhook") == []
 
 
-DEAD_S = 0.6 if databases.ALONE else 4.0
-"""More than sending all the rest takes, each in a transaction on a server."""
+DEAD_S = 60.0
+"""Far more than sending all the rest takes."""
 
 
 async def test_dead_hosts_hold_up_nobody(tmp_path: Path) -> None:
@@ -407,10 +406,9 @@ async def test_dead_hosts_hold_up_nobody(tmp_path: Path) -> None:
         await happen(world, more, "srv_c")
         began = time.monotonic()
         await world.service.jobs["deliveries"].tick(world.clock.now_s())
-        while len(receiver.got) < 29 and time.monotonic() - began < 5:
+        while len(receiver.got) < 29 and time.monotonic() - began < DEAD_S / 2:
             await world.service.workers.deliveries.start_due()
-        assert len(receiver.got) == 29
-        assert time.monotonic() - began < DEAD_S, "before the dead one's first request had timed out"
+        assert len(receiver.got) == 29, "before the dead one's first request had timed out"
         assert len(silent) - 1 <= deliveries.PER_HOST
         assert in_order(receiver.got)
         await world.service.workers.deliveries.stop()

@@ -2,7 +2,6 @@
 
 import asyncio
 import ssl
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -24,6 +23,8 @@ from tests.integration.receivers import canary, receiving, saying
 
 PUBLIC: Final = Rules(networks=(), own_host="api.spawn.example", own_port=8402)
 LOOPBACK: Final = Rules(networks=networks("127.0.0.0/8"), own_host="127.0.0.1", own_port=8402)
+HANGING_S: Final = 20.0
+"""Whatever takes this long waits for ever."""
 NAMES: Final = Names({"hooks.example.com": "127.0.0.1"})
 
 
@@ -160,19 +161,17 @@ async def test_it_goes_on_to_the_next_address_when_one_does_not_answer() -> None
 )
 async def test_a_receiver_that_drips_is_left(parts: tuple[bytes, ...]) -> None:
     async with saying(*parts, pause_s=0.05, for_ever=True) as said:
-        began = time.monotonic()
         with pytest.raises(NotAnswered, match=r"no answer within 0\.4 s"):
-            await out(timeout_s=0.4).post(f"http://127.0.0.1:{said[0]}/", {}, b"{}")
-        assert time.monotonic() - began < 2
+            async with asyncio.timeout(HANGING_S):
+                await out(timeout_s=0.4).post(f"http://127.0.0.1:{said[0]}/", {}, b"{}")
 
 
 async def test_the_first_line_decides_when_the_body_never_ends() -> None:
     head = b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n"
     async with saying(head, b"x", pause_s=0.05, for_ever=True) as said:
-        began = time.monotonic()
-        answer = await out(timeout_s=0.4).post(f"http://127.0.0.1:{said[0]}/", {}, b"{}")
+        async with asyncio.timeout(HANGING_S):
+            answer = await out(timeout_s=0.4).post(f"http://127.0.0.1:{said[0]}/", {}, b"{}")
         assert answer == Answer(status=200, retry_after_s=None)
-        assert time.monotonic() - began < 2
 
 
 async def test_a_huge_answer_is_not_read() -> None:

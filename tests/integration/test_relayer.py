@@ -13,6 +13,7 @@ from spawn.evm.transactions import address_of
 from spawn.payments.facilitator import Rejected, Settled, SettlementUnclear
 from tests.integration.relayer_scene import (
     OTHER_KEY,
+    PATIENCE_S,
     PAYERS,
     Scene,
     open_scene,
@@ -176,7 +177,7 @@ async def test_one_payer_cannot_pay_twice_with_the_same_money(scene: Scene) -> N
     calls = await scene.settle(*(pay(0, value=400_000, nonce=nonce) for nonce in range(4)))
     await scene.step()
     await scene.block()
-    done = [await asyncio.wait_for(call, 1) for call in calls]
+    done = [await asyncio.wait_for(call, PATIENCE_S) for call in calls]
     assert sum(isinstance(one, Settled) for one in done) == 2
     assert {one.reason for one in done if isinstance(one, Rejected)} == {Reason.INSUFFICIENT_FUNDS}
     assert len(scene.node.attempts) == 1
