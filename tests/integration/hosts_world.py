@@ -30,7 +30,7 @@ from spawn.services import hosts_admin
 from spawn.services.community import goods_of
 from spawn.services.hosts import hashed
 from spawn.services.rentals import Rentals
-from spawn.store import hosts, rentals
+from spawn.store import hosts, operations, rentals
 from spawn.store.secrets import Vault
 from tests import databases
 from tests.harness import BASE_URL, Names, SeededEntropy, VirtualClock, World, bury, settings_in
@@ -90,10 +90,14 @@ class Lent:
         return view
 
     async def status_is(self, server_id: str, status: str) -> bool:
-        """Let the operations go on for a second; whether the server has come there."""
+        """Let the operations go on for a second; whether the server has come there, and the next order may come.
+
+        What a machine is seen to be can be shown a moment before the operation that made it so has ended.
+        """
         self.world.clock.advance(1)
         await self.world.tick("operations")
-        return (await self.world.server(server_id)).status == status
+        under_way = await self.world.rows(operations.SELECT_RUNNING, server_id=server_id)
+        return not under_way and (await self.world.server(server_id)).status == status
 
     async def until(self, holds: Callable[[], Any]) -> None:
         """Wait for what another task does; bounded."""
