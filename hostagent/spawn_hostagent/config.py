@@ -27,7 +27,7 @@ REGISTRIES: Final = (
     "registry.gitlab.com",
 )
 """Well-known ones; a registry of somebody's own is for the owner to name."""
-_HOURS: Final = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
+_HOURS: Final = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-(?:([01]\d|2[0-3]):([0-5]\d)|24:00)")
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 
@@ -37,13 +37,13 @@ class ConfigError(Failure):
 
 
 class Hours(msgspec.Struct, frozen=True):
-    """A stretch of every day, by the machine's own clock; one that ends before it begins goes over midnight."""
+    """A stretch of every day, by the machine's own clock; one that does not end after it began goes over midnight."""
 
     begin: time
     end: time
 
     def covers(self, at: time) -> bool:
-        if self.begin <= self.end:
+        if self.begin < self.end:
             return self.begin <= at < self.end
         return at >= self.begin or at < self.end
 
@@ -136,5 +136,10 @@ def _window(text: str) -> Hours:
     found = _HOURS.fullmatch(text)
     if found is None:
         raise ConfigError(f"limits.hours: {text!r} is not hours of a day: write them like 22:00-06:00.")
-    hour, minute, end_hour, end_minute = map(int, found.groups())
-    return Hours(time(hour, minute), time(end_hour, end_minute))
+    hour, minute, end_hour, end_minute = map(int, found.groups("0"))
+    begin, end = time(hour, minute), time(end_hour, end_minute)
+    if begin == end and not text.endswith("24:00"):
+        raise ConfigError(
+            f"limits.hours: {text!r} begins and ends together, and covers no minute: for all day leave hours out."
+        )
+    return Hours(begin, end)

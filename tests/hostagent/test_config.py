@@ -1,6 +1,6 @@
 """The owner's configuration: the example names every field, and what is not understood is refused by its name."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import yaml  # type: ignore[import-untyped]  # its stubs are a package of their own
 from spawn_hostagent.cli.common import open_config
-from spawn_hostagent.config import Config, ConfigError, Hours, load, parse
+from spawn_hostagent.config import Config, ConfigError, Hours, Limits, load, parse
 from spawn_hostagent.failures import Failure
 from spawn_hostagent.joining.endpoints import link_address, service_address, speed_address
 
@@ -70,6 +70,12 @@ def test_null_is_no_limit_where_the_example_says_so(name: str) -> None:
         ("service: https://a.example\nlimits: {cpus: -1}", "limits.cpus"),
         ("service: https://a.example\nlimits: {gpus: some}", "limits.gpus"),
         ("service: https://a.example\nlimits: {hours: ['25:00-26:00']}", "22:00-06:00"),
+        ("service: https://a.example\nlimits: {hours: ['00:00-00:00']}", "for all day leave hours out"),
+        (
+            "service: https://a.example\nlimits: {hours: ['08:00-08:00'], strict_hours: true}",
+            "covers no minute",
+        ),
+        ("service: https://a.example\nlimits: {hours: ['24:00-06:00']}", "22:00-06:00"),
         ("service: https://a.example\ntenant_dns: [dns.lan]", "tenant_dns: 'dns.lan'"),
         ("service: https://a.example\ntenant_dns: ['fe80::1']", "IPv4 address"),
         ("service: https://a.example\ntenant_dns: [127.0.0.53]", "tenant_dns"),
@@ -85,6 +91,20 @@ def test_what_is_not_understood_is_named(text: str, words: str) -> None:
         parse(text, "agent.yaml")
     assert words in str(refused.value)
     assert "agent.yaml" in str(refused.value) or "hours" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("hours", "covered"),
+    [
+        ("00:00-24:00", range(24)),
+        ("22:00-24:00", (22, 23)),
+        ("22:00-02:00", (0, 1, 22, 23)),
+        ("02:00-04:00", (2, 3)),
+    ],
+)
+def test_hours_may_go_over_midnight_or_up_to_it(hours: str, covered: Iterable[int]) -> None:
+    (window,) = Limits(hours=(hours,)).windows()
+    assert [hour for hour in range(24) if window.covers(time(hour))] == list(covered)
 
 
 def test_a_missing_file_says_what_writes_one(tmp_path: Path) -> None:
