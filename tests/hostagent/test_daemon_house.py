@@ -90,6 +90,20 @@ async def test_a_silent_service_loses_no_tenants_disk(host: FakeHost, service: F
     assert host.machines.left == {(A, 1)}
 
 
+async def test_a_word_that_moves_the_clock_by_hours_ends_no_grace(folder: Path, service: FakeService) -> None:
+    """The machine booted with a wrong clock, and nobody told it for a while."""
+    clock = service.clock = VirtualClock(wall_off_s=-2 * LEFT_GRACE_S)
+    service.refuses_sockets, service.http_works = True, False
+    async with fake_host(folder, service, clock) as host:
+        host.machines.left = {(A, 1)}
+        await host.pass_time(3 * MINUTE, step=5)
+        service.refuses_sockets = False
+        await host.connected()
+        await host.pass_time(3 * MINUTE, step=5)
+        assert host.daemon.keeper._heard_at is not None
+        assert host.machines.left == {(A, 1)}
+
+
 async def test_what_goes_down_again_and_again_does_not_keep_its_host_busy(
     host: FakeHost, service: FakeService
 ) -> None:

@@ -46,7 +46,13 @@ def wanted(**fields: Any) -> dict[RentalId, Desired]:
 
 def world(*reports: RentalReport, **fields: Any) -> World:
     defaults: dict[str, Any] = {"now_s": NOW, "leases": {(A, 1): NOW + 100}, "desired": wanted()}
+    defaults["elapsed_s"] = fields.get("now_s", NOW)
     return World(reports=reports, **(defaults | fields))
+
+
+def at(found: World, now_s: int, **fields: Any) -> World:
+    """The same world at that time, with these changes."""
+    return msgspec.structs.replace(found, now_s=now_s, elapsed_s=now_s, **fields)
 
 
 def actions(found: World) -> list[Action]:
@@ -88,13 +94,9 @@ def test_a_stranger_has_five_minutes_from_when_it_was_first_seen() -> None:
     first = decide(found)
     assert first.actions == ()
     assert first.strangers == {(A, 1): NOW}
-    later = msgspec.structs.replace(
-        found, now_s=NOW + GRACE_S - 1, heard_at=NOW + GRACE_S - 1, strangers=first.strangers
-    )
+    later = at(found, NOW + GRACE_S - 1, heard_at=NOW + GRACE_S - 1, strangers=first.strangers)
     assert decide(later).actions == ()
-    last = msgspec.structs.replace(
-        found, now_s=NOW + GRACE_S, heard_at=NOW + GRACE_S, strangers=decide(later).strangers
-    )
+    last = at(found, NOW + GRACE_S, heard_at=NOW + GRACE_S, strangers=decide(later).strangers)
     assert endings(last) == ["command"]
 
 
@@ -156,7 +158,7 @@ def test_what_stops_again_and_again_is_started_less_and_less_often() -> None:
     found = world(report(state="stopped"), leases={(A, 1): NOW + 10**9})
     started = []
     for now_s in range(NOW, NOW + 4 * 3600):
-        found = msgspec.structs.replace(found, now_s=now_s)
+        found = at(found, now_s)
         decision = decide(found)
         found = msgspec.structs.replace(found, woken=decision.woken)
         if decision.actions:
@@ -173,7 +175,7 @@ def test_what_ran_for_long_is_started_again_at_once() -> None:
         report(), woken=woken, now_s=NOW + WAKE_AGAIN_MAX_S, leases={(A, 1): NOW + 2 * WAKE_AGAIN_MAX_S}
     )
     assert decide(ran).woken == {}
-    too_short = msgspec.structs.replace(ran, now_s=NOW + WAKE_AGAIN_MAX_S - 1)
+    too_short = at(ran, NOW + WAKE_AGAIN_MAX_S - 1)
     assert decide(too_short).woken == woken
     assert decide(msgspec.structs.replace(ran, reports=())).woken == {}
 
@@ -205,6 +207,30 @@ def test_a_disk_without_a_container_goes_once_the_service_has_long_not_known_it(
     assert actions(msgspec.structs.replace(later, busy=frozenset({A}))) == []
 
 
+def test_a_clock_that_is_set_right_ends_no_grace() -> None:
+    """The machine booted with a wrong clock; the service's first word moves it by hours, and is seconds old."""
+    left, stranger = world(leftovers=((A, 1),), desired={}), world(report(lease_expires_at=NOW + 9 * HOURS))
+    for found in (left, msgspec.structs.replace(stranger, desired={}, leases={})):
+        first = decide(msgspec.structs.replace(found, elapsed_s=10.0))
+        for off_s in (2 * HOURS, -2 * HOURS):
+            moved = msgspec.structs.replace(
+                found, now_s=NOW + off_s, elapsed_s=20.0, heard_at=15.0, strangers=first.strangers
+            )
+            assert actions(moved) == []
+            over = 10.0 + LEFT_GRACE_S
+            assert actions(msgspec.structs.replace(moved, elapsed_s=over, heard_at=over)) != []
+
+
+def test_what_was_started_again_waits_as_long_whatever_the_clock_says() -> None:
+    stopped = world(report(state="stopped"), woken={(A, 1): Woken(1, 10.0)}, leases={(A, 1): NOW + 9 * HOURS})
+    for off_s in (2 * HOURS, -2 * HOURS):
+        moved = msgspec.structs.replace(stopped, now_s=NOW + off_s, elapsed_s=9.0 + WAKE_AGAIN_S)
+        assert actions(moved) == []
+        assert actions(msgspec.structs.replace(moved, elapsed_s=10.0 + WAKE_AGAIN_S)) == [
+            Wake(A, 1, NOW + 9 * HOURS)
+        ]
+
+
 def test_a_busy_rental_is_left_to_its_command() -> None:
     over = world(report(), leases={(A, 1): NOW - 1}, busy=frozenset({A}))
     assert actions(over) == []
@@ -231,6 +257,7 @@ WANTED = st.builds(
 WORLDS = st.builds(
     World,
     now_s=st.just(NOW),
+    elapsed_s=st.just(NOW),
     reports=st.lists(REPORTS, max_size=6, unique_by=lambda r: (r.rental_id, r.generation)).map(tuple),
     desired=st.lists(WANTED, max_size=2).map(lambda entries: {entry.rental_id: entry for entry in entries}),
     heard_at=st.none() | st.integers(NOW - 2 * GRACE_S, NOW),

@@ -90,11 +90,11 @@ class Keeper:
         self._worker = ThreadPoolExecutor(1, "hardware")
         self._voice: Voice | None = None
         self._wake = asyncio.Event()
-        self._strangers: dict[Key, int] = {}
+        self._strangers: dict[Key, float] = {}
         self._woken: dict[Key, Woken] = {}
         self._leftovers: tuple[Key, ...] = ()
         self._cards_changed = False
-        self._heard_at: int | None = None
+        self._heard_at: float | None = None
         self._missing: dict[Key, float] = {}
         self._shown: dict[Key, RentalReport] = {}
         self.reports: tuple[RentalReport, ...] = ()
@@ -208,12 +208,14 @@ class Keeper:
         now_s = self._service_clock.now_ms() / 1000
         left = [end - now_s for end in ends if end is not None]
         # Of one whose moment is past there is nothing to wait for: it may not run for another reason.
-        again = [woken.again_s - now_s for woken in self._woken.values() if woken.again_s > now_s]
+        elapsed_s = self._clock.elapsed_s()
+        again = [woken.again_s - elapsed_s for woken in self._woken.values() if woken.again_s > elapsed_s]
         return max(0.0, min([TICK_S, *left, *again]))
 
     def _world(self) -> World:
         return World(
             now_s=self._service_clock.now_s(),
+            elapsed_s=self._clock.elapsed_s(),
             reports=self.reports,
             desired=self._journal.desired(),
             heard_at=self._heard_at,
@@ -284,7 +286,7 @@ class Keeper:
     async def want(self, desired: tuple[Desired, ...]) -> None:
         """Keep it, and look soon."""
         self._journal.want(desired)
-        self._heard_at = self._service_clock.now_s()
+        self._heard_at = self._clock.elapsed_s()
         self._wake.set()
 
     async def dial(self, dial: Dial) -> None:

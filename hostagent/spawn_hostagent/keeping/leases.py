@@ -2,7 +2,8 @@
 
 Invariant: a decision depends on nothing but what it is given, and it deletes nothing but what is left of a rental whose
 container is gone, once the service has long said that it knows no such rental. Where the service is silent, a tenant
-runs until the lease ends that was granted last, and no longer.
+runs until the lease ends that was granted last, and no longer. Leases end by the service's clock; a grace is counted
+by one that nobody sets, since the service's first word may move ours by hours.
 """
 
 from collections.abc import Mapping
@@ -49,13 +50,13 @@ class Clear(msgspec.Struct, frozen=True):
 
 
 class Woken(msgspec.Struct, frozen=True):
-    """How often it was started again in a row, and when last, in unix seconds."""
+    """How often it was started again in a row, and when last, in seconds of `World.elapsed_s`."""
 
     times: int
-    at_s: int
+    at_s: float
 
     @property
-    def again_s(self) -> int:
+    def again_s(self) -> float:
         """From when it may be started once more."""
         return self.at_s + min(WAKE_AGAIN_S << min(self.times - 1, 32), WAKE_AGAIN_MAX_S)
 
@@ -64,20 +65,24 @@ Action = Union[Halt, Wake, Clear]  # noqa: UP007 - a type that Python 3.10 reads
 
 
 class World(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a decision is made of; times are unix seconds by the service's clock.
+    """All that a decision is made of.
+
+    `now_s` and `leases`, the latest granted, are unix seconds by the service's clock; `elapsed_s`, `heard_at`,
+    `strangers` and `woken` are seconds by `Clock.elapsed_s`, of this life of the daemon.
 
     `desired` is the service's last word and `heard_at` when it came, None where it has said nothing since the daemon
-    began. `leases` are the latest granted. `strangers` and `woken` are what the decision before answered. `leftovers`
-    are rentals of which there is a disk and no container. `busy` are rentals that a command is about to change: they
-    are left alone. `is_closed` where the owner's strict hours forbid to run.
+    began. `strangers` and `woken` are what the decision before answered. `leftovers` are rentals of which there is a
+    disk and no container. `busy` are rentals that a command is about to change: they are left alone. `is_closed` where
+    the owner's strict hours forbid to run.
     """
 
     now_s: int
+    elapsed_s: float
     reports: tuple[RentalReport, ...]
     desired: Mapping[RentalId, Desired] = {}
-    heard_at: int | None = None
+    heard_at: float | None = None
     leases: Mapping[Key, int] = {}
-    strangers: Mapping[Key, int] = {}
+    strangers: Mapping[Key, float] = {}
     woken: Mapping[Key, Woken] = {}
     leftovers: tuple[Key, ...] = ()
     busy: frozenset[RentalId] = frozenset()
@@ -88,7 +93,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """What to do, since when what is here has been unknown, and what was started again of late."""
 
     actions: tuple[Action, ...]
-    strangers: dict[Key, int]
+    strangers: dict[Key, float]
     woken: dict[Key, Woken]
 
 
@@ -96,12 +101,12 @@ def decide(world: World) -> Decision:
     """What must stop now, what may run again, and what is left of nothing."""
     newest = _newest_running(world.reports)
     actions: list[Action] = []
-    strangers = {key: world.strangers.get(key, world.now_s) for key in _forsaken(world)}
+    strangers = {key: world.strangers.get(key, world.elapsed_s) for key in _forsaken(world)}
     woken = _still_woken(world)
     for report in world.reports:
         key = (report.rental_id, report.generation)
         if report.state == "running" and not _is_wanted(world, report):
-            strangers[key] = world.strangers.get(key, world.now_s)
+            strangers[key] = world.strangers.get(key, world.elapsed_s)
         if report.rental_id in world.busy:
             continue
         if report.state == "running":
@@ -109,9 +114,9 @@ def decide(world: World) -> Decision:
             actions += [halt] if halt else []
         elif report.state == "stopped" and report.rental_id not in newest:
             wake = _wake(world, report)
-            if wake is not None and (key not in woken or world.now_s >= woken[key].again_s):
+            if wake is not None and (key not in woken or world.elapsed_s >= woken[key].again_s):
                 actions.append(wake)
-                woken[key] = Woken(woken[key].times + 1 if key in woken else 1, world.now_s)
+                woken[key] = Woken(woken[key].times + 1 if key in woken else 1, world.elapsed_s)
     actions += [Clear(*key) for key in _forsaken(world) if _is_forsaken_for_long(world, key)]
     return Decision(actions=tuple(actions), strangers=strangers, woken=woken)
 
@@ -134,13 +139,13 @@ def _is_wanted(world: World, report: RentalReport) -> bool:
     return wanted is not None and wanted.generation == report.generation
 
 
-def _halt(world: World, report: RentalReport, newest: int, unknown_since: int | None) -> Halt | None:
+def _halt(world: World, report: RentalReport, newest: int, unknown_since: float | None) -> Halt | None:
     why = _reason_to_stop(world, report, newest, unknown_since)
     return None if why is None else Halt(report.rental_id, report.generation, *why)
 
 
 def _reason_to_stop(
-    world: World, report: RentalReport, newest: int, unknown_since: int | None
+    world: World, report: RentalReport, newest: int, unknown_since: float | None
 ) -> tuple[EndedBy, str] | None:
     if world.is_closed:
         return "owner", "the owner's hours are over"
@@ -152,7 +157,7 @@ def _reason_to_stop(
     if unknown_since is None:
         is_stopped = world.desired[report.rental_id].state == "stopped"
         return ("command", "the service wants it stopped") if is_stopped else None
-    if world.now_s < unknown_since + GRACE_S:
+    if world.elapsed_s < unknown_since + GRACE_S:
         return None
     if lease is None:
         return "command", "nobody knows it, nor until when it may run"
@@ -178,7 +183,8 @@ def _still_woken(world: World) -> dict[Key, Woken]:
     return {
         key: woken
         for key, woken in world.woken.items()
-        if key in here and not (here[key].state == "running" and world.now_s >= woken.at_s + WAKE_AGAIN_MAX_S)
+        if key in here
+        and not (here[key].state == "running" and world.elapsed_s >= woken.at_s + WAKE_AGAIN_MAX_S)
     }
 
 
