@@ -14,7 +14,7 @@ from typing import Final, get_args
 import msgspec
 from docker import APIClient
 from spawn_schemas.ids import RentalId
-from spawn_schemas.inventory import Isolation
+from spawn_schemas.inventory import Inventory, Isolation
 from spawn_schemas.orders import EndedBy, RentalReport, StartInstance
 
 from spawn_hostagent.config import Config
@@ -56,7 +56,7 @@ MEASURE_AGAIN_S: Final = 60
 
 
 class DockerManager:
-    """One machine. `lent` is what its owner lends, all tenants together; `lend_gpus` when a card is lost or comes.
+    """One machine. `lent` is what its owner lends, all tenants together, until an inventory says what it is by then.
 
     `lines` and `rules` are the profile; they are all of it but in tests that show what one is for. `used_percent` tells
     how full the disk of Docker's data is, `now` is a clock in unix seconds, `run` runs programs that tell versions.
@@ -97,9 +97,16 @@ class DockerManager:
         self._room.lent = lent
         self._firewall.up_mbit = lent.up_mbit
 
-    def lend_gpus(self, gpus: tuple[str, ...]) -> None:
-        if gpus != self._room.lent.gpus:
-            self.lend(msgspec.structs.replace(self._room.lent, gpus=gpus))
+    def lend_as(self, told: Inventory) -> None:
+        self.lend(
+            msgspec.structs.replace(
+                self._room.lent,
+                cpus=told.cpus,
+                memory_mib=told.memory_mib,
+                disk_mib=told.disk_mib,
+                gpus=told.lent_gpus,
+            )
+        )
 
     def close(self) -> None:
         """Let go of Docker; containers run on. Blocks until what is being done is done."""

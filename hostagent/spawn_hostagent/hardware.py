@@ -117,10 +117,12 @@ class HardwareDetector:
     def inventory(
         self, isolation: Isolation | None = None, docker_version: str | None = None, used_disk_mib: int = 0
     ) -> Inventory:
-        """The machine and what is lent of it. `used_disk_mib` is what rentals take now, and stays lent."""
+        """The machine and what is lent of it. `used_disk_mib` is what rentals say that they take now; it stays lent."""
         system = self.detect_system()
         nvidia = self.detect_gpus()
-        lent = lend(self._limits, system, nvidia.gpus, used_disk_mib)
+        # A disk of fixed size keeps what its tenant deleted, and one that is stopped does not say what it has.
+        used_mib = max(used_disk_mib, used_by_disks(self._storage))
+        lent = lend(self._limits, system, nvidia.gpus, used_mib)
         return Inventory(
             hostname=system.hostname,
             os=system.os,

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import msgspec
 from spawn_schemas.ids import RentalId
-from spawn_schemas.inventory import Isolation
+from spawn_schemas.inventory import Inventory, Isolation
 from spawn_schemas.orders import Problem, RentalReport, StartInstance
 
 Progress = Callable[[int, str], Awaitable[None]]
@@ -101,8 +101,8 @@ class Machines(Protocol):
         """Of the engine that runs them."""
         ...
 
-    def lend_gpus(self, gpus: tuple[str, ...]) -> None:
-        """From now on these cards, by their UUIDs; whoever has another one keeps it."""
+    def lend_as(self, told: Inventory) -> None:
+        """From now on as much as the inventory says that is lent; whoever has more keeps it."""
         ...
 
     async def leftovers(self) -> tuple[tuple[RentalId, int], ...]:

@@ -80,6 +80,7 @@ class FakeHardware:
     def __init__(self) -> None:
         self.asked = 0
         self.lent_gpus: tuple[str, ...] = ("GPU-1",)
+        self.lent_disk_mib = 50_000
         self.busy = 0
 
     def inventory(
@@ -98,7 +99,7 @@ class FakeHardware:
             total_disk_mib=100_000,
             cpus=4,
             memory_mib=8000,
-            disk_mib=50_000,
+            disk_mib=self.lent_disk_mib,
             gpus=(Gpu(uuid="GPU-1", index=0, is_lost=not self.lent_gpus),),
             lent_gpus=self.lent_gpus,
             docker_version=docker_version,

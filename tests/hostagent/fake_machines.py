@@ -13,7 +13,7 @@ import msgspec
 from spawn_hostagent.keeping.leases import Key
 from spawn_hostagent.machines import Capacity, ExecResult, MachineError, Progress
 from spawn_schemas.ids import RentalId
-from spawn_schemas.inventory import Isolation
+from spawn_schemas.inventory import Inventory, Isolation
 from spawn_schemas.orders import EndedBy, Problem, RentalReport, RentalState, StartInstance
 
 
@@ -50,7 +50,7 @@ class FakeMachines:
         self.entered: Counter[str] = Counter()
         self.listeners: dict[tuple[RentalId, int], tuple[str, int]] = {}
         self.tier = "runc"
-        self.gpus: tuple[str, ...] = ()
+        self.lent: Inventory | None = None
         self.left: set[Key] = set()
         """Disks whose containers somebody removed."""
         self.sweeps = 0
@@ -163,8 +163,8 @@ class FakeMachines:
     async def docker_version(self) -> str | None:
         return "28.3.0"
 
-    def lend_gpus(self, gpus: tuple[str, ...]) -> None:
-        self.gpus = gpus
+    def lend_as(self, told: Inventory) -> None:
+        self.lent = told
 
     async def leftovers(self) -> tuple[Key, ...]:
         return tuple(sorted(self.left))

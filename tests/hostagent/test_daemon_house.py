@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from spawn_hostagent.config import Images
+from spawn_hostagent.config import MIB_PER_GB, Images
 from spawn_hostagent.keeping.leases import LEFT_GRACE_S
 from spawn_schemas.orders import Problem
 
@@ -49,15 +49,35 @@ async def test_a_card_that_is_lost_is_not_lent_and_one_that_comes_late_is(
     host: FakeHost, service: FakeService
 ) -> None:
     await host.pass_time(2)
-    assert host.machines.gpus == ("GPU-1",)
+    assert host.machines.lent is not None
+    assert host.machines.lent.lent_gpus == ("GPU-1",)
     for lent in ((), ("GPU-1",)):
         inventories = sum(sync.inventory is not None for sync in service.syncs)
         host.hardware.lent_gpus = lent
         await host.pass_time(MINUTE + 5)
-        assert host.machines.gpus == lent
+        assert host.machines.lent.lent_gpus == lent
         told = [sync.inventory for sync in service.syncs if sync.inventory is not None]
         assert len(told) == inventories + 1, "the service hears of it, once"
         assert told[-1].lent_gpus == lent
+
+
+async def test_what_is_taken_is_what_the_service_was_told_though_the_owner_fills_the_disk(
+    host: FakeHost, service: FakeService
+) -> None:
+    def told() -> list[int]:
+        return [sync.inventory.disk_mib for sync in service.syncs if sync.inventory is not None]
+
+    await host.pass_time(2)
+    for lent_mib, is_told in ((50_000 - MIB_PER_GB, True), (49_000, False), (90_000, False)):
+        before = told()
+        host.hardware.lent_disk_mib = lent_mib
+        await host.pass_time(MINUTE + 5)
+        assert host.machines.lent is not None
+        assert host.machines.lent.disk_mib == lent_mib
+        assert (host.machines.lent.cpus, host.machines.lent.memory_mib) == (4, 8000)
+        assert told() == before + ([lent_mib] if is_told else []), "soon, if it is less than was told"
+    await host.pass_time(10 * MINUTE, step=5)
+    assert told()[-1] == 90_000, "more can wait"
 
 
 async def test_the_service_is_told_which_docker_runs_here(host: FakeHost, service: FakeService) -> None:

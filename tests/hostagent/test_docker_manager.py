@@ -21,8 +21,10 @@ from spawn_hostagent.walls.admission import Lent
 from spawn_hostagent.walls.canary import FLOOR
 from spawn_hostagent.walls.isolation import LINES
 from spawn_schemas.ids import RentalId
+from spawn_schemas.inventory import Inventory
 
 from tests.hostagent.docker_engine import engine
+from tests.hostagent.fake_host import FakeHardware
 from tests.hostagent.namespaces import inside
 from tests.isolation.arena import CARDS, FOR_EVER, Arena, ignore, mended
 
@@ -43,6 +45,17 @@ def another(ground: Arena, lent: Lent | None = None, **more: Any) -> DockerManag
     made = DockerManager(ground.config(), lent or ground.lent, **more)
     made._isolation = ground.isolation
     return made
+
+
+def told(lent: Lent, **changes: Any) -> Inventory:
+    """What the service is told of a machine that lends so much."""
+    lends = {
+        "cpus": lent.cpus,
+        "memory_mib": lent.memory_mib,
+        "disk_mib": lent.disk_mib,
+        "lent_gpus": lent.gpus,
+    }
+    return msgspec.structs.replace(FakeHardware().inventory(), **(lends | changes))
 
 
 @contextlib.contextmanager
@@ -267,14 +280,28 @@ def test_a_sweep_removes_what_never_ran_and_nothing_else(ground: Arena, manager:
 
 def test_a_card_that_is_lost_is_given_to_nobody(ground: Arena, manager: DockerManager) -> None:
     with contextlib.closing(another(ground)) as poorer:
-        poorer.lend_gpus(CARDS[1:])
+        poorer.lend_as(told(ground.lent, lent_gpus=CARDS[1:]))
         assert ground.run(poorer.capacity()).gpus == CARDS[1:]
         with refused("over_limits"):
             ground.run(poorer.start(ground.order(RENTAL, gpus=CARDS[:1]), ignore))
-        poorer.lend_gpus(CARDS)
+        poorer.lend_as(told(ground.lent))
         assert ground.run(poorer.start(ground.order(RENTAL, gpus=CARDS[:1]), ignore)).gpus == CARDS[:1]
         assert ground.run(poorer.capacity()).memory_mib < ground.lent.memory_mib
         assert ground.run(poorer.docker_version())
+
+
+def test_what_the_inventory_says_is_what_may_be_taken(ground: Arena, manager: DockerManager) -> None:
+    """The owner fills his disk, or makes room: neither is known when the agent begins."""
+    order, less = ground.order(RENTAL), ground.order().disk_mib - 1
+    with contextlib.closing(another(ground)) as other:
+        other.lend_as(told(ground.lent, cpus=2.5, memory_mib=4000, disk_mib=less))
+        left = ground.run(other.capacity())
+        assert (left.cpus, left.memory_mib, left.disk_mib) == (2.5, 4000, less)
+        assert left.rentals == ground.lent.rentals
+        with refused("over_limits"):
+            ground.run(other.start(order, ignore))
+        other.lend_as(told(ground.lent, disk_mib=2 * ground.lent.disk_mib))
+        assert ground.run(other.capacity()).disk_mib == 2 * ground.lent.disk_mib
 
 
 def test_one_damaged_small_file_hides_no_rental(ground: Arena, manager: DockerManager) -> None:

@@ -1,7 +1,9 @@
 """What is found of a machine: every field by itself, and never an exception."""
 
+import os
 import platform
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -295,6 +297,21 @@ def test_limits_are_kept_and_never_promise_more_than_there_is() -> None:
 
 def test_disk_that_rentals_take_now_stays_lent() -> None:
     assert lend(Limits(), A_SYSTEM, (), used_disk_mib=50_000).disk_mib == 450_000
+
+
+def test_what_rentals_take_is_what_they_say_or_what_their_disks_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is stopped says nothing; one by quota has no file."""
+    usage = SimpleNamespace(total=100 * 2**30, free=50 * 2**30)
+    monkeypatch.setattr(psutil, "disk_usage", lambda _: usage)
+    (tmp_path / "disks").mkdir()
+    with (tmp_path / "disks" / "spawn-srv_a-1.img").open("wb") as disk:
+        disk.truncate(2**30)
+        os.posix_fallocate(disk.fileno(), 0, 8 * 2**20)
+    found = detector(storage=tmp_path, limits=Limits(disk_gb=90))
+    for said_mib, taken_mib in ((0, 8), (5, 8), (20, 20)):
+        assert found.inventory(used_disk_mib=said_mib).disk_mib == 50 * 1024 + taken_mib
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from spawn_schemas.orders import Ack, AckState, Command, Desired, RentalReport
 from spawn_hostagent.clock import Clock, ServiceClock
 from spawn_hostagent.commands.executor import Executor
 from spawn_hostagent.commands.journal import Journal, Stage
+from spawn_hostagent.config import MIB_PER_GB
 from spawn_hostagent.docker.turns import each
 from spawn_hostagent.keeping.leases import Key, Woken, World, decide, lease_of
 from spawn_hostagent.keeping.rules import Rules
@@ -93,7 +94,7 @@ class Keeper:
         self._strangers: dict[Key, float] = {}
         self._woken: dict[Key, Woken] = {}
         self._leftovers: tuple[Key, ...] = ()
-        self._cards_changed = False
+        self._told: Inventory | None = None
         self._heard_at: float | None = None
         self._missing: dict[Key, float] = {}
         self._shown: dict[Key, RentalReport] = {}
@@ -184,8 +185,15 @@ class Keeper:
             _log.warning(
                 "Of the GPUs, these are lent now: %s.", ", ".join(self.inventory.lent_gpus) or "none"
             )
-            self._cards_changed = True
+        if self._has_news():
             self.changed()
+
+    def _has_news(self) -> bool:
+        """Whether the service may sell what is lent no more, or does not know of a card; the rest can wait."""
+        told, now = self._told, self.inventory
+        if told is None or now is None:
+            return False
+        return told.lent_gpus != now.lent_gpus or now.disk_mib <= told.disk_mib - MIB_PER_GB
 
     async def _find_leftovers(self) -> None:
         self._leftovers = await self._machines.leftovers()
@@ -271,9 +279,9 @@ class Keeper:
             # What we cannot see is not gone: the service hears what was here last.
             self._fail(error)
             return Picture(rentals=self.reports, draining=bool(self._rules.drained_by()))
-        if whole or self._cards_changed:
-            whole, self._cards_changed = True, False
-            self.inventory = await self._take_inventory()
+        whole = whole or self._has_news()
+        if whole:
+            self._told = self.inventory = await self._take_inventory()
         return Picture(
             rentals=(*self.reports, *self._gone()),
             inventory=self.inventory if whole else None,
@@ -330,7 +338,10 @@ class Keeper:
         self._missing = {key: self._missing.get(key, now) for key in wanted - here if key[0] not in busy}
 
     async def _take_inventory(self) -> Inventory | None:
-        """What the machine is now; its cards are lent from here on, since one may be lost, or its driver come late."""
+        """What the machine is now. From here on so much is lent as it says: what is told and what is taken agree.
+
+        A card may be lost, or its driver come late; the owner may fill the disk, or make room.
+        """
         isolation = await self._ask(self._machines.isolation, Isolation())
         version = await self._ask(self._machines.docker_version, None)
         used = sum(report.disk_used_mib or 0 for report in self.reports)
@@ -338,7 +349,7 @@ class Keeper:
             lambda: self._hardware.inventory(isolation, version, used_disk_mib=used), self.inventory
         )
         if found is not None:
-            self._machines.lend_gpus(found.lent_gpus)
+            self._machines.lend_as(found)
         return found
 
     async def _ask(self, question: Callable[[], Awaitable[T]], otherwise: T) -> T:
