@@ -14,11 +14,15 @@ from tests.hostagent.namespaces import inside
 
 
 class Registry:
-    """`asked` is every path that was asked for. `held` keeps blobs back until it is set, for a pull seen half-way."""
+    """`asked` is every path that was asked for. `held` keeps blobs back until it is set, for a pull seen half-way.
+
+    `private` are digests that nobody gets without a login; there is none.
+    """
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.asked: list[str] = []
+        self.private: set[str] = set()
         self.held = threading.Event()
         self.held.set()
         self.port = 0
@@ -40,6 +44,9 @@ def serving(layout: Layout, network: str) -> Iterator[Registry]:
             kind, _, digest = self.path.rpartition("/")
             if self.path == "/v2/":
                 self._send(b"{}", "application/json")
+                return
+            if digest in registry.private:
+                self._send(b'{"errors":[{"code":"UNAUTHORIZED"}]}', "application/json", status=401)
                 return
             blob = layout.blob(digest)
             if not digest.startswith("sha256:") or not blob.exists():

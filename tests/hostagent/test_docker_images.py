@@ -109,6 +109,28 @@ def test_a_disk_that_gets_full_ends_the_pull(ground: Arena) -> None:
     assert not here(ground, image)
 
 
+def test_what_the_owner_fetched_runs_only_if_its_registry_gives_it_to_everybody(ground: Arena) -> None:
+    manager, private = ground.manager(), ground.engine.registry.private
+    owners, ours = variant(ground, "of-the-owner"), variant(ground, "of-ours")
+    client = ground.engine.client()
+    with contextlib.closing(client):
+        client.pull(owners)
+    ground.run(manager.prepull(ours, ignore))
+    private |= {image.partition("@")[2] for image in (owners, ours)}
+    try:
+        with refused("image_unavailable"):
+            ground.run(manager.start(ground.order(RENTAL, image=owners), ignore))
+        assert ground.run(manager.list_rentals()) == ()
+        assert here(ground, owners)
+        ground.run(
+            manager.prepull(ours, ignore)
+        )  # nobody is asked for what we pulled: a registry may be down
+    finally:
+        private.clear()
+    ground.run(manager.prepull(owners, ignore))
+    assert not manager._pulls._shelf.has(owners), "it stays the owner's"
+
+
 def test_what_was_unused_for_longest_is_evicted_and_nothing_of_the_owners(ground: Arena) -> None:
     fullness, clock = [50.0], [1000.0]
     config = ground.config()

@@ -1,12 +1,18 @@
 """Pulls that nobody wants any more, or that would never end, without an engine."""
 
 import asyncio
+import contextlib
+import itertools
+import json
+from base64 import b64encode, urlsafe_b64decode
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import requests
+from docker import APIClient
 from spawn_hostagent.docker import images
 from spawn_hostagent.docker.pulls import PULL_MAX_S, QUIET_S, TELL_EVERY_S, Pulls, closed_answers
 from spawn_hostagent.machines import MachineError
@@ -47,6 +53,34 @@ class Docker:
     def dial(self, timeout_s: int) -> Any:
         self.patience_s = timeout_s
         return SimpleNamespace(close=lambda: None, hooks={"response": []})
+
+
+def test_no_registry_hears_of_the_owners_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither by his configuration nor by a helper, which would be run for it: there is none of this name."""
+    login = b64encode(b"owner:s3cret").decode()
+    config = {"auths": {"ghcr.io": {"auth": login}}, "credHelpers": {"quay.io": "of-the-owner"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    sent: list[Any] = []
+
+    def answer(_: Any, request: requests.PreparedRequest, **__: Any) -> requests.Response:
+        sent.append(json.loads(urlsafe_b64decode(request.headers["X-Registry-Auth"])))
+        response = requests.Response()
+        response.status_code, response._content, response.request = 404, b"", request
+        return response
+
+    client = APIClient(base_url="http://127.0.0.1:9", version="1.41")
+    monkeypatch.setattr(APIClient, "send", answer)
+    asks: tuple[Callable[[str], None], ...] = (
+        lambda image: images.pull(client, image, lambda *_: None, lambda: 0.0),
+        lambda image: images.check_public(client, image),
+    )
+    with contextlib.closing(client):
+        for registry, ask in itertools.product(("ghcr.io", "quay.io"), asks):
+            with pytest.raises(MachineError) as refused:
+                ask(f"{registry}/owner/private@sha256:{'0' * 64}")
+            assert refused.value.problem.code == "image_unavailable"
+    assert sent == [{}] * 4
 
 
 async def test_who_wants_it_no_more_is_heard_though_it_gets_no_further(

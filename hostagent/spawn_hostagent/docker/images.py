@@ -1,7 +1,8 @@
 """Images: which may be run, how they come here, and which go when the disk fills up.
 
 Invariant: an image is named by digest, comes from where the owner's list allows, and never from this machine's own
-network unless the list names that place. What we pulled we may remove; what the owner pulled we never touch.
+network unless the list names that place. It is one that its registry gives to everybody: the owner's logins are his.
+What we pulled we may remove; what the owner pulled we never touch.
 """
 
 import contextlib
@@ -37,6 +38,8 @@ _REFERENCE: Final = re.compile(
 )
 _MOUNT_PATH: Final = re.compile(r"/[A-Za-z0-9._/-]{1,200}")
 _SYSTEM_PATHS: Final = ("/proc", "/sys", "/dev", "/run", "/tmp", "/etc/hosts", "/etc/resolv.conf")  # noqa: S108
+_NOBODY: Final[dict[str, str]] = {}
+"""Who asks a registry. The SDK would look for the owner's login, in his configuration and its helpers, if not told."""
 _IMAGE_ENV_REFUSED: Final = ("LD_PRELOAD", "LD_AUDIT")
 
 Told = Callable[[int, str], None]
@@ -107,6 +110,20 @@ def inspect(client: APIClient, image: str) -> dict[str, Any] | None:
     return found
 
 
+def check_public(client: APIClient, image: str) -> None:
+    """Refuse an image that its registry does not give to everybody: what is here may be by a login of the owner's.
+
+    Raises MachineError `image_unavailable`. Blocks for as long as the registry takes to answer.
+    """
+    try:
+        client.inspect_distribution(image, auth_config=_NOBODY)  # type: ignore[no-untyped-call]  # its stub has no types
+    except docker.errors.APIError as error:
+        raise refuse(
+            "image_unavailable",
+            f"{image[:200]} is here for the owner, and its registry does not say that it is everybody's: {said(error)}",
+        ) from error
+
+
 def pull(client: APIClient, image: str, tell: Told, used_percent: Callable[[], float]) -> None:
     """Fetch it, telling how far it is. Blocks for as long as that takes.
 
@@ -114,7 +131,7 @@ def pull(client: APIClient, image: str, tell: Told, used_percent: Callable[[], f
     """
     layers: dict[str, tuple[int, int]] = {}
     try:
-        stream: Any = client.pull(image, stream=True, decode=True)
+        stream: Any = client.pull(image, stream=True, decode=True, auth_config=_NOBODY)
         # Leaving the stream ends the pull: Docker gives up one that nobody listens to.
         with contextlib.closing(stream):
             for message in stream:

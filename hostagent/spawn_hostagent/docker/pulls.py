@@ -1,7 +1,7 @@
 """Images brought here, with their progress told to somebody on the event loop.
 
 Invariant: a pull that its caller gives up ends, at Docker's next word, and one that takes too long ends by itself: it
-keeps others waiting. An image that was here before us stays its owner's.
+keeps others waiting. An image that was here before us stays its owner's, and runs if its registry gives it to anybody.
 """
 
 import asyncio
@@ -50,15 +50,18 @@ class Pulls:
         if inspected is None:
             await self._pull(image, tell)
             inspected = await self._engine.call(lambda client: images.inspect(client, image))
-        else:
-            await self._engine.call(lambda _: self._wanted_again(image))
+        elif not await self._engine.call(lambda _: self._is_wanted_again(image)):
+            await self._engine.call_slow(lambda client: images.check_public(client, image))
         if inspected is None:
             raise refuse("image_unavailable", f"{image[:200]} was pulled and is not there.")
         return inspected
 
-    def _wanted_again(self, image: str) -> None:
-        if self._shelf.has(image):
-            self._shelf.touch(image, int(self._now()))
+    def _is_wanted_again(self, image: str) -> bool:
+        """Whether it is one that we pulled; its registry need not be asked again, and may be down."""
+        if not self._shelf.has(image):
+            return False
+        self._shelf.touch(image, int(self._now()))
+        return True
 
     async def _pull(self, image: str, tell: Progress) -> None:
         loop = asyncio.get_running_loop()
