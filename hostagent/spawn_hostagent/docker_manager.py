@@ -84,7 +84,9 @@ class DockerManager:
             self._disks, self._memory, shelf, config.images, fullness, self._room.wanted_images
         )
         self._pulls = Pulls(self._engine, shelf, self._keeping.evict, fullness, now)
-        self._firewall = Firewall(lambda: config.tenant_dns or resolvers_of_machine(), lent.up_mbit, rules)
+        self._firewall = Firewall(
+            lambda: config.tenant_dns or resolvers_of_machine(), lent.up_mbit, rules, rentals=lent.rentals
+        )
         self._turns = Turns()
         self._measuring = asyncio.Lock()
         self._isolation: Isolation | None = None
@@ -95,7 +97,7 @@ class DockerManager:
         if lent.gpus and not self._room.lent.gpus:
             self._isolation = None  # what gives out cards was not looked at
         self._room.lent = lent
-        self._firewall.up_mbit = lent.up_mbit
+        self._firewall.up_mbit, self._firewall.rentals = lent.up_mbit, lent.rentals
 
     def lend_as(self, told: Inventory) -> None:
         self.lend(

@@ -58,8 +58,6 @@ def call(number: int, *arguments: str) -> str:
     return f"perl -e '$r = syscall({words}); print \"BROKEN\\n\" if $r != -1'"
 
 
-CONNECTIONS: Final = 4096
-"""What the profile leaves a tenant at once."""
 FLOODS: Final = 4300
 FLOOD: Final = (
     f"perl -MIO::Socket::INET -e 'for (1..{FLOODS}) {{ "

@@ -9,7 +9,13 @@ from spawn_hostagent.docker.images import check_name
 from spawn_hostagent.docker.rentals import bridge_name, container_name
 from spawn_hostagent.machines import MachineError
 from spawn_hostagent.walls.admission import Lent, Taken, check_room, free
-from spawn_hostagent.walls.firewall import RULES, resolvers_of_machine, ruleset
+from spawn_hostagent.walls.firewall import (
+    RULES,
+    connections_each,
+    counting,
+    resolvers_of_machine,
+    ruleset,
+)
 from spawn_hostagent.walls.isolation import LINES, Wanted, settings_of
 from spawn_hostagent.walls.networks import POOL, free_subnets, routes
 from spawn_schemas.ids import RentalId
@@ -130,10 +136,35 @@ def test_the_walls_are_one_table_with_a_reason_for_each_rule() -> None:
     assert 'iifname "spw-0123" limit rate over 1000000 bytes/second' in text
     assert "iifname $tenants limit rate over 12500000 bytes/second" in text
     assert 'iifname "spw-4567" limit' not in text
-    assert text.count("ct state new ct count over 4096 counter drop") == 2, "each rental has its own"
+    counts = counting(RULES, 4096)
+    assert counts.startswith("table inet spawn_counts {}\ndelete table inet spawn_counts\n")
+    assert 'iifname "spw-*" ct state new add @counted { iifname ct count over 4096 } counter drop' in counts
     assert all(rule.reason for rule in RULES)
     with pytest.raises(ValueError, match="accept"):
         ruleset(RULES, ("1.1.1.1 } ; accept",), None, {})
+
+
+@pytest.mark.parametrize(
+    ("followed", "rentals", "each"),
+    [
+        ("262144\n", 16, 4096),
+        ("262144\n", 1, 4096),
+        ("65536\n", 16, 2048),
+        ("65536\n", 4, 4096),
+        ("65536\n", 256, 128),
+        ("100\n", 256, 1),
+        ("0\n", 16, 2048),
+        ("?", 16, 2048),
+        (None, 16, 2048),
+    ],
+)
+def test_all_tenants_together_leave_half_of_the_connections_to_the_owner(
+    tmp_path: Path, followed: str | None, rentals: int, each: int
+) -> None:
+    file = tmp_path / "nf_conntrack_max"
+    if followed is not None:
+        file.write_text(followed)
+    assert connections_each(rentals, file) == each
 
 
 def test_addresses_are_chosen_beside_what_is_used() -> None:

@@ -1,8 +1,10 @@
-"""The walls around tenants' networks: one nftables table of our own, written anew as a whole whenever it changes.
+"""The walls around tenants' networks: two nftables tables of our own, each written anew as a whole when it changes.
 
-Invariant: the table matches bridges by name (`spw-…`) and comes before Docker's chains, so that nothing which Docker or
-the owner's firewall does later can open it; without it nothing of a tenant starts. A tenant reaches the internet and
-its resolvers. That nft cannot be asked does not mean that the walls fell: the table is the kernel's.
+Invariant: the tables match bridges by name (`spw-…`) and come before Docker's chains, so that nothing which Docker or
+the owner's firewall does later can open them; without them nothing of a tenant starts. A tenant reaches the internet
+and its resolvers. What counts connections names no bridge: whoever is counted begins anew only with that table, which
+rentals that come and go do not change. That nft cannot be asked does not mean that the walls fell: they are the
+kernel's.
 """
 
 import ipaddress
@@ -22,11 +24,17 @@ BYTES_PER_MBIT: Final = 125_000
 _TIMEOUT_S: Final = 30
 
 TENANTS: Final = "$tenants"
-"""The tenants' bridges, in a rule: nft puts the pattern of names there that the table is made for."""
-EACH: Final = 'iifname "{bridge}"'
-"""How a rule begins of which every rental has its own."""
+"""The tenants' bridges, in a rule: the pattern of names that the table is made for stands there."""
+MOST: Final = "$most"
+"""How many connections one tenant may have at once, in a rule."""
+CONNECTIONS_MAX: Final = 4096
+CONNECTIONS_FILE: Final = Path("/proc/sys/net/netfilter/nf_conntrack_max")
+USUAL_CONNECTIONS: Final = 65_536
+"""What the kernel follows where it does not say how many; most follow as many, or more."""
+COUNTED_BRIDGES_MAX: Final = 65_535
+"""A bridge that is gone is kept in mind until the last of its connections is forgotten."""
 
-Chain = Literal["limits", "input", "forward"]
+Chain = Literal["connections", "input", "forward"]
 
 
 class WallError(Exception):
@@ -41,7 +49,7 @@ class WallsDown(WallError):
 class Rule:
     """One rule, in nft's words, and why it is there. It is about what comes from tenants, unless `begins` says else.
 
-    Those of the chain `limits` come before the others.
+    Those of the chain `connections` are in a table of their own, and count for each tenant by itself.
     """
 
     name: str
@@ -53,8 +61,8 @@ class Rule:
 
 
 RULES: Final = (
-    Rule("connections", "limits", "ct state new ct count over 4096", "drop",
-         "The kernel follows so many connections at once, often 65,536; then the owner's own fail, too.", begins=EACH),
+    Rule("connections", "connections", f"ct state new add @counted {{ iifname ct count over {MOST} }}", "drop",
+         "The kernel follows so many connections at once, often 65,536; then the owner's own fail, too."),
     Rule("answers to the host", "input", "ct state established,related", "accept",
          "The tunnel's connections begin on the host."),
     Rule("resolver on the host", "input", "ip daddr @resolvers meta l4proto { tcp, udp } th dport 53", "accept",
@@ -109,6 +117,37 @@ def is_resolver(name: str) -> bool:
     return not (address.is_loopback or address.is_unspecified or address.is_multicast)
 
 
+def connections_each(rentals: int, file: Path = CONNECTIONS_FILE) -> int:
+    """How many connections a tenant may have at once where so many rentals may be here: all leave half to the owner."""
+    try:
+        # 0 is no limit of the kernel's.
+        followed = int(file.read_text()) or USUAL_CONNECTIONS
+    except (OSError, ValueError):
+        followed = USUAL_CONNECTIONS  # the kernel's module is not loaded yet
+    return max(1, min(CONNECTIONS_MAX, followed // (2 * rentals)))
+
+
+def counts_of(table: str) -> str:
+    """The table that counts connections, beside this one."""
+    return f"{table}_counts"
+
+
+def counting(rules: Iterable[Rule], most: int, *, table: str = TABLE, pattern: str = BRIDGES) -> str:
+    """The table that counts, in nft's language: `most` connections for each bridge of which the name is so.
+
+    It is written as nft lists it, so that what an agent before this one left standing is known again.
+    """
+    name = counts_of(table)
+    counted = (_worded(rule, rule.begins) for rule in rules if rule.chain == "connections")
+    lines = [
+        *_anew(name),
+        f"  set counted {{ type ifname; size {COUNTED_BRIDGES_MAX}; flags dynamic; }}",
+        *_chain("connections", "prerouting", counted),
+        "}",
+    ]
+    return ("\n".join(lines) + "\n").replace(TENANTS, f'"{pattern}"').replace(MOST, str(most))
+
+
 def ruleset(
     rules: Iterable[Rule],
     resolvers: Iterable[str],
@@ -118,27 +157,20 @@ def ruleset(
     table: str = TABLE,
     pattern: str = BRIDGES,
 ) -> str:
-    """The whole table, in nft's language. `bridges` is each rental's bridge and its own limit of Mbit/s upwards.
+    """The table of walls, in nft's language. `bridges` is each rental's bridge and its own limit of Mbit/s upwards.
 
     `pattern` is what the names of all bridges begin with that are walled in.
     """
     named = ", ".join(str(ipaddress.IPv4Address(resolver)) for resolver in resolvers)
-    chains: dict[Chain, list[str]] = {"limits": [], "input": [], "forward": []}
+    chains: dict[Chain, list[str]] = {"connections": [], "input": [], "forward": []}
     for rule in rules:
-        begins = (
-            [rule.begins] if rule.begins != EACH else [EACH.format(bridge=name) for name in sorted(bridges)]
-        )
-        chains[rule.chain].extend(_worded(rule, begin) for begin in begins)
-    limits = chains["limits"]
-    limits += [_limit(f'"{bridge}"', mbit) for bridge, mbit in sorted(bridges.items()) if mbit is not None]
+        chains[rule.chain].append(_worded(rule, rule.begins))
+    limits = [_limit(f'"{bridge}"', mbit) for bridge, mbit in sorted(bridges.items()) if mbit is not None]
     if up_mbit is not None:
         limits.append(_limit(TENANTS, up_mbit))
     lines = [
         f'define {TENANTS.removeprefix("$")} = "{pattern}"',
-        # Naming the table first makes deleting it no error where there is none; nft applies all of this or none.
-        f"table inet {table} {{}}",
-        f"delete table inet {table}",
-        f"table inet {table} {{",
+        *_anew(table),
         f"  set resolvers {{ type ipv4_addr; elements = {{ {named} }} }}",
         *_chain("limits", "prerouting", limits),
         *_chain("from_tenants_to_host", "input", chains["input"]),
@@ -146,6 +178,11 @@ def ruleset(
         "}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _anew(table: str) -> Iterable[str]:
+    # Naming the table first makes deleting it no error where there is none; nft applies all of this or none.
+    return f"table inet {table} {{}}", f"delete table inet {table}", f"table inet {table} {{"
 
 
 def _worded(rule: Rule, begins: str) -> str:
@@ -166,11 +203,54 @@ def _limit(interface: str, mbit: int) -> str:
     return f"    iifname {interface} limit rate over {rate} bytes/second burst {max(rate // 4, 65536)} bytes drop"
 
 
-class Firewall:
-    """Puts the table up and looks whether it still stands. Its calls block: they belong in a thread.
+class _Table:
+    """One table, and how nft listed it when it was put up. `words` list what of it must not change by itself.
 
-    `find_resolvers` is asked at each look: a laptop comes into other networks. `table` and `pattern` are of the walls
-    around tenants; whoever tries walls beside those gives others.
+    One that `lasts` is left alone where an agent before this one put the same up.
+    """
+
+    def __init__(self, name: str, *words: str, lasts: bool = False) -> None:
+        self.name, self._words, self._lasts = name, words, lasts
+        self._told, self._listing = "", ""
+
+    def stand(self, told: str) -> None:
+        """Be as told. Raises WallError."""
+        if self._lasts and not self._told and self._is_there() and _essence(self._listed()) == _essence(told):
+            self._told, self._listing = told, self._listed()
+        if told == self._told and self.stands():
+            return
+        _nft("-f", "-", told=told)
+        self._told, self._listing = told, self._listed()
+
+    def stands(self) -> bool:
+        """Whether it is there as it was put up. Raises WallError."""
+        return self._is_there() and self._listed() == self._listing
+
+    def leave(self) -> None:
+        """Go, if it was put up here. Raises WallError."""
+        if self._told:
+            self._told, self._listing = "", ""
+            _nft("delete", "table", "inet", self.name)
+
+    def _is_there(self) -> bool:
+        return f"table inet {self.name}" in _nft("list", "tables").splitlines()
+
+    def _listed(self) -> str:
+        # Stateless, so that counters do not make it look changed.
+        return _nft("--stateless", "list", *self._words)
+
+
+def _essence(text: str) -> list[str]:
+    """Where chains hook in, and their rules: nft writes these as we do, but for priorities, which it may name."""
+    lines = (line.strip() for line in text.splitlines())
+    return [line.partition(" priority ")[0] for line in lines if "hook" in line or "comment" in line]
+
+
+class Firewall:
+    """Puts the tables up and looks whether they still stand. Its calls block: they belong in a thread.
+
+    `find_resolvers` is asked at each look: a laptop comes into other networks. `rentals` is how many the owner allows
+    at once. `table` and `pattern` are of the walls around tenants; whoever tries walls beside those gives others.
     """
 
     def __init__(
@@ -179,59 +259,59 @@ class Firewall:
         up_mbit: int | None,
         rules: tuple[Rule, ...] = RULES,
         *,
+        rentals: int = 1,
         table: str = TABLE,
         pattern: str = BRIDGES,
     ) -> None:
         self.resolvers = find_resolvers()
         self.up_mbit = up_mbit
+        self.rentals = rentals
         self._find_resolvers = find_resolvers
-        self._rules, self._table, self._pattern = rules, table, pattern
+        self._rules, self._pattern = rules, pattern
+        self._walls = _Table(table, "table", "inet", table)
+        # Not the whole table: the bridges that are counted come and go in it.
+        counts = counts_of(table)
+        self._counts = _Table(counts, "chain", "inet", counts, "connections", lasts=True)
         self._turn = threading.Lock()
-        self._told, self._listing = "", ""
 
     def keep(self, find_bridges: Callable[[], Mapping[str, int | None]]) -> None:
-        """Make the table be the one around the bridges that are there now, unless it stands so. It is tried twice.
+        """Make the tables be those around the bridges that are there now, unless they stand so. It is tried twice.
 
         `find_bridges` is asked when it is our turn: of two at once, the later has the later list. Raises WallsDown
-        where the table does not stand afterwards, WallError where nft cannot be asked or the one before still stands.
+        where they do not stand afterwards, WallError where nft cannot be asked or those before still stand.
         """
         with self._turn:
             bridges = find_bridges()
             self.resolvers = self._find_resolvers()
-            told = ruleset(
-                self._rules, self.resolvers, self.up_mbit, bridges, table=self._table, pattern=self._pattern
-            )
+            table, pattern = self._walls.name, self._pattern
+            walls = ruleset(self._rules, self.resolvers, self.up_mbit, bridges, table=table, pattern=pattern)
+            counts = counting(self._rules, connections_each(self.rentals), table=table, pattern=pattern)
             try:
-                self._stand(told)
+                self._stand(walls, counts)
             except WallError:
                 try:
-                    self._stand(told)
+                    self._stand(walls, counts)
                 except WallError as error:
                     if self._fell():
                         raise WallsDown(str(error)) from error
                     raise
 
     def leave(self) -> None:
-        """Take the table away, if it was put up here. Raises WallError."""
+        """Take the tables away, if they were put up here. Raises WallError."""
         with self._turn:
-            if self._told:
-                self._told, self._listing = "", ""
-                _nft("delete", "table", "inet", self._table)
+            self._walls.leave()
+            self._counts.leave()
 
     def stands(self) -> bool:
-        """Whether the table is there as it was put up; another program may have flushed or changed it.
+        """Whether the tables are there as they were put up; another program may have flushed or changed them.
 
         Raises WallError where nft cannot be asked.
         """
-        if f"table inet {self._table}" not in _nft("list", "tables").splitlines():
-            return False
-        return self._listed() == self._listing
+        return self._walls.stands() and self._counts.stands()
 
-    def _stand(self, told: str) -> None:
-        if told == self._told and self.stands():
-            return
-        _nft("-f", "-", told=told)
-        self._told, self._listing = told, self._listed()
+    def _stand(self, walls: str, counts: str) -> None:
+        self._walls.stand(walls)
+        self._counts.stand(counts)
 
     def _fell(self) -> bool:
         """Whether nft answers, and says that it does not stand."""
@@ -239,10 +319,6 @@ class Firewall:
             return not self.stands()
         except WallError:
             return False
-
-    def _listed(self) -> str:
-        # Stateless, so that counters do not make it look changed.
-        return _nft("--stateless", "list", "table", "inet", self._table)
 
 
 def _nft(*arguments: str, told: str | None = None) -> str:
