@@ -46,6 +46,7 @@ def owner(
     for module in (cli_setup, cli_check):
         monkeypatch.setattr(module, "isolation_of", lambda *_: machines.isolation())
     monkeypatch.setattr(cli_uninstall, "UNIT", tmp_path / "units" / "spawn-host.service")
+    monkeypatch.setattr(cli_uninstall, "IN_DOCKER", tmp_path / "none")
     monkeypatch.setattr("spawn_hostagent.preflight.programs.run_program", lambda command: None)
     monkeypatch.delenv("SPAWN_HOST_TOKEN", raising=False)
     with open(os.devnull, encoding="utf-8") as nobody:

@@ -1,8 +1,10 @@
 """The commands beside a daemon, and the program itself: what they say, what they do, and how they end."""
 
 import asyncio
+import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -268,11 +270,14 @@ def test_uninstall_with_force_destroys_rentals_first(owner: Owner) -> None:
 class Daemon:
     """A process that takes one more rental before it ends."""
 
-    pid = 4711
+    pid, parent = 4711, 4710
 
     def __init__(self, owner: Owner, late: str | None) -> None:
         self.owner, self.late = owner, late
         self.is_over = False
+
+    def ppid(self) -> int:
+        return self.parent
 
     def terminate(self) -> None:
         if self.late:
@@ -330,14 +335,80 @@ def test_uninstall_destroys_nothing_before_its_owner_agreed(
     assert (owner.state / "identity.json").exists()
 
 
-def test_uninstall_without_docker_is_only_for_who_insists(owner: Owner) -> None:
+def test_uninstall_without_docker_is_only_for_who_insists(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     owner.write_config()
     registered(owner.state)
     owner.machines.broken = True
     assert "cannot be seen" in owner.says("uninstall", "--yes", status=1)
     assert (owner.state / "identity.json").exists()
-    assert "was not asked" in owner.says("uninstall", "--yes", "--force")
+    (owner.state / "rentals").mkdir()
+    (owner.state / "rentals" / "spawn-srv_one-1.json").write_text("{}")
+    asked: list[list[str]] = []
+    monkeypatch.setattr("spawn_hostagent.preflight.programs.run_program", asked.append)
+    told = owner.says("uninstall", "--yes", "--force")
+    for words in ("was not asked", f"left     {owner.state} and the walls", "tenants may still run", "again"):
+        assert words in told, told
+    assert (owner.state / "rentals").exists()
+    assert asked == [], "nothing is done to the walls"
+    # Where the key was in a keyring, this is all that is left.
+    shutil.rmtree(owner.state / "keys")
+    owner.machines.broken = False
+    owner.machines.rentals = ["srv_one"]
+    assert "destroyed 1 container" in owner.says("uninstall", "--yes", "--force")
     assert not owner.state.exists()
+    tables = [words[-1] for words in asked if words[0] == "nft"]
+    assert tables == ["spawn", "spawn_counts"]
+
+
+def test_uninstall_empties_a_state_folder_that_is_mounted(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner.write_config()
+    registered(owner.state)
+    remove = os.rmdir
+
+    def rmdir(path: Any, **more: Any) -> None:
+        if str(path) == str(owner.state):
+            raise OSError(errno.EBUSY, "Device or resource busy", str(path))
+        remove(path, **more)
+
+    monkeypatch.setattr("os.rmdir", rmdir)
+    told = owner.says("uninstall", "--yes")
+    assert f"removed  everything in {owner.state}" in told
+    assert list(owner.state.iterdir()) == []
+
+
+def test_uninstall_says_what_it_did_before_something_stays(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner.write_config()
+    registered(owner.state)
+
+    def refuse(path: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", f"{path}/disks")
+
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    told = owner.says("uninstall", "--yes", status=1)
+    assert "removed  the key of host_" in told
+    assert f"{owner.state}/disks cannot be removed (Operation not permitted)" in told
+
+
+@pytest.mark.parametrize(("parent", "is_refused"), [("the machine", True), ("the container", False)])
+def test_uninstall_does_not_end_the_container_that_it_runs_in(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch, parent: str, is_refused: bool
+) -> None:
+    owner.write_config()
+    registered(owner.state)
+    daemon = Daemon(owner, None)
+    places = {daemon.pid: "the container", os.getpid(): "the container", daemon.parent: parent}
+    monkeypatch.setattr(control, "find_daemon", lambda _: daemon)
+    monkeypatch.setattr(cli_uninstall, "IN_DOCKER", owner.config)
+    monkeypatch.setattr(cli_uninstall, "_cgroup", places.__getitem__)
+    told = owner.says("uninstall", "--yes", status=int(is_refused))
+    assert ("docker stop" in told, daemon.is_over) == (is_refused, not is_refused)
+    assert owner.state.exists() is is_refused
 
 
 def test_uninstall_never_removes_somebody_elses_folder(owner: Owner) -> None:

@@ -97,6 +97,32 @@ def test_it_idles_in_few_processes_and_ends_when_told(lent: Lent) -> None:
     assert pids_of_container(lent.engine) == []
 
 
+def test_it_is_left_as_the_guide_says_and_not_from_inside(lent: Lent) -> None:
+    state = lent.folder / "agent"
+    command = [
+        "docker",
+        "--host",
+        lent.engine.socket,
+        "exec",
+        "spawn-host",
+        "spawn-host",
+        "uninstall",
+        "--yes",
+    ]
+    refused = subprocess.run(
+        [*command, "--config", str(lent.config)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (refused.returncode, "docker stop" in refused.stderr) == (1, True), refused
+    assert (state / "identity.json").exists()
+    assert lent.status()["rentals"] == []
+    lent.agent.end()
+    left = lent.run_agent("uninstall", "--yes")
+    assert left.returncode == 0, left.stderr
+    for words in ("the key of host_", "inet spawn of", "inet spawn_counts of", f"everything in {state}"):
+        assert words in left.stdout, left.stdout
+    assert list(state.iterdir()) == [], "it is a mount there"
+
+
 def test_a_container_that_is_given_nothing_says_so(docker: Engine) -> None:
     """As the workflow tries the image: it is not fit, and every reason is a row."""
     done = subprocess.run(

@@ -1,14 +1,16 @@
 """`spawn-host uninstall`: takes away what spawn-host brought, and says what it leaves.
 
 Invariant: while anything is rented here nothing is touched, unless the owner insists. Nothing ends before he agreed;
-rentals end after the daemon, which could take another one, and before the wall around them.
+rentals end after the daemon, which could take another one, and before the wall around them. Where nobody can say what
+runs, walls and disks stay.
 """
 # ruff: noqa: PLC0415 - see cli_common
 
 import asyncio
+import errno
+import os
 import shutil
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
     from spawn_hostagent.machines import Machines
 
 UNIT: Final = Path("/etc/systemd/system/spawn-host.service")
-NFT_TABLE: Final = ("inet", "spawn")
+RENTALS_FOLDER: Final = "rentals"
+IN_DOCKER: Final = Path("/.dockerenv")
 
 
 def uninstall(
@@ -44,7 +47,7 @@ def uninstall(
 ) -> None:
     """Remove what spawn-host brought.
 
-    That is state, key, service unit and firewall table. Refuses while anything is rented here.
+    That is state, key, service unit and firewall tables. Refuses while anything is rented here.
     """
     config = open_config(path)
     _refuse_foreign(config.state)
@@ -54,9 +57,18 @@ def uninstall(
     _stop_daemon(config)
     if rentals is not None:
         _end_rentals(machines, force=force)
-    done = [*_forget_key(config), *_remove_unit(), *_remove_wall(), *_remove_state(config.state)]
-    for line in done:
-        say(f"removed  {line}")
+    _forget_key(config)
+    _remove_unit()
+    if rentals is not None:
+        _remove_walls()
+        _remove_state(config.state)
+    else:
+        say(
+            f"left     {config.state} and the walls in nftables: tenants may still run, and nobody ends them now"
+        )
+        say(
+            "         Start Docker and say `spawn-host uninstall --force` again, which ends them and removes the rest"
+        )
     say(f"left     {path}, with your limits")
     say("left     Docker, its images, and this program (`uv tool uninstall spawn-host`, or delete the file)")
     say("Tell the service, too: until its operator revokes the host it is listed as offline.")
@@ -130,6 +142,11 @@ def _stop_daemon(config: Config) -> None:
     process = find_daemon(config.state)
     if process is None:
         return
+    if _ends_our_container(process.pid, process.ppid()):
+        raise Failure(
+            "the daemon runs in this container, which ends with it: `docker stop` the container, then run uninstall in "
+            "one of its own (docs/hosting.md says how). Nothing was removed."
+        )
     process.terminate()
     try:
         process.wait(timeout=30)
@@ -139,44 +156,62 @@ def _stop_daemon(config: Config) -> None:
         ) from error
 
 
-def _forget_key(config: Config) -> list[str]:
+def _ends_our_container(pid: int, parent: int) -> bool:
+    """Whether this process is in a container that Docker ends with that one: it is in there, and its parent is not."""
+    if not IN_DOCKER.exists():
+        return False
+    ours = _cgroup(os.getpid())
+    return ours != "" and _cgroup(pid) == ours and (parent == 0 or _cgroup(parent) != ours)
+
+
+def _cgroup(pid: int) -> str:
+    """Where the kernel counts it; nothing where that process is gone, or there is no such kernel."""
+    try:
+        return Path(f"/proc/{pid}/cgroup").read_text()
+    except OSError:
+        return ""
+
+
+def _forget_key(config: Config) -> None:
     """Keyrings keep what is in them; files go with the state."""
     from spawn_hostagent.joining.identity import load
 
     try:
         identity = load(config.state, environment())
     except Failure:
-        return []
+        return
     host, place = identity.host_id, identity.kept_in
     identity.forget()
-    return [f"the key of {host} from {place}"]
+    say(f"removed  the key of {host} from {place}")
 
 
-def _remove_unit() -> list[str]:
+def _remove_unit() -> None:
     from spawn_hostagent.preflight.programs import run_program
 
     if not UNIT.exists():
-        return []
+        return
     run_program(["systemctl", "disable", "--now", UNIT.stem])
     try:
         UNIT.unlink()
     except OSError as error:
         raise Failure(f"{UNIT} cannot be removed ({error.strerror}): run this as root (sudo).") from error
     run_program(["systemctl", "daemon-reload"])
-    return [str(UNIT)]
+    say(f"removed  {UNIT}")
 
 
-def _remove_wall() -> list[str]:
-    """The table of nftables, which is ours alone; other tables are not touched."""
+def _remove_walls() -> None:
+    """The tables of nftables, which are ours alone; other tables are not touched."""
     from spawn_hostagent.preflight.programs import run_program
+    from spawn_hostagent.walls.firewall import TABLE, counts_of
 
-    listed = run_program(["nft", "list", "table", *NFT_TABLE])
-    if listed is None or listed[0] != 0:
-        return []
-    deleted = run_program(["nft", "delete", "table", *NFT_TABLE])
-    if deleted is None or deleted[0] != 0:
-        raise Failure("the table `inet spawn` of nftables cannot be removed: run this as root (sudo).")
-    return [f"the table {' '.join(NFT_TABLE)} of nftables"]
+    for table in (TABLE, counts_of(TABLE)):
+        listed = run_program(["nft", "list", "table", "inet", table])
+        if listed is None or listed[0] != 0:
+            continue
+        deleted = run_program(["nft", "delete", "table", "inet", table])
+        if deleted is None or deleted[0] != 0:
+            raise Failure(f"the table `inet {table}` of nftables cannot be removed: run this as root (sudo).")
+        say(f"removed  the table inet {table} of nftables")
 
 
 def _refuse_foreign(state_dir: Path) -> None:
@@ -193,13 +228,24 @@ def _refuse_foreign(state_dir: Path) -> None:
     )
     if not state_dir.is_dir() or not any(state_dir.iterdir()):
         return
-    if not any((state_dir / name).exists() for name in ours):
+    # Where Docker could not be asked the last time, what rentals were is all that was left.
+    left = any((state_dir / RENTALS_FOLDER).glob("spawn-*"))
+    if not left and not any((state_dir / name).exists() for name in ours):
         raise Failure(f"{state_dir} does not look like spawn-host's: look into it, and remove it yourself.")
 
 
-def _remove_state(state_dir: Path) -> list[str]:
-    if not state_dir.is_dir():
-        return []
-    with suppress(FileNotFoundError):  # the daemon took its last files away at the same time
-        shutil.rmtree(state_dir)
-    return [str(state_dir)]
+def _remove_state(state_dir: Path) -> None:
+    """A disk of its own, or a folder that a container was given, is emptied and stays."""
+    while state_dir.is_dir():
+        try:
+            shutil.rmtree(state_dir)
+        except FileNotFoundError:
+            continue  # the daemon took its last files away at the same time
+        except OSError as error:
+            if error.errno == errno.EBUSY and not any(state_dir.iterdir()):
+                say(f"removed  everything in {state_dir}, which is mounted there and stays")
+                return
+            raise Failure(
+                f"{error.filename} cannot be removed ({error.strerror}): see what uses it, then run this again."
+            ) from error
+        say(f"removed  {state_dir}")
