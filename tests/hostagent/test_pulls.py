@@ -138,3 +138,91 @@ def test_an_answer_that_is_left_before_its_end_is_closed() -> None:
     with pytest.raises(MachineError):
         pull()
     assert closed == ["it"]
+
+
+class Store:
+    """A Docker whose pull registers the image before its last word, and what is on it."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.here: set[str] = set()
+        self.removed: list[str] = []
+        self.comes = True
+        self.while_room_is_made: Callable[[], None] = lambda: None
+        self.shelf = images.Shelf(folder / "images.json")
+
+        def pull(client: Any, image: str, tell: images.Told, used: Callable[[], float]) -> None:
+            if not self.comes:
+                raise refuse("image_unavailable", "It is not there.")
+            self.here.add(image)
+            self.evict()
+            tell(99, "Status: Downloaded newer image")
+
+        monkeypatch.setattr(images, "inspect", lambda _, image: {"Id": image} if image in self.here else None)
+        monkeypatch.setattr(images, "pull", pull)
+        self.pulls = Pulls(
+            self,  # type: ignore[arg-type]  # as far as pulls ask an engine
+            self.shelf,
+            lambda _: self.while_room_is_made(),
+            lambda: 0.0,
+            lambda: 1.0,
+        )
+
+    async def call(self, work: Callable[[Any], Any], cancelled: Any = None) -> Any:
+        return await asyncio.to_thread(work, self)
+
+    call_slow = call
+
+    def dial(self, timeout_s: int) -> Any:
+        return SimpleNamespace(close=lambda: None, hooks={"response": []})
+
+    def remove_image(self, image: str) -> None:
+        self.here.remove(image)
+        self.removed.append(image)
+
+    def evict(self) -> tuple[str, ...]:
+        """What goes where the disk is full and nobody wants anything."""
+        client: Any = self
+        return self.shelf.evict(client, tuple, lambda: 99.0, 90)
+
+
+async def unwanted(percent: int, what: str) -> None:
+    raise refuse("stale_generation", "It was destroyed.")
+
+
+async def wanted(percent: int, what: str) -> None:
+    """Goes on."""
+
+
+async def test_a_pull_that_is_given_up_at_its_last_word_leaves_an_image_of_ours(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = Store(tmp_path, monkeypatch)
+    with pytest.raises(MachineError, match="destroyed"):
+        await store.pulls.bring(IMAGE, unwanted)
+    assert (store.here, store.removed) == ({IMAGE}, []), "nor was it evicted while it came"
+    assert store.evict() == (IMAGE,)
+
+
+async def test_what_its_owner_fetches_is_his_whatever_we_tried_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = Store(tmp_path, monkeypatch)
+    store.comes = False
+    with pytest.raises(MachineError, match="not there"):
+        await store.pulls.bring(IMAGE, wanted)
+    assert not store.shelf.has(IMAGE)
+    # So it is with what a crash in the middle of a pull left of it, once somebody looked.
+    store.shelf.touch(IMAGE, 1)
+    assert store.evict() == ()
+    store.here.add(IMAGE)
+    await store.pulls.bring(IMAGE, wanted)
+    assert store.evict() == ()
+
+
+async def test_what_its_owner_fetches_while_room_is_made_is_his(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = Store(tmp_path, monkeypatch)
+    store.while_room_is_made = lambda: store.here.add(IMAGE)
+    assert await store.pulls.bring(IMAGE, wanted) == {"Id": IMAGE}
+    assert store.evict() == ()

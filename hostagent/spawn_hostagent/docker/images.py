@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ import msgspec
 from docker import APIClient
 
 from spawn_hostagent.config import Images
-from spawn_hostagent.docker.engine import said
+from spawn_hostagent.docker.engine import NO_ANSWER, said
 from spawn_hostagent.walls.admission import refuse
 
 NAME_MAX: Final = 255
@@ -171,6 +171,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     has_sshd: bool
     disk_path: str
+    labels: tuple[str, ...] = ()
+    """The names of those that a container of it would have by itself."""
 
 
 def settings(inspected: dict[str, Any], *, with_disk: bool, with_gpus: bool) -> Settings:
@@ -194,7 +196,7 @@ def settings(inspected: dict[str, Any], *, with_disk: bool, with_gpus: bool) -> 
         raise refuse(
             "image_refused", "the image sets LD_PRELOAD, which NVIDIA's tools on the host would obey."
         )
-    return Settings(has_sshd=SSHD_LABEL in labels, disk_path=path)
+    return Settings(has_sshd=SSHD_LABEL in labels, disk_path=path, labels=tuple(labels))
 
 
 def _is_systems(path: str) -> bool:
@@ -212,6 +214,7 @@ class Shelf:
 
     def __init__(self, file: Path) -> None:
         self._file = file
+        self._coming: list[str] = []
         self._lock = threading.Lock()
 
     def _read(self) -> Used:
@@ -235,6 +238,31 @@ class Shelf:
     def has(self, image: str) -> bool:
         with self._lock:
             return image in self._read().at
+
+    @contextlib.contextmanager
+    def coming(self, client: APIClient, image: str, now: int) -> Iterator[None]:
+        """While it is fetched. It is ours from before its first byte: Docker has it before it tells of the last one.
+
+        What is not here afterwards is no longer ours: whoever fetches it then is its owner.
+        """
+        self._coming.append(image)
+        try:
+            self.touch(image, now)
+            yield
+        finally:
+            self._coming.remove(image)
+            try:
+                with self._lock:
+                    self._forget_absent(client, self._read())
+            except NO_ANSWER as error:
+                _log.warning("What was fetched is looked at later: %s", error)
+
+    def _forget_absent(self, client: APIClient, used: Used) -> None:
+        absent = [name for name in used.at if name not in self._coming and inspect(client, name) is None]
+        for name in absent:
+            del used.at[name]
+        if absent:
+            self._write(used)
 
     def _write(self, used: Used) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -267,10 +295,12 @@ class Shelf:
         mark_percent: int,
     ) -> tuple[str, ...]:
         used, gone = self._read(), []
+        # A crash in the middle of a pull left its name.
+        self._forget_absent(client, used)
         for image in sorted(used.at, key=lambda name: used.at[name]):
             if used_percent() < mark_percent:
                 break
-            if image in kept():
+            if image in self._coming or image in kept():
                 continue
             try:
                 client.remove_image(image)

@@ -86,10 +86,15 @@ class Pulls:
                 # Waited for, so that reports come in order and no faster than they are taken.
                 asyncio.run_coroutine_threadsafe(pass_on(told, what), loop).result()
 
-        def work(_: APIClient) -> None:
-            with contextlib.closing(self._engine.dial(QUIET_S)) as patient, closed_answers(patient):
+        def work(client: APIClient) -> None:
+            if images.inspect(client, image) is not None:
+                return  # its owner fetched it while we made room
+            with (
+                self._shelf.coming(client, image, int(self._now())),
+                contextlib.closing(self._engine.dial(QUIET_S)) as patient,
+                closed_answers(patient),
+            ):
                 images.pull(patient, image, on_progress, self._used_percent)
-            self._shelf.touch(image, int(self._now()))
 
         await self._engine.call_slow(self._make_room)
         await self._engine.call_slow(work, cancelled=given_up.set)
