@@ -96,6 +96,24 @@ def test_features_are_looked_at_under_the_runtime_that_tenants_get(ground: Arena
             ground.run(manager.start(ground.order(RENTAL), ignore))
 
 
+def test_no_label_of_an_image_makes_a_container_a_canary(ground: Arena) -> None:
+    labels = {canary.LABEL: canary.NAME, "traefik.enable": "true", "sh.spawn.sshd": "1"}
+    image = ground.engine.image({"Labels": labels})
+    ground.run(ground.manager().start(ground.order(RENTAL, image=image), ignore))
+    with contextlib.closing(ground.engine.client()) as client:
+        made = client.create_container(image, ["sleep", "60"], name="owner")
+        client.start(made["Id"])
+        try:
+            tried(ground, lambda canary: str(canary.remove_left()))
+            assert client.inspect_container("owner")["State"]["Running"]
+            assert state_of(ground, ground.manager()) == ("running", None)
+            given = client.inspect_container(f"spawn-{RENTAL}-1")["Config"]["Labels"]
+        finally:
+            client.remove_container("owner", force=True)
+            ground.run(ground.manager().destroy(RENTAL, 1))
+    assert {given[name] for name in labels} == {""}, "the owner's own programs would obey it"
+
+
 def test_a_kernel_that_says_so_is_gvisors(ground: Arena) -> None:
     with manager_of(ground, runtime="stub-gvisor") as manager:
         isolation = ground.run(manager.isolation())

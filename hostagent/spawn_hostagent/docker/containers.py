@@ -107,7 +107,8 @@ def create(
         hostname=order.hostname,
         environment=environment(order, settings),
         ports=list(order.ports),
-        labels=labels_of(facts),
+        # What an image calls itself is emptied: the owner's own programs obey labels, a reverse proxy for one.
+        labels={**dict.fromkeys(settings.labels, ""), **labels_of(facts)},
         stop_signal=STOP_SIGNAL,
         # An image's health check is a program that runs for ever, and nobody asks for its answer.
         healthcheck={"test": ["NONE"]},

@@ -145,7 +145,9 @@ class Canary:
     def remove_left(self) -> None:
         """What a crash in the middle of this left."""
         for container in self._client.containers(all=True, filters={"label": f"{LABEL}={self._name}"}):
-            take_away(self._client, container["Id"])
+            # An image brings labels, to tenants' containers and the owner's, and no name.
+            if f"/{self._name}" in container["Names"]:
+                take_away(self._client, container["Id"])
         networks.remove(self._client, self._name)
 
     def _feature(self, name: str, look: Look, runtime: str | None) -> Feature:
