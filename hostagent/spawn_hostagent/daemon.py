@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from spawn_hostagent.backend_client import BackendClient, LinkRefused
+from spawn_hostagent.ballast import Ballast
 from spawn_hostagent.clock import Clock, ServiceClock, SystemClock
 from spawn_hostagent.commands.executor import Executor
 from spawn_hostagent.commands.journal import Journal, offset_saver
@@ -27,7 +28,7 @@ from spawn_hostagent.keeping.rules import Rules
 from spawn_hostagent.link.dialling import BadAddress, control_url
 from spawn_hostagent.link.fallback import Fallback
 from spawn_hostagent.link.signer import Signer
-from spawn_hostagent.machines import Machines
+from spawn_hostagent.machines import MachineError, Machines
 from spawn_hostagent.streams.relay import Relay
 from spawn_hostagent.tunnel import TunnelManager
 
@@ -60,7 +61,12 @@ async def run(
         raise CannotStart(str(error)) from error
     stop = stop or asyncio.Event()
     docker = config.docker_socket
-    with alone(config.state), alone_with(docker), _signals(stop), _journal(config) as journal:
+    with (
+        alone(config.state),
+        alone_with(docker),
+        _signals(stop),
+        contextlib.closing(await _open_journal(config, machines)) as journal,
+    ):
         daemon = Daemon(
             config,
             identity,
@@ -222,13 +228,27 @@ def _signals(stop: asyncio.Event) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-@contextlib.contextmanager
-def _journal(config: Config) -> Iterator[Journal]:
+async def _open_journal(config: Config, machines: Machines) -> Journal:
+    """The journal; where the disk is full, once those who fill it are stopped and our ballast is gone.
+
+    Raises CannotStart.
+    """
+    path, ballast = config.state / JOURNAL_FILE, Ballast(config.state)
     try:
-        journal = Journal.open(config.state / JOURNAL_FILE)
+        return Journal.open(path)
+    except JournalError as error:
+        if not ballast.is_wanted():
+            raise CannotStart(str(error)) from error
+        _log.critical(
+            "%s Who takes more of the disk than he rented is stopped, then it is tried again.", error
+        )
+    try:
+        # First: who writes on would have the ballast before we do.
+        await machines.sweep()
+    except MachineError as error:
+        _log.error("Docker: %s", error)
+    ballast.give_up()
+    try:
+        return Journal.open(path)
     except JournalError as error:
         raise CannotStart(str(error)) from error
-    try:
-        yield journal
-    finally:
-        journal.close()

@@ -81,7 +81,7 @@ class DockerManager:
         shelf = images.Shelf(config.state / "images.json")
         fullness = used_percent or used_by(self._engine)
         self._keeping = Housekeeping(
-            self._disks, self._memory, shelf, config.images, fullness, self._room.wanted_images
+            self._disks, self._memory, shelf, config, fullness, self._room.wanted_images
         )
         self._pulls = Pulls(self._engine, shelf, self._keeping.evict, fullness, now)
         self._firewall = Firewall(
@@ -139,7 +139,7 @@ class DockerManager:
             if found.facts.generation > order.generation:
                 raise refuse("stale_generation", f"generation {found.facts.generation} of it is here.")
             if found.facts.generation < order.generation:
-                if found.pid <= 0:
+                if not found.runs:
                     continue  # stopped, it keeps its disk until a command ends it
                 raise refuse(
                     "exists", f"generation {found.facts.generation} of it runs here; stop that first."
@@ -220,10 +220,8 @@ class DockerManager:
             found = await self._here(rental_id, generation)
 
             def work(client: APIClient) -> RentalReport:
-                if found.pid > 0:
-                    self._keeping.remember_kills(found)
-                    self._remember(found.facts.name, ended_by=why)
-                    containers.end(client, found, max(0, min(grace_s, GRACE_S_MAX)))
+                if found.runs:
+                    self._keeping.end(client, found, max(0, min(grace_s, GRACE_S_MAX)), why)
                 return self._found_report(client, rental_id, generation)
 
             return await self._engine.call_change(work)
@@ -386,8 +384,11 @@ class DockerManager:
         await self._engine.call_slow(lambda client: self._disks.remove_stale(client, LABEL))
 
     async def _guard_disks(self) -> None:
-        for found in await self._engine.call_slow(self._keeping.measure):
-            await self.stop(
-                found.facts.rental_id, found.facts.generation, containers.STOP_GRACE_S, "disk_full"
+        too_large = await self._engine.call_slow(self._keeping.measure)
+        await each(
+            *(
+                partial(self.stop, one.rental_id, one.generation, containers.STOP_GRACE_S, "disk_full")
+                for one in (found.facts for found in too_large)
             )
+        )
         await self._engine.call_slow(self._keeping.evict)

@@ -102,6 +102,12 @@ RESOURCES: Final = (
         ("disk",),
     ),
     Attack(
+        "disk bomb in the list of hosts",
+        # Docker's own file on the host, which is in no quota; its root is tried again without one in `from_outside`.
+        f"head -c {2 * DISK_MIB}M /dev/zero 2>/dev/null >> /etc/hosts && echo BROKEN; : 2>/dev/null > /etc/hosts; true",
+        ("disk", "file size"),
+    ),
+    Attack(
         "inode bomb",
         'mkdir /root/i; perl -e \'for (1..14000) { open(F, ">", "/root/i/$_") or exit; close F } print "BROKEN\\n"\'; '
         "rm -rf /root/i",

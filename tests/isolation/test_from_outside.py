@@ -7,13 +7,17 @@ import time
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from spawn_hostagent.docker.rentals import bridge_name, container_name
+from spawn_hostagent.walls.isolation import MIB
 from spawn_hostagent.walls.networks import POOL
 from spawn_schemas.ids import RentalId
+from spawn_schemas.inventory import DiskLimit
+from spawn_schemas.orders import RentalReport
 
 from tests.hostagent.namespaces import HOST, inside
 from tests.isolation.arena import Arena, ignore
-from tests.isolation.attacks import connect
+from tests.isolation.attacks import DISK_MIB, connect
 
 WHOLE: Final[frozenset[str]] = frozenset()
 LISTENER: Final = (
@@ -167,6 +171,36 @@ def test_a_log_bomb_ends_at_its_cap(ground: Arena) -> None:
     # Two files of four MiB; each may be over by what was written at once.
     assert log_bytes(ground, WHOLE) < 10 * 1024 * 1024
     assert log_bytes(ground, frozenset({"logs"})) > 20 * 1024 * 1024
+
+
+def hosts_mib(ground: Arena, without: frozenset[str], limit: DiskLimit) -> tuple[int, RentalReport]:
+    """What a tenant with a writable root gets into Docker's own files on the host, and what becomes of it."""
+    rental, manager = RentalId("srv_hosts"), ground.manager(without)
+    assert ground.isolation is not None
+    manager._isolation = msgspec.structs.replace(ground.isolation, disk_limit=limit)
+    ground.run(manager.start(ground.order(rental), ignore))
+    try:
+        fill = f"head -c {2 * DISK_MIB}M /dev/zero >> /etc/hosts"
+        ground.run(manager.exec(rental, 1, ("sh", "-c", fill), 60))
+        with contextlib.closing(ground.engine.client()) as client:
+            path = Path(client.inspect_container(f"spawn-{rental}-1")["HostsPath"])
+        mib = path.stat().st_size // MIB
+        ground.run(manager._guard_disks())
+        (report,) = [one for one in ground.run(manager.list_rentals()) if one.rental_id == rental]
+    finally:
+        manager._isolation = ground.isolation
+        ground.run(manager.destroy(rental, 1))
+    return mib, report
+
+
+def test_a_list_of_hosts_ends_where_the_disk_ends_and_its_writer_is_stopped(ground: Arena) -> None:
+    mib, report = hosts_mib(ground, WHOLE, "poll")
+    assert mib <= DISK_MIB
+    assert (report.state, report.ended_by) == ("stopped", "disk_full")
+    assert report.disk_used_mib is not None
+    assert report.disk_used_mib >= DISK_MIB
+    mib, _ = hosts_mib(ground, frozenset({"file size"}), "poll")
+    assert mib >= 2 * DISK_MIB
 
 
 def test_who_rented_no_card_is_given_none(ground: Arena) -> None:

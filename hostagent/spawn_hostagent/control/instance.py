@@ -5,6 +5,7 @@ Invariant: the locks are the operating system's and die with the process; the pi
 
 import contextlib
 import fcntl
+import logging
 import os
 import socket
 import struct
@@ -16,6 +17,8 @@ from typing import Final
 
 LOCK_FILE: Final = "spawn-host.lock"
 PID_FILE: Final = "spawn-host.pid"
+
+_log: Final = logging.getLogger(__name__)
 
 
 class CannotStart(Exception):
@@ -34,7 +37,11 @@ def alone(folder: Path) -> Iterator[None]:
         ) from error
     try:
         _take(lock, folder)
-        write_atomically(folder / PID_FILE, f"{os.getpid()}\n".encode())
+        try:
+            write_atomically(folder / PID_FILE, f"{os.getpid()}\n".encode())
+        except OSError as error:
+            # A full disk must not keep the daemon from stopping whoever fills it.
+            _log.error("%s cannot be written, and `spawn-host stop` not find us: %s", PID_FILE, error)
         try:
             yield
         finally:

@@ -5,25 +5,27 @@ things with the rental's name on them, which `remove` finds. All of them block: 
 """
 
 import json
+import logging
 import time
 from collections.abc import Iterable, Iterator
+from datetime import datetime, timezone
 from typing import Any, Final
 
 import docker.errors
 import msgspec
+import requests
 from docker import APIClient
 from docker.utils import convert_filters
 from spawn_schemas.ids import RentalId
 from spawn_schemas.orders import StartInstance
 
-from spawn_hostagent.docker.engine import said, take_away
+from spawn_hostagent.docker.engine import TIMEOUT_S, said, take_away
 from spawn_hostagent.docker.images import Settings
 from spawn_hostagent.docker.rentals import (
     LABEL,
     Facts,
     Memory,
     Remembered,
-    container_name,
     facts_in,
     labels_of,
 )
@@ -35,7 +37,12 @@ from spawn_hostagent.walls.looks import cgroup_file
 
 STOP_SIGNAL: Final = "SIGTERM"
 STOP_GRACE_S: Final = 10
+DESCRIBE_S: Final = 10
+"""Docker may never answer of one container whose lock it lost; the heartbeat waits for this."""
+_ALIVE: Final = ("running", "paused", "restarting")
 _NO_TOOLKIT: Final = "could not select device driver"
+
+_log: Final = logging.getLogger(__name__)
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -53,31 +60,63 @@ class Found(msgspec.Struct, frozen=True):
         return str(self.inspected["State"]["Status"])
 
     @property
+    def runs(self) -> bool:
+        """Whether there is something to stop."""
+        return self.status in _ALIVE
+
+    @property
     def pid(self) -> int:
+        """0 where it does not run, or Docker cannot describe it."""
         return int(self.inspected["State"]["Pid"])
 
 
 def find(client: APIClient, rental_id: RentalId, generation: int) -> Found | None:
     """The container of this generation, if it is here and ours."""
-    return _inspected(client, container_name(rental_id, generation))
+    here = (found for found in find_all(client, rental_id) if found.facts.generation == generation)
+    return next(here, None)
 
 
 def find_all(client: APIClient, rental_id: RentalId | None = None) -> tuple[Found, ...]:
-    """All of ours, or of one rental; in the order of their generations."""
+    """All of ours, or of one rental; in the order of their generations.
+
+    One that Docker cannot describe hides none of the others.
+    """
     label = LABEL if rental_id is None else f"{LABEL}={rental_id}"
-    found = (
-        _inspected(client, listed["Id"]) for listed in client.containers(all=True, filters={"label": label})
-    )
+    found = (_described(client, listed) for listed in client.containers(all=True, filters={"label": label}))
     return tuple(sorted((one for one in found if one is not None), key=lambda one: one.facts.generation))
 
 
-def _inspected(client: APIClient, name: str) -> Found | None:
+def _described(client: APIClient, listed: dict[str, Any]) -> Found | None:
+    client.timeout = DESCRIBE_S
     try:
-        inspected = client.inspect_container(name)
+        inspected = client.inspect_container(listed["Id"])
     except docker.errors.NotFound:
         return None
+    except (docker.errors.APIError, requests.exceptions.Timeout) as error:
+        found = _as_listed(listed)
+        if found is not None:
+            _log.error("Docker cannot describe %s: %s", found.facts.name, error)
+        return found
+    finally:
+        client.timeout = TIMEOUT_S
     facts = facts_in(inspected["Name"], inspected["Config"]["Labels"])
     return Found(facts, inspected) if facts is not None else None
+
+
+def _as_listed(listed: dict[str, Any]) -> Found | None:
+    """One of ours by what Docker's list alone says.
+
+    That it runs is believed, and it may be stopped like any other. Where it does not, nobody knows why it ended, so
+    that it must not be started again: it has failed, until Docker says more. It never counts as gone.
+    """
+    every = (facts_in(name, listed.get("Labels")) for name in listed.get("Names") or ())
+    facts = next((facts for facts in every if facts is not None), None)
+    if facts is None:
+        return None
+    made = datetime.fromtimestamp(listed["Created"], timezone.utc).isoformat()
+    status = listed["State"] if listed["State"] in (*_ALIVE, "created") else "dead"
+    state = {"Status": status, "Pid": 0, "StartedAt": made, "FinishedAt": made}
+    return Found(facts, {"Id": listed["Id"], "Created": made, "State": state})
 
 
 def environment(order: StartInstance, settings: Settings) -> dict[str, str]:

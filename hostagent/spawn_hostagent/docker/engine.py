@@ -18,6 +18,7 @@ import docker.errors
 import requests
 import urllib3.exceptions
 
+from spawn_hostagent.ballast import is_full
 from spawn_hostagent.machines import MachineError
 from spawn_hostagent.walls.admission import refuse
 from spawn_hostagent.walls.disks import DiskError
@@ -106,6 +107,8 @@ class Engine:
         except docker.errors.APIError as error:
             raise refuse("docker_failed", f"Docker refused: {said(error)}") from error
         except NO_ANSWER as error:
+            if is_full(error):
+                raise refuse("no_room", "the disk of this machine is full: make room on it.") from error
             raise refuse(
                 "docker_failed", f"Docker at {self._address} does not answer: {str(error)[:_MESSAGE_MAX]}"
             ) from error

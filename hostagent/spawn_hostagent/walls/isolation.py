@@ -75,6 +75,14 @@ def _disk(wanted: Wanted) -> dict[str, Any]:
     return {}
 
 
+def _file_size(wanted: Wanted) -> dict[str, Any]:
+    # Under a read-only root those files are read-only too.
+    if wanted.disk_limit == "loop":
+        return {}
+    most = wanted.disk_mib * MIB
+    return {"ulimits": [Ulimit(name="fsize", soft=most, hard=most)]}
+
+
 def _volume(wanted: Wanted) -> dict[str, Any]:
     if wanted.volume is None:
         return {}
@@ -143,6 +151,12 @@ LINES: Final = (
         "disk",
         "What a tenant writes ends where its disk ends: by quota, or by a read-only root beside a disk of fixed size.",
         _disk,
+    ),
+    Line(
+        "file size",
+        "/etc/hosts and two more are files of Docker's on the host, outside of any quota (as in CVE-2020-8557): none "
+        "outgrows the disk that was rented, and who makes them large is stopped at the next look.",
+        _file_size,
     ),
     Line(
         "volume",
