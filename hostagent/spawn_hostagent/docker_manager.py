@@ -51,6 +51,8 @@ from spawn_hostagent.walls.firewall import RULES, Firewall, Rule, WallsDown, res
 from spawn_hostagent.walls.isolation import LINES, Line, Wanted
 
 GRACE_S_MAX: Final = 300
+LISTINGS_MAX: Final = 4
+"""A start that ends while Docker is asked is neither in its answer nor being started: it is asked again, so often."""
 MEASURE_AGAIN_S: Final = 60
 """What keeps strangers away may have been a hiccup, or is repaired by now: it is tried again when somebody asks."""
 
@@ -251,7 +253,12 @@ class DockerManager:
         def work(client: APIClient) -> dict[str, RentalReport]:
             return {found.facts.name: self._report(client, found) for found in containers.find_all(client)}
 
-        here = await self._engine.call(work)
+        here: dict[str, RentalReport] = {}
+        for _ in range(LISTINGS_MAX):
+            ended = self._room.ended
+            here = await self._engine.call(work)
+            if self._room.ended == ended:
+                break
         for name, starting in self._room.starting.items():
             if name not in here or here[name].state == "creating":
                 here[name] = starting.report()

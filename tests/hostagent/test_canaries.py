@@ -97,6 +97,10 @@ def test_features_are_looked_at_under_the_runtime_that_tenants_get(ground: Arena
 
 
 def test_no_label_of_an_image_makes_a_container_a_canary(ground: Arena) -> None:
+    def clear(left: Canary) -> str:
+        left.remove_left()
+        return ""
+
     labels = {canary.LABEL: canary.NAME, "traefik.enable": "true", "sh.spawn.sshd": "1"}
     image = ground.engine.image({"Labels": labels})
     ground.run(ground.manager().start(ground.order(RENTAL, image=image), ignore))
@@ -104,7 +108,7 @@ def test_no_label_of_an_image_makes_a_container_a_canary(ground: Arena) -> None:
         made = client.create_container(image, ["sleep", "60"], name="owner")
         client.start(made["Id"])
         try:
-            tried(ground, lambda canary: str(canary.remove_left()))
+            tried(ground, clear)
             assert client.inspect_container("owner")["State"]["Running"]
             assert state_of(ground, ground.manager()) == ("running", None)
             given = client.inspect_container(f"spawn-{RENTAL}-1")["Config"]["Labels"]

@@ -405,7 +405,9 @@ def test_without_quota_and_loop_a_full_disk_stops_the_rental(ground: Arena, mana
         ground.run(poor.start(ground.order(RENTAL), ignore))
         ground.run(poor.sweep())
         assert [report.state for report in ground.run(poor.list_rentals())] == ["running"]
-        ground.run(poor.exec(RENTAL, 1, ("sh", "-c", "head -c 30M /dev/zero | tee /opt/big > /opt/bigger"), 60))
+        ground.run(
+            poor.exec(RENTAL, 1, ("sh", "-c", "head -c 30M /dev/zero | tee /opt/big > /opt/bigger"), 60)
+        )
         ground.run(poor.sweep())
         (report,) = ground.run(poor.list_rentals())
         assert (report.state, report.ended_by) == ("stopped", "disk_full")

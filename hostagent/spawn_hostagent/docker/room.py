@@ -44,6 +44,8 @@ class Room:
         self._engine, self._disks, self._now = engine, disks, now
         self.lent = lent
         self.starting: dict[str, Starting] = {}
+        self.ended = 0
+        """How many left `starting`, whatever became of them."""
         self._turn = asyncio.Lock()
 
     @asynccontextmanager
@@ -57,6 +59,7 @@ class Room:
             yield name
         finally:
             del self.starting[name]
+            self.ended += 1
 
     def now_is(self, name: str, order: StartInstance, state: RentalState) -> None:
         self.starting[name] = Starting(order, state, int(self._now()))

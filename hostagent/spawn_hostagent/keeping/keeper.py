@@ -97,7 +97,8 @@ class Keeper:
         self._told: Inventory | None = None
         self._heard_at: float | None = None
         self._missing: dict[Key, float] = {}
-        self._shown: dict[Key, RentalReport] = {}
+        self._shown: frozenset[Key] = frozenset()
+        self._unseen: frozenset[Key] = frozenset()
         self.reports: tuple[RentalReport, ...] = ()
         """What was here at the last look."""
         self.metrics = Metrics()
@@ -318,13 +319,18 @@ class Keeper:
             self.changed()
 
     def _gone(self) -> Iterable[RentalReport]:
-        """What was here at the last picture and is not now, and what the service has long wanted that is not here."""
-        here = {(report.rental_id, report.generation): report for report in self.reports}
+        """What two pictures miss that the one before had, and what the service has long wanted that is not here.
+
+        One picture would not do: what is gone is destroyed by the service, and a single look may be wrong.
+        """
+        here = frozenset((report.rental_id, report.generation) for report in self.reports)
         self._miss()
         now = self._clock.elapsed_s()
         gone = {key for key, since in self._missing.items() if now - since >= GONE_AFTER_S}
-        gone |= self._shown.keys() - here.keys()
-        self._shown = here
+        gone |= self._unseen - here
+        self._unseen, self._shown = self._shown - here - gone, here
+        if self._unseen and self._voice is not None:
+            self._voice.sync()
         return [
             RentalReport(rental_id=name, generation=number, state="gone", since=self._service_clock.now_s())
             for name, number in sorted(gone)
