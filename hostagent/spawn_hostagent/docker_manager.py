@@ -102,15 +102,8 @@ class DockerManager:
         self._firewall.up_mbit, self._firewall.rentals = lent.up_mbit, lent.rentals
 
     def lend_as(self, told: Inventory) -> None:
-        self.lend(
-            msgspec.structs.replace(
-                self._room.lent,
-                cpus=told.cpus,
-                memory_mib=told.memory_mib,
-                disk_mib=told.disk_mib,
-                gpus=told.lent_gpus,
-            )
-        )
+        sizes = {"cpus": told.cpus, "memory_mib": told.memory_mib, "disk_mib": told.disk_mib}
+        self.lend(msgspec.structs.replace(self._room.lent, gpus=told.lent_gpus, **sizes))
 
     def close(self) -> None:
         """Let go of Docker; containers run on. Blocks until what is being done is done."""

@@ -145,6 +145,7 @@ class Store:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.here: set[str] = set()
+        self.checked: list[str] = []
         self.removed: list[str] = []
         self.comes = True
         self.while_room_is_made: Callable[[], None] = lambda: None
@@ -174,6 +175,10 @@ class Store:
 
     def dial(self, timeout_s: int) -> Any:
         return SimpleNamespace(close=lambda: None, hooks={"response": []})
+
+    def inspect_distribution(self, image: str, auth_config: object) -> None:
+        assert auth_config == {}
+        self.checked.append(image)
 
     def remove_image(self, image: str) -> None:
         self.here.remove(image)
@@ -216,6 +221,7 @@ async def test_what_its_owner_fetches_is_his_whatever_we_tried_before(
     assert store.evict() == ()
     store.here.add(IMAGE)
     await store.pulls.bring(IMAGE, wanted)
+    assert store.checked == [IMAGE], "whoever rents may have what everybody may"
     assert store.evict() == ()
 
 
@@ -225,4 +231,5 @@ async def test_what_its_owner_fetches_while_room_is_made_is_his(
     store = Store(tmp_path, monkeypatch)
     store.while_room_is_made = lambda: store.here.add(IMAGE)
     assert await store.pulls.bring(IMAGE, wanted) == {"Id": IMAGE}
+    assert store.checked == [IMAGE]
     assert store.evict() == ()

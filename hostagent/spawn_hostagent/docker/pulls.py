@@ -88,7 +88,9 @@ class Pulls:
 
         def work(client: APIClient) -> None:
             if images.inspect(client, image) is not None:
-                return  # its owner fetched it while we made room
+                # Its owner fetched it while we made room.
+                images.check_public(client, image)
+                return
             with (
                 self._shelf.coming(client, image, int(self._now())),
                 contextlib.closing(self._engine.dial(QUIET_S)) as patient,
