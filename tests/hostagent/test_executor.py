@@ -341,6 +341,21 @@ async def test_outside_the_owners_hours_nothing_starts(
     await desk.die()
 
 
+@pytest.mark.parametrize(("is_strict", "code"), [(True, "outside_hours"), (False, "ok")])
+async def test_what_may_run_at_night_may_be_started_again_at_night(
+    tmp_path: Path, machines: FakeMachines, clock: VirtualClock, is_strict: bool, code: str
+) -> None:
+    """A reboot is a stop and a start: refusing the second would leave its tenant paying for what is off."""
+    FailingDisk.plan(None)
+    desk = Desk(tmp_path, machines, clock, limits=Limits(hours=("22:00-06:00",), strict_hours=is_strict))
+    clock.hour = 23
+    assert codes(await desk.do(command(start()))) == ["ok"]
+    clock.hour = 12
+    resume = ResumeInstance(rental_id=A, generation=1, lease_expires_at=START_S + HOUR)
+    assert codes(await desk.do(command(stop()), command(resume))) == ["ok", code]
+    await desk.die()
+
+
 @pytest.mark.parametrize(("known_only", "code"), [(True, "below_floor"), (False, "ok")])
 async def test_below_the_floor_unknown_tenants_are_refused(
     tmp_path: Path, machines: FakeMachines, clock: VirtualClock, known_only: bool, code: str

@@ -49,7 +49,9 @@ class Rules:
                 code="draining",
                 message=f"The host is draining (by its {by}). Start it elsewhere, or undrain it.",
             )
-        if isinstance(order, StartInstance | ResumeInstance) and not self.is_open():
+        # Where hours only say when something new may begin, what is here already may be started anew at any hour.
+        is_closed = isinstance(order, StartInstance) and not self.is_open()
+        if is_closed or (isinstance(order, ResumeInstance) and self.is_closed()):
             return Problem(
                 code="outside_hours", message="The owner lends this machine at other hours. Try again then."
             )
