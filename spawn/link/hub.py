@@ -53,6 +53,7 @@ class Hub:
         self._telling: dict[HostId, asyncio.Task[None]] = {}
         self._again: set[HostId] = set()
         self._flushing: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         self.listening_since = self.clock.now_s()
@@ -66,19 +67,29 @@ class Hub:
         await asyncio.gather(*tasks, return_exceptions=True)
         with contextlib.suppress(StoreError, SpawnError):
             await self.flush()
+        for task in self._ending:
+            task.cancel()
+        await asyncio.gather(*self._ending, return_exceptions=True)
 
     # --- sessions ---------------------------------------------------------------------------------------------------
 
-    async def opened(self, session: Session) -> None:
+    def opened(self, session: Session) -> None:
         """This session is its host's newest: the one before is closed."""
         before = self.sessions.get(session.host_id)
         self.sessions[session.host_id] = session
         if before is not None and before is not session:
-            await before.close(link.CLOSE_SUPERSEDED, "a newer session of this host is connected")
+            self._end(before, link.CLOSE_SUPERSEDED, "a newer session of this host is connected")
 
     def closed(self, session: Session) -> None:
         if self.sessions.get(session.host_id) is session:
             del self.sessions[session.host_id]
+
+    def _end(self, session: Session, code: int, reason: str) -> None:
+        """Nobody waits for it: one that reads nothing takes its time, and all others are looked after meanwhile."""
+        self.closed(session)
+        task = asyncio.create_task(session.close(code, reason), name=f"ending a session of {session.host_id}")
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
 
     def beat_s(self, *, rented: bool) -> int:
         return beat_s(rented=rented, hosts=len(self.sessions))
@@ -161,26 +172,21 @@ class Hub:
             if now - session.heard_at < QUIET_S:
                 heard.append(session)
                 continue
-            self.closed(session)
-            await session.close(1001, "nothing was heard for too long")
+            self._end(session, 1001, "nothing was heard for too long")
         for first in range(0, len(heard), FLUSH_MANY):
             some = heard[first : first + FLUSH_MANY]
             found = await self.db.write(lambda tx, s=some: [_touched(tx, one) for one in s])  # type: ignore[misc]  # bound
             for session, host in zip(some, found, strict=True):
-                await self._check(session, host)
+                over = _over(session, host)
+                if over is not None:
+                    self._end(session, *over)
 
     async def flush_one(self, session: Session) -> None:
         """Write down what this session heard, unless it is not its host's newest any more: then it ends."""
-        host = await self.db.write(lambda tx: _touched(tx, session))
-        await self._check(session, host)
-
-    async def _check(self, session: Session, host: Host | None) -> None:
-        if host is None or host.state is HostState.REVOKED:
+        over = _over(session, await self.db.write(lambda tx: _touched(tx, session)))
+        if over is not None:
             self.closed(session)
-            await session.close(link.CLOSE_REFUSED, "this host was revoked")
-        elif host.epoch != session.epoch:
-            self.closed(session)
-            await session.close(link.CLOSE_SUPERSEDED, "a newer session of this host is connected")
+            await session.close(*over)
 
     async def _flush_forever(self) -> None:
         while True:
@@ -193,6 +199,15 @@ class Hub:
 
 
 async def _nothing() -> None:
+    return None
+
+
+def _over(session: Session, host: Host | None) -> tuple[int, str] | None:
+    """Why this session may not go on."""
+    if host is None or host.state is HostState.REVOKED:
+        return link.CLOSE_REFUSED, "this host was revoked"
+    if host.epoch != session.epoch:
+        return link.CLOSE_SUPERSEDED, "a newer session of this host is connected"
     return None
 
 

@@ -21,7 +21,7 @@ from spawn.domain.community import InnerPort
 from spawn.link import login
 from spawn.link.hub import Hub
 from spawn.link.relay import Names, PublicPorts
-from spawn.link.session import BadFrame, Session
+from spawn.link.session import CLOSING_S, BadFrame, Session
 from spawn.link.speed import PREFIX, SpeedTests
 from spawn.link.streams import Streams
 from spawn.services.hosts import Hosts
@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 
 HEAD_MAX: Final = 16 * 1024
 OPENING_S: Final = 10.0
-CLOSING_S: Final = 2.0
 """How long a host that is let go may take to say goodbye: one that floods us is not read any more."""
 NOT_LET_IN_MAX: Final = 512
 """Sockets that may be on their way to a login at once."""

@@ -103,7 +103,7 @@ DialFailed = Callable[[link.DialFailed, HostId], None]
 
 async def attend(hub: Hub, session: Session, socket: Socket, dial_failed: DialFailed) -> None:
     """Welcome the host, and do what its frames say until the socket closes. Raises BadFrame, and what that raises."""
-    await hub.opened(session)
+    hub.opened(session)
     generation = await _welcomed(hub, session)
     await session.send(
         link.Welcome,

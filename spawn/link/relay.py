@@ -15,6 +15,7 @@ import msgspec
 from spawn_schemas.ids import HostId, RentalId
 
 from spawn.domain.community import InnerPort, parse_name
+from spawn.domain.rentals import Desired
 from spawn.link.one_request import OneAnswer, is_upgrade, lone
 from spawn.link.streams import NoStream, Streams
 from spawn.store import rentals
@@ -76,6 +77,10 @@ class PublicPorts:
         }
         for port in self._servers.keys() - leased.keys():
             self._servers.pop(port).close()
+        for rental_id in {one.rental_id for one in self._leased.values()} - {
+            one.rental_id for one in leased.values()
+        }:
+            self._streams.cut(rental_id)
         self._leased = leased
         for port in leased.keys() - self._servers.keys():
             await self._open(port)
@@ -173,7 +178,7 @@ class Names:
             return None
         rows = await self._db.read(rentals.SELECT_RENTAL, {"id": named[1]})
         rental = rentals.rental_from(rows[0]) if rows else None
-        if rental is None or rental.gone_at is not None:
+        if rental is None or rental.gone_at is not None or rental.desired is Desired.GONE:
             return None
         return Leased(rental.host_id, rental.id, named[0])
 
@@ -196,6 +201,9 @@ async def kept(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) 
         await work
     except OSError as error:
         log.info("a public connection broke: %s", error)
+    except asyncio.CancelledError:
+        # It ends here, and a server's task that ends as cancelled is logged as a defect by Python 3.11.
+        log.debug("a public connection was ended")
     finally:
         if task is not None:
             tasks.discard(task)

@@ -4,6 +4,7 @@ Invariant: a frame counts once, in its own session: one of another epoch, or not
 is believed before it signed this very socket's nonce for the address that it dialled.
 """
 
+import asyncio
 import contextlib
 import logging
 from typing import Any, Final, Protocol
@@ -23,10 +24,14 @@ FRAMES_MAX: Final = 600
 SYNCS_MAX: Final = 40
 """Of these, those that say all that a host has: each is a transaction, and an agent does it twice a second at most."""
 FRAMES_WINDOW_S: Final = 10
+CLOSING_S: Final = 2.0
+"""How long a closing handshake may take."""
 
 
 class Socket(Protocol):
     """What is asked of a WebSocket; `ConnectionClosed` of the library is raised by all but `close`."""
+
+    transport: asyncio.Transport
 
     async def send(self, message: str | bytes, *, text: bool | None = None) -> None:
         """One message; waits while the other side does not read."""
@@ -92,8 +97,20 @@ class Session:
             raise BadFrame(f"more than {FRAMES_MAX} frames in {FRAMES_WINDOW_S} s")
 
     async def close(self, code: int, reason: str) -> None:
-        with contextlib.suppress(OSError):
-            await self._socket.close(code, reason)
+        await ended(self._socket, code, reason)
+
+
+async def ended(socket: Socket, code: int = 1000, reason: str = "") -> None:
+    """Close it, within seconds.
+
+    The library bounds the handshake, but waits before it until the other side has read what was sent.
+    """
+    with contextlib.suppress(OSError):
+        try:
+            async with asyncio.timeout(2 * CLOSING_S):
+                await socket.close(code, reason)
+        except TimeoutError:
+            socket.transport.abort()
 
 
 class Milliseconds(Protocol):

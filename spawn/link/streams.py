@@ -5,11 +5,10 @@ memory, whatever either side sends. A socket is for the stream whose token it ha
 """
 
 import asyncio
-import contextlib
 import hmac
 import logging
 from collections import Counter
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from spawn_schemas import link
 from spawn_schemas.ids import Entropy, HostId, RentalId
@@ -17,6 +16,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
 from spawn.link.hub import Hub
+from spawn.link.session import ended
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class Streams:
         self._dial_s = dial_s
         self._idle_s = idle_s
         self._pending: dict[str, _Pending] = {}
-        self._open: Counter[RentalId] = Counter()
+        self._open: dict[RentalId, set[asyncio.Task[Any]]] = {}
         self.counted = Counted()
 
     def knows(self, stream_id: str, authorization: str) -> bool:
@@ -129,15 +129,27 @@ class Streams:
         """Carry a public connection to a port of a rental, until either side ends it. Raises NoStream before a byte
         was carried.
         """
-        if self._open[rental_id] >= PER_RENTAL_MAX or self._open.total() >= IN_ALL_MAX:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a stream is carried by a task")
+        if len(self._open.get(rental_id, ())) >= PER_RENTAL_MAX or self.open_count() >= IN_ALL_MAX:
             raise NoStream("too many connections at once")
-        self._open[rental_id] += 1
+        its = self._open.setdefault(rental_id, set())
+        its.add(task)
         try:
             await self._dialled(host_id, rental_id, port, reader, writer, first)
         finally:
-            self._open[rental_id] -= 1
-            if not self._open[rental_id]:
-                del self._open[rental_id]
+            its.discard(task)
+            if not its:
+                self._open.pop(rental_id, None)
+
+    def open_count(self) -> int:
+        return sum(map(len, self._open.values()))
+
+    def cut(self, rental_id: RentalId) -> None:
+        """End what is carried for it: it is its tenant's no more, whatever its host does."""
+        for task in tuple(self._open.get(rental_id, ())):
+            task.cancel()
 
     async def _dialled(
         self,
@@ -192,8 +204,7 @@ class Streams:
             for task in (*ways, watch):
                 task.cancel()
             await asyncio.gather(*ways, watch, return_exceptions=True)
-            with contextlib.suppress(OSError):
-                await socket.close()
+            await ended(socket)
 
     async def _inwards(
         self,

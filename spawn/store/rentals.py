@@ -97,7 +97,7 @@ SELECT port, inner_port FROM relay_port WHERE rental_id = :rental_id AND freed_a
 SELECT_LEASED: Final = """
 SELECT relay_port.port, relay_port.inner_port, relay_port.rental_id, rental.host_id
 FROM relay_port JOIN rental ON rental.id = relay_port.rental_id
-WHERE relay_port.freed_at IS NULL ORDER BY relay_port.port LIMIT 70000
+WHERE relay_port.freed_at IS NULL AND rental.desired <> 'gone' ORDER BY relay_port.port LIMIT 70000
 """
 FREE_PORTS: Final = "UPDATE relay_port SET freed_at = :now WHERE rental_id = :rental_id AND freed_at IS NULL"
 

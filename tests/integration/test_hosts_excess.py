@@ -1,5 +1,6 @@
 """What a host may say is bounded: how often, how much of what is not its own, and what no table takes."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,13 @@ import pytest
 from spawn_schemas import hosts as wire
 from spawn_schemas import link, orders
 from spawn_schemas.ids import RentalId
+from websockets.exceptions import ConnectionClosed
 
 from spawn.link import session
+from spawn.link.hub import QUIET_S
 from spawn.services import host_reports, hosts
 from tests.integration.hosts_world import TOKEN, Lent, open_hosts
-from tests.integration.scripted_host import dialled, obedient
+from tests.integration.scripted_host import ScriptedHost, dialled, obedient
 
 HUGE = 10**30
 
@@ -99,3 +102,39 @@ async def test_what_an_older_session_said_is_not_written_over_the_newer_ones_new
                 lambda tx: host_reports.synced_by(tx, entropy, lent.host.host_id, late, "online", now)
             )
             assert (await lent.rental(server_id)).reported == state
+
+
+async def test_a_host_that_reads_nothing_holds_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing waits until what was sent is read: of one that reads nothing, for ever."""
+    monkeypatch.setattr(session, "CLOSING_S", 0.1)
+    async with open_hosts(tmp_path) as lent:
+        deaf = ScriptedHost("deaf", lent.world.clock.now_s)
+        await lent.register(deaf, "deaf")
+        async with dialled(lent.host) as heard, dialled(deaf) as unread:
+            known = lent.link.listener.hub.sessions[deaf.host_id]
+            unread.socket.transport.pause_reading()
+            sending = await _full(known)
+            lent.world.clock.advance(QUIET_S)
+            await heard.heartbeat()
+            async with asyncio.timeout(30):
+                await lent.world.tick("hosts")
+            assert (await lent.host_row()).last_seen == lent.world.clock.now_s()
+            assert deaf.host_id not in lent.link.listener.hub.sessions
+            await asyncio.wait_for(sending, 30)
+            with pytest.raises(ConnectionClosed):
+                await known.send(link.HeartbeatAck, heartbeat_interval_s=5)
+            unread.socket.transport.resume_reading()
+
+
+async def _full(known: session.Session) -> "asyncio.Task[None]":
+    """Say so much to a host that does not read it that nothing more can be sent; answers what waits."""
+    for _ in range(20_000):
+        sending = asyncio.create_task(
+            known.send(link.Dial, stream_id="x" * 9_000, token="", rental_id="", port=22)
+        )
+        done, _ = await asyncio.wait({sending}, timeout=1)
+        if not done:
+            return sending
+    raise AssertionError("everything was read")

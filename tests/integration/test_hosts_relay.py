@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from spawn_schemas import link
+from spawn_schemas import link, orders
 from websockets.asyncio.client import connect
 
 from spawn.link import streams
@@ -94,6 +94,46 @@ async def test_a_port_of_a_host_that_is_away_is_closed(tmp_path: Path) -> None:
         async with obedient(lent.host):
             port = (await rented(lent))["ssh"]["port"]
         assert await exchanged(port, b"") == b""
+
+
+class Keeping(Obedient):
+    """Destroys nothing, and never answers that it was told to."""
+
+    async def obey(self, command: orders.Command) -> None:
+        if not isinstance(command.order, orders.DestroyInstance):
+            await super().obey(command)
+
+
+async def test_what_is_destroyed_is_not_reached_whatever_its_host_does(tmp_path: Path) -> None:
+    """Or a host and its tenant could keep a public port between them, and the relay, for nothing."""
+    async with open_hosts(tmp_path) as lent, dialled(lent.host) as connected:
+        machine = Keeping(connected)
+        obeying = asyncio.create_task(machine.serve())
+        async with serving(machine, echo):
+            wallet = await lent.world.customer("20.00")
+            view = await lent.rent(wallet)
+            await lent.link.listener.public.refresh()
+            reader, writer = await asyncio.open_connection("127.0.0.1", view["ssh"]["port"])
+            writer.write(b"hello")
+            assert await asyncio.wait_for(reader.readexactly(5), 30) == b"hello"
+            (name,) = [port["host"] for port in view["ports"] if port["kind"] == "http"]
+            gone = await lent.world.sign(wallet, "DELETE", f"/v1/servers/{view['id']}")
+            assert gone.status_code == 200, gone.text
+            await lent.until(lambda: _is_let_go(lent))
+            assert await asyncio.wait_for(reader.read(), 30) == b"", "what was open is over"
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection("127.0.0.1", view["ssh"]["port"])
+            assert (await asked(lent, name)).status_code == 404
+            assert view["id"] in machine.rentals
+            writer.close()
+        await machine.stop(obeying)
+
+
+async def _is_let_go(lent: Lent) -> bool:
+    lent.world.clock.advance(1)
+    await lent.world.tick("operations")
+    await lent.link.listener.public.refresh()
+    return not lent.link.listener.public._servers
 
 
 async def test_a_host_that_brings_nothing_is_waited_for_no_longer_than_allowed(tmp_path: Path) -> None:
