@@ -137,9 +137,11 @@ def owes_hour(rental: Rental, host: HostState, now: int) -> bool:
 
     Not where its host kept it from them for certain: it is silent, or says that its owner or our lease stopped it, or
     that it has failed. But a program of the tenant's can end as if the machine had gone down under it, so that this
-    excuses nobody before it has lasted as long as the hour that is at stake.
+    excuses nobody before it has lasted as long as the hour that is at stake; but where the host was silent first, no
+    program was at fault.
     """
-    went_down = rental.reported == "stopped" and rental.ended_by is None
+    was_silent = (rental.paused_at or 0) < (rental.reported_at or 0)
+    went_down = rental.reported == "stopped" and rental.ended_by is None and not was_silent
     if rental.paused_at is None or host in SILENT | {HostState.REVOKED} or not went_down:
         return False
     return now - rental.paused_at < _HOUR_S

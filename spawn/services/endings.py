@@ -33,7 +33,8 @@ def begin(
     The server is settled to `billing_ends_at` already. A deposit that was only held comes back as well.
     """
     not_before, released = _supersede(tx, server, action_id, now)
-    closed, refund = meters.close(tx, server, billing_ends_at, owes_hour=_owes_hour(tx, server, now))
+    owes_hour = server.charged_until is not None or _owes_hour(tx, server, now)
+    closed, refund = meters.close(tx, server, billing_ends_at, owes_hour=owes_hour)
     save(tx, server, replace(closed, status=Status.DESTROYING, reason=reason), now)
     operation = new_operation(action_id, server, Command.DESTROY, destroy_plan(not_before=not_before), now)
     operations.insert_operation(tx, operation)
@@ -75,7 +76,12 @@ def vanish(tx: Tx, server: Server, missed_at: int, now: int) -> None:
     The server is settled to `missed_at` at least.
     """
     _supersede(tx, server, ActionId("the provider's loss"), now)
-    closed, _ = meters.close(tx, meters.unburnt(tx, server, missed_at, now), now)
+    rental = rentals.find(tx, server.id) if server.host_id is not None else None
+    if rental is not None and rental.gone_at is not None:
+        missed_at = min(missed_at, rental.gone_at)
+    left = meters.unburnt(tx, server, missed_at, now)
+    # A host that loses what it lends has its share of the time that it lent, and of no hour that it cut short.
+    closed, _ = meters.close(tx, left, now, owes_hour=left.charged_until is not None and rental is None)
     lost = replace(
         closed,
         status=Status.DESTROYED,

@@ -188,13 +188,13 @@ def missed(server: Server, since: int | None) -> Server:
     return replace(server, missing_since=since, missing_month_s=_month_s(server, since))
 
 
-def close(tx: Tx, server: Server, now: int, *, owes_hour: bool = False) -> tuple[Server, Usdc]:
+def close(tx: Tx, server: Server, now: int, *, owes_hour: bool) -> tuple[Server, Usdc]:
     """End billing: charge what the minimum hour still asks, return the rest; the server is settled already.
 
     Answers the server, not written back, without its meter, and what came back to the wallet. What the provider asks
-    from here on is no longer the wallet's: see `overrun`. `owes_hour`: the minimum is due although the meter is paused.
+    from here on is no longer the wallet's: see `overrun`.
     """
-    if server.charged_until is not None or owes_hour:
+    if owes_hour:
         server = _minimum_charged(tx, server, now)
     refund = funds.reserve_usdc(tx, server.id)
     funds.withdraw(tx, server, refund, id=transfer_id("refund", server.id), at=now)

@@ -196,10 +196,15 @@ class Rentals:
             raise Refused(RefusedCode.NOT_FOUND, "There is no such container any more.")
         if rental.desired is Desired.GONE or rentals.under_way(tx, rental.id):
             raise Refused(RefusedCode.CONFLICT, "Another order runs on this container.")
-        wanted = _orders(rental, verb, self._clock.now_s())
+        now = self._clock.now_s()
+        wanted = _orders(rental, verb, now)
         issued = [self._issue(tx, rental.host_id, order, rental_id=key, within_s=ORDER_S) for order in wanted]
         stops = isinstance(wanted[-1], orders.StopInstance)
-        rentals.save(tx, rental, replace(rental, desired=Desired.STOPPED if stops else Desired.RUNNING))
+        ordered = replace(rental, desired=Desired.STOPPED if stops else Desired.RUNNING)
+        if rental.desired is Desired.STOPPED and not stops:
+            # Until now nobody wanted it to run: its host keeps it from its tenant from now on at the earliest.
+            ordered = replace(ordered, reported_at=now)
+        rentals.save(tx, rental, ordered)
         hosts.raise_desired(tx, rental.host_id)
         return "+".join(command.id for command in issued), rental.host_id
 

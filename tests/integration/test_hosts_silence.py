@@ -177,12 +177,14 @@ async def test_a_lease_that_ended_while_nobody_heard_is_made_up_for(tmp_path: Pa
 async def test_a_revoked_hosts_rentals_end_and_cost_nothing_more(tmp_path: Path) -> None:
     async with open_hosts(tmp_path) as lent:
         _, view = await rented(lent)
+        began = (await lent.world.server(view["id"])).metered_from or 0
+        await passing(lent, 90)
         await lent.order(hosts_admin.RevokeHost(name="attic"))
         at = lent.world.clock.now_s()
         await passing(lent, 900)
         server = await lent.world.server(view["id"])
         assert (server.status, server.reason) == ("destroyed", "vanished")
-        assert server.charged_usdc <= max(server.minimum_usdc, DAILY * (at + 60) // 86_400)
+        assert server.charged_usdc == DAILY * (at - began) // 86_400
         await lent.world.check_books()
 
 
@@ -320,6 +322,77 @@ async def test_a_stop_that_fails_is_not_wanted_any_more(tmp_path: Path) -> None:
             for (verb, state), desired in wanted.items():
                 await answered(lent, connected, wallet, verb, state)
                 assert (await lent.rental(view["id"])).desired == desired, verb
+
+
+@pytest.mark.parametrize("ended_by", [None, "owner"])
+async def test_what_its_tenant_stopped_is_paid_for_until_its_host_keeps_it(
+    tmp_path: Path, ended_by: Any
+) -> None:
+    """The host had stopped it already, and says so still: but for hours nobody wanted it to run."""
+    async with open_hosts(tmp_path) as lent:
+        wallet, view = await rented(lent)
+        began = (await lent.world.server(view["id"])).metered_from or 0
+        async with dialled(lent.host) as connected:
+            await connected.sync(stopped_by(view["id"], ended_by))
+            await answered(lent, connected, wallet, "stop", "succeeded")
+            await connected.sync(stopped_by(view["id"], ended_by))
+            for _ in range(60):
+                lent.world.clock.advance(60)
+                await connected.heartbeat(rentals=1)
+                await lent.link.flush()
+                await lent.world.tick("burn", "hosts", "reconcile")
+            started_at = lent.world.clock.now_s()
+            order = await lent.world.sign(wallet, "POST", f"/v1/servers/{view['id']}/start")
+            assert order.status_code == 200, order.text
+            lent.world.clock.advance(20)
+            await lent.world.tick("burn", "hosts")
+            server = await lent.world.server(view["id"])
+            assert (server.status, server.charged_until) == ("unknown", None), "now its host keeps it"
+            assert server.charged_usdc == DAILY * (started_at - began) // 86_400
+            assert await lent.owed() == DAILY * 60 * (started_at - began) // 100 // 86_400
+        await lent.world.check_books()
+
+
+async def test_a_host_that_loses_a_container_has_its_share_of_the_time_it_lent(tmp_path: Path) -> None:
+    """And of no hour that it cut short, nor of the time until somebody looked."""
+    async with open_hosts(tmp_path) as lent:
+        _, view = await rented(lent)
+        began = (await lent.world.server(view["id"])).metered_from or 0
+        async with dialled(lent.host) as connected:
+            lent.world.clock.advance(61)
+            gone_at = lent.world.clock.now_s()
+            report = orders.RentalReport(rental_id=RentalId(view["id"]), generation=1, state="gone", since=1)
+            await connected.sync(report)
+            for _ in range(50):
+                lent.world.clock.advance(10)
+                await connected.heartbeat()
+                await lent.link.flush()
+                await lent.world.tick("burn", "hosts", "reconcile")
+            server = await lent.world.server(view["id"])
+            assert (server.status, server.reason) == ("destroyed", "vanished")
+            assert server.charged_usdc == DAILY * (gone_at - began) // 86_400
+            assert await lent.owed() == DAILY * 60 * (gone_at - began) // 100 // 86_400
+        await lent.world.check_books()
+
+
+async def test_whoever_leaves_a_machine_that_was_silent_owes_no_hour(tmp_path: Path) -> None:
+    """It came back with everything stopped: no program of a tenant's had a hand in that."""
+    async with open_hosts(tmp_path) as lent:
+        wallet, view = await rented(lent)
+        began = (await lent.world.server(view["id"])).metered_from or 0
+        heard_at = lent.world.clock.now_s()
+        await passing(lent, 600)
+        async with dialled(lent.host) as connected:
+            await connected.sync(stopped_by(view["id"], None))
+            await connected.heartbeat(rentals=1)
+            await lent.link.flush()
+            await lent.world.tick("hosts")
+            assert (await lent.host_row()).state == "online"
+            gone = await lent.world.sign(wallet, "DELETE", f"/v1/servers/{view['id']}")
+            assert gone.status_code == 200, gone.text
+            charged = (await lent.world.server(view["id"])).charged_usdc
+            assert charged == DAILY * (heard_at - began) // 86_400
+        await lent.world.check_books()
 
 
 @pytest.mark.parametrize("ended_by", [None, "owner"])

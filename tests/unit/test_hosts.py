@@ -274,9 +274,11 @@ def test_only_a_lease_that_ended_is_made_up_for() -> None:
 def test_the_first_hour_is_due_unless_its_host_kept_it_for_certain(
     ended_by: Any, host_state: str, after_s: int, owes: bool
 ) -> None:
-    stopped = replace(RENTAL, reported="stopped", ended_by=ended_by, paused_at=NOW)
+    stopped = replace(RENTAL, reported="stopped", reported_at=NOW, ended_by=ended_by, paused_at=NOW)
     assert rentals.owes_hour(stopped, HostState(host_state), NOW + after_s) is owes
     assert not rentals.owes_hour(replace(stopped, paused_at=None), HostState(host_state), NOW + after_s)
+    was_silent = replace(stopped, reported_at=NOW + 1)
+    assert not rentals.owes_hour(was_silent, HostState(host_state), NOW + after_s)
 
 
 def test_both_ends_of_a_stream_wait_equally_long() -> None:
