@@ -3,7 +3,7 @@
 Invariant: as of `spawn_schemas.api`; what was written inside is text that nobody vouches for, 64 Ki characters at most.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -42,7 +42,7 @@ class RunCommand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class LogsView(msgspec.Struct, frozen=True, kw_only=True):
-    """`error` says why there is no text: its host's word."""
+    """`error` says why there is no text: its host's word, or `in_progress` where it has not answered yet."""
 
     server_id: str
     text: str
@@ -54,10 +54,14 @@ class LogsShown(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RanView(msgspec.Struct, frozen=True, kw_only=True):
-    """`error` says why it did not run, or not to its end: its host's word. `exit_code` is null then."""
+    """`running` until its host has said what came of it: `GET /v1/commands/{id}` tells, for an hour.
+
+    `error` says why it did not run, or not to its end: its host's word. `exit_code` is null then.
+    """
 
     id: str
     server_id: str
+    status: Literal["running", "ended"]
     exit_code: int | None
     stdout: str
     stderr: str

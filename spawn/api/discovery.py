@@ -27,6 +27,7 @@ _IDS: Final = {
     "server_id": RESPONSES["POST /v1/servers"].server.id,
     "key_id": RESPONSES["POST /v1/ssh-keys"].ssh_key.id,
     "webhook_id": RESPONSES["POST /v1/webhooks"].webhook.id,
+    "command_id": RESPONSES["POST /v1/servers/{server_id}/exec"].ran.id,
 }
 """An example of each path parameter: the id in the example answer of the call that makes such a thing."""
 _KEPT: Final = ("type", "enum", "required", "additionalProperties", "minimum", "maximum")

@@ -159,6 +159,16 @@ REQUESTS: Final[dict[str, Any]] = {
     "POST /v1/boots/{token}": boots.BootReport(cloud_init="done", log="Cloud-init v. 24.4 finished."),
 }
 
+_RAN: Final = inside.RanView(
+    id="cmd_nbswy3dpfqqho33snrscc4tfmq",
+    server_id=_SERVER_ID,
+    status="ended",
+    exit_code=0,
+    stdout="Linux\n",
+    stderr="",
+    error=None,
+)
+
 RESPONSES: Final[dict[str, Any]] = {
     "POST /v1/servers": api.ServerCreated(
         server=_SUMMARY,
@@ -187,16 +197,8 @@ RESPONSES: Final[dict[str, Any]] = {
     "GET /v1/servers/{server_id}/logs": inside.LogsShown(
         logs=inside.LogsView(server_id=_SERVER_ID, text="Server listening on 0.0.0.0 port 22.\n", error=None)
     ),
-    "POST /v1/servers/{server_id}/exec": inside.CommandRan(
-        ran=inside.RanView(
-            id="cmd_nbswy3dpfqqho33snrscc4tfmq",
-            server_id=_SERVER_ID,
-            exit_code=0,
-            stdout="Linux\n",
-            stderr="",
-            error=None,
-        )
-    ),
+    "POST /v1/servers/{server_id}/exec": inside.CommandRan(ran=_RAN),
+    "GET /v1/commands/{command_id}": inside.CommandRan(ran=_RAN),
     "POST /v1/ssh-keys": api.SshKeyShown(ssh_key=_KEY),
     "GET /v1/ssh-keys": api.SshKeyList(ssh_keys=(_KEY,)),
     "DELETE /v1/ssh-keys/{key_id}": api.Deleted(status="deleted"),

@@ -6,13 +6,13 @@ from litestar import Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody, QueryParameter
 from spawn_schemas import inside
-from spawn_schemas.ids import ServerId
+from spawn_schemas.ids import CommandId, ServerId
 
 from spawn.api.arrivals import Arrival
 from spawn.api.priced import priced
 from spawn.api.services import Services
 from spawn.domain import charges
-from spawn.services.asks import Asks, Run, ShowLogs
+from spawn.services.asks import Asks, Run, ShowLogs, ShowRan
 
 Lines = Annotated[int, QueryParameter(ge=1, le=inside.LINES_MAX, description="The last lines, at most.")]
 Wait = Annotated[
@@ -20,8 +20,7 @@ Wait = Annotated[
     QueryParameter(
         ge=0,
         le=60,
-        description="Seconds to wait for its host. After that the answer is 503 `in_progress`, and the same request, "
-        "sent again, gets what came of it.",
+        description="Seconds to wait for its host. After that the answer says that it has not come yet.",
     ),
 ]
 
@@ -59,8 +58,20 @@ async def run_command(
     )
 
 
+@get("/v1/commands/{command_id:str}", **priced(charges.IDENTIFIED, "Show what came of a command", 403, 404))
+async def show_ran(
+    arrival: NamedDependency[Arrival],
+    command_id: FromPath[str],
+    services: NamedDependency[Services],
+    wait: Wait = 30,
+) -> Response[inside.CommandRan]:
+    return await services.gate.run(
+        arrival, lambda: ShowRan(CommandId(command_id), _asks(services), wait_s=wait)
+    )
+
+
 def _asks(services: Services) -> Asks | None:
     return None if services.hosts is None else services.hosts.asks
 
 
-HANDLERS = (show_logs, run_command)
+HANDLERS = (show_logs, run_command, show_ran)

@@ -14,7 +14,7 @@ from spawn.api.errors import STATUS
 from spawn.api.style import inline, page, verb
 
 _GROUPS: Final = (
-    ("servers", "Servers", ("/v1/servers",)),
+    ("servers", "Servers", ("/v1/servers", "/v1/commands")),
     ("ssh-keys", "SSH keys", ("/v1/ssh-keys",)),
     ("balance", "Balance", ("/v1/balance", "/v1/suspense")),
     ("sessions", "Sessions", ("/v1/sessions",)),

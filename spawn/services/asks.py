@@ -33,6 +33,11 @@ OPEN_MAX: Final = 4
 """Asks of one rental that its host has not answered: more would be in the way of what others are told."""
 _UNHEARD: Final = SILENT | {HostState.WARNED, HostState.REVOKED}
 _THERE: Final = frozenset({"running", "stopped", "failed"})
+_EXEC: Final = "exec"
+_NOT_YET: Final = ActionError(
+    code="in_progress",
+    message="Its host has not answered yet. Ask again, or wait for it longer (`wait`, up to 60).",
+)
 _result: Final = msgspec.json.Decoder(dict[str, str | int | None])
 
 
@@ -46,12 +51,13 @@ _asked: Final = msgspec.json.Decoder(Asked)
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
-    """What its host said in the end: a `result`, or an `error`."""
+    """What its host said in the end: a `result`, or an `error`; neither while it says nothing."""
 
     command: CommandId
     server_id: str
+    is_ended: bool
     result: dict[str, str | int | None]
-    error: ActionError | None = None
+    error: ActionError | None
 
     def text(self, name: str) -> str:
         """A text of the result, cut; a host may say anything."""
@@ -84,7 +90,7 @@ class Asks:
         return Asked(command=issued.id)
 
     async def outcome(self, command_id: CommandId, wait_s: int) -> Told:
-        """What came of it, waiting for that. Raises in_progress while its host says nothing, or not_found."""
+        """What came of it by now, waiting for that at most so long. Raises not_found."""
         self._changed((await self._read(command_id)).host_id)
         issued = await self.signals.wait_until(
             command_id,
@@ -93,8 +99,14 @@ class Asks:
             timeout_s=wait_s,
         )
         error = _error(issued, self._clock.now_s())
-        result = {} if error is not None else await self._result(issued)
-        return Told(command=issued.id, server_id=issued.rental_id or "", result=result, error=error)
+        succeeded = issued.state is CommandState.SUCCEEDED
+        return Told(
+            command=issued.id,
+            server_id=issued.rental_id or "",
+            is_ended=succeeded or error is not None,
+            result=await self._result(issued) if succeeded else {},
+            error=error,
+        )
 
     async def _read(self, command_id: CommandId) -> Issued:
         found = await self._db.read(rentals.SELECT_COMMAND, {"id": command_id})
@@ -103,14 +115,6 @@ class Asks:
         return rentals.command_from(found[0])
 
     async def _result(self, issued: Issued) -> dict[str, str | int | None]:
-        if issued.state is not CommandState.SUCCEEDED:
-            raise SpawnError(
-                Code.IN_PROGRESS,
-                "Its host has not answered yet; what was asked goes on.",
-                details={"command": issued.id},
-                retry_after_s=5,
-                next="Send the very same request again: nothing is done or charged twice.",
-            )
         text = await self._db.write(lambda tx: self._vault.find(tx, issued.id, secrets.RESULT))
         if text is None:
             raise _forgotten()
@@ -137,9 +141,10 @@ class ShowLogs(Read):
         return Acted(answer=views.encode(asks.ask(tx, rental, order)))
 
     async def tell(self, answer: bytes) -> bytes:
-        """Raises in_progress or not_found."""
+        """Raises not_found."""
         told = await _there(self._asks).outcome(_asked.decode(answer).command, self._wait_s)
-        view = inside.LogsView(server_id=told.server_id, text=told.text("text"), error=told.error)
+        error = told.error if told.is_ended else _NOT_YET
+        view = inside.LogsView(server_id=told.server_id, text=told.text("text"), error=error)
         return views.encode(inside.LogsShown(logs=view))
 
 
@@ -182,18 +187,50 @@ class Run(UseCase):
         return Acted(answer=views.encode(asked))
 
     async def tell(self, answer: bytes) -> bytes:
-        """Raises in_progress or not_found."""
-        told = await _there(self._asks).outcome(_asked.decode(answer).command, self._wait_s)
-        code = told.result.get("exit_code")
-        view = inside.RanView(
-            id=told.command,
-            server_id=told.server_id,
-            exit_code=code if isinstance(code, int) else None,
-            stdout=told.text("stdout"),
-            stderr=told.text("stderr"),
-            error=told.error,
-        )
-        return views.encode(inside.CommandRan(ran=view))
+        """Raises not_found."""
+        return await _ran(_there(self._asks), answer, self._wait_s)
+
+
+class ShowRan(Read):
+    """`GET /v1/commands/{id}`: for whoever was answered before its host had said what came of it."""
+
+    def __init__(self, command_id: CommandId, asks: Asks | None, *, wait_s: int) -> None:
+        self._command_id = command_id
+        self._asks = asks
+        self._wait_s = wait_s
+
+    def check(self, tx: Tx, wallet: Address, purse: Purse, now: int) -> None:
+        """Raises not_found or forbidden."""
+        self._asked(tx, wallet, now)
+
+    def _asked(self, tx: Tx, wallet: Address, now: int) -> Asked:
+        issued = rentals.find_command(tx, self._command_id)
+        if issued is None or issued.rental_id is None or issued.kind != _EXEC:
+            raise _forgotten()
+        get_owned(tx, ServerId(issued.rental_id), wallet, now)
+        return Asked(command=issued.id)
+
+    def act(self, tx: Tx, context: Context) -> Acted:
+        return Acted(answer=views.encode(self._asked(tx, context.wallet, context.now)))
+
+    async def tell(self, answer: bytes) -> bytes:
+        """Raises not_found."""
+        return await _ran(_there(self._asks), answer, self._wait_s)
+
+
+async def _ran(asks: Asks, answer: bytes, wait_s: int) -> bytes:
+    told = await asks.outcome(_asked.decode(answer).command, wait_s)
+    code = told.result.get("exit_code")
+    view = inside.RanView(
+        id=told.command,
+        server_id=told.server_id,
+        status="ended" if told.is_ended else "running",
+        exit_code=code if isinstance(code, int) else None,
+        stdout=told.text("stdout"),
+        stderr=told.text("stderr"),
+        error=told.error,
+    )
+    return views.encode(inside.CommandRan(ran=view))
 
 
 def _there(asks: Asks | None) -> Asks:

@@ -44,6 +44,7 @@ OF_BOOKS: Final = (
             "header: the thief's payment beside the owner's signature",
             "host: GET /logs of another's server",
             "host: POST /exec of another's server",
+            "host: GET /commands of another's server",
             "host: what another's command wrote",
         ),
     ),

@@ -153,8 +153,8 @@ async def _(scene: Scene) -> Wire:
     """The owner's command is under way; the thief says what it wrote."""
     target = f"/v1/servers/{scene.server}/exec?wait=0"
     waiting = await scene.send(scene.sign(scene.owner, "POST", target, {"argv": ["id"]}))
-    assert waiting.status_code == 503, waiting.text
-    command = waiting.json()["error"]["details"]["command"]
+    assert waiting.status_code == 200, waiting.text
+    command = waiting.json()["ran"]["id"]
     ack = orders.Ack(command_id=command, state="succeeded", result={"stdout": "forged"})
     return called(scene, scene.foreign_host, wire.HEARTBEAT_PATH, wire.Beat(acks=(ack,)))
 
@@ -181,6 +181,23 @@ for method, suffix, body in CALLS:
         if method == "GET":
             wires.append(scene.ask(method, target, None, bearer(await token_of(scene, scene.thief))))
         return wires
+
+
+@host(
+    "GET /commands of another's server",
+    "promise 3: nobody looks into what is not his",
+    NOT_YOURS,
+    settings=SETTINGS,
+)
+async def _(scene: Scene) -> list[Wire]:
+    run = f"/v1/servers/{scene.server}/exec?wait=0"
+    ran = await scene.send(scene.sign(scene.owner, "POST", run, {"argv": ["id"]}))
+    target = f"/v1/commands/{ran.json()['ran']['id']}?wait=0"
+    return [
+        scene.sign(scene.thief, "GET", target, None),
+        await scene.pay(scene.thief, "GET", target, None),
+        scene.ask("GET", target, None, bearer(await token_of(scene, scene.thief))),
+    ]
 
 
 @host(

@@ -25,7 +25,11 @@ Route = tuple[str, str]
 
 SESSIONS: Final[Route] = ("POST", "/v1/sessions")
 ON_LENT_MACHINES: Final[frozenset[Route]] = frozenset(
-    {("GET", "/v1/servers/{server_id}/logs"), ("POST", "/v1/servers/{server_id}/exec")}
+    {
+        ("GET", "/v1/servers/{server_id}/logs"),
+        ("POST", "/v1/servers/{server_id}/exec"),
+        ("GET", "/v1/commands/{command_id}"),
+    }
 )
 """What other servers do not have, so that no life here has it: `tests/e2e/test_lent_machine.py` buys these."""
 

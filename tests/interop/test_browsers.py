@@ -62,7 +62,12 @@ async def test_the_preflight_of_every_route_lets_the_clients_headers_through(
     browser: httpx.AsyncClient, method: str, template: str
 ) -> None:
     path = template.format(
-        server_id="srv_x", key_id="key_x", action_id="act_x", webhook_id="wh_x", token="0" * 64
+        server_id="srv_x",
+        key_id="key_x",
+        action_id="act_x",
+        webhook_id="wh_x",
+        command_id="cmd_x",
+        token="0" * 64,
     )
     asked = {
         "Access-Control-Request-Method": method,

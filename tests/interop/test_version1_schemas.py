@@ -48,7 +48,7 @@ async def test_the_challenge_of_every_priced_route_validates(
     priced = [(method, path) for method, path, charge, _ in charged_routes() if charge.kind is not Kind.FREE]
     assert len(priced) > 10
     for method, template in priced:
-        path = template.format(server_id="srv_x", key_id="key_x", webhook_id="wh_x")
+        path = template.format(server_id="srv_x", key_id="key_x", webhook_id="wh_x", command_id="cmd_x")
         answer = await http.request(method, f"{path}?limit=1")
         assert answer.status_code == 402
         body = answer.json()

@@ -27,6 +27,7 @@ FEES: Final[tuple[tuple[str, str, int], ...]] = (
     ("POST", "/v1/servers/{}/rebuild", 5_000),
     ("GET", "/v1/servers/{}/logs", 1_000),
     ("POST", "/v1/servers/{}/exec", 2_000),
+    ("GET", "/v1/commands/{}", 0),
     ("POST", "/v1/ssh-keys", 1_000),
     ("GET", "/v1/ssh-keys", 1_000),
     ("DELETE", "/v1/ssh-keys/{}", 1_000),
