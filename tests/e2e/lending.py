@@ -299,9 +299,15 @@ class Tenant:
         return (await self.shopper.read(self.token, "/v1/servers/{server_id}", server_id=server_id))["server"]
 
     def ssh(self, server: Any, command: str) -> str:
-        done = self.lent.ssh(server, self.key, command)
-        assert done.returncode == 0, done.stderr + self.lent.agent.said()
-        return done.stdout
+        """What has just begun may not listen yet: where nobody answered, so that nothing ran, it is tried again."""
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            done = self.lent.ssh(server, self.key, command)
+            if done.returncode == 0:
+                return done.stdout
+            nobody_there = "kex_exchange_identification" in done.stderr and time.monotonic() < deadline
+            assert nobody_there, done.stderr + self.lent.agent.said()
+            time.sleep(0.2)
 
 
 @asynccontextmanager

@@ -13,6 +13,8 @@ from tests.fuzz.runs import fuzz
 from tests.fuzz.target import Target
 
 SECONDS: Final = 1
+LONGEST_S: Final = 60
+"""What is planted is found within seconds, where nothing else runs."""
 MUTATIONS: Final = 300
 
 
@@ -33,7 +35,7 @@ def test_nothing_is_found(name: str, tmp_path: Path) -> None:
 
 def test_a_defect_is_found_with_its_input(tmp_path: Path) -> None:
     require("atheris")
-    run = fuzz("planted", seconds=30, seed=1, folder=tmp_path)
+    run = fuzz("planted", seconds=LONGEST_S, seed=1, folder=tmp_path)
     assert run.finding is not None
     assert "PlantedDefect" in run.finding
     assert "crash-" in run.finding
@@ -41,7 +43,7 @@ def test_a_defect_is_found_with_its_input(tmp_path: Path) -> None:
 
 def test_an_input_that_takes_too_long_is_found(tmp_path: Path) -> None:
     require("atheris")
-    run = fuzz("planted-slow", seconds=30, seed=1, folder=tmp_path)
+    run = fuzz("planted-slow", seconds=LONGEST_S, seed=1, folder=tmp_path)
     assert run.finding is not None
     assert "TooSlow" in run.finding
 

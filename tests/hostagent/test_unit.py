@@ -115,4 +115,8 @@ def bound(names: frozenset[str]) -> tuple[str, ...]:
 def test_its_capabilities_are_enough_for_all_that_is_checked(docker: Engine, tmp_path: Path) -> None:
     free = features(docker, tmp_path)
     assert free["isolation"]["message"] == "tier runc, disks limited by loop", free
-    assert features(docker, tmp_path, *bound(capabilities())) == free
+    bounded = features(docker, tmp_path, *bound(capabilities()))
+    # What is free of the disk is of the moment.
+    assert free.pop("disk")["ok"]
+    assert bounded.pop("disk")["ok"]
+    assert bounded == free
