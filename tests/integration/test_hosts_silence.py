@@ -9,6 +9,7 @@ from spawn_schemas import inventory, link, orders
 from spawn_schemas.ids import RentalId
 
 from spawn.domain.hosts import HostState
+from spawn.domain.servers import Server
 from spawn.services import host_silence, hosts_admin
 from tests.harness import VirtualClock
 from tests.integration.hosts_world import DAILY, Lent, open_hosts
@@ -27,6 +28,21 @@ async def passing(lent: Lent, seconds: int) -> None:
     while lent.world.clock.now_s() < end:
         lent.world.clock.advance(min(10, end - lent.world.clock.now_s()))
         await lent.world.tick("burn", "hosts", "reconcile")
+
+
+async def beating(lent: Lent, connected: Connected, *, times: int, every_s: int, rentals: int = 1) -> None:
+    """The same, while the host is heard."""
+    for _ in range(times):
+        lent.world.clock.advance(every_s)
+        await connected.heartbeat(rentals=rentals)
+        await lent.link.flush()
+        await lent.world.tick("burn", "hosts", "reconcile")
+
+
+async def costs(lent: Lent, server: Server, seconds: int) -> None:
+    """So many seconds of it were charged, and its host has its share of them."""
+    assert server.charged_usdc == DAILY * seconds // 86_400
+    assert await lent.owed() == DAILY * 60 * seconds // 100 // 86_400
 
 
 async def rented(lent: Lent, balance: str = "20.00") -> tuple[Wallet, dict[str, Any]]:
@@ -58,8 +74,7 @@ async def test_silence_costs_nothing_back_to_when_the_host_was_last_heard(tmp_pa
         assert (await lent.host_row()).state == "offline"
         server = await lent.world.server(view["id"])
         assert (server.status, server.charged_until, server.due_at) == ("unknown", None, None)
-        assert server.charged_usdc == DAILY * (heard_at - began) // 86_400
-        assert await lent.owed() == DAILY * 60 * (heard_at - began) // 100 // 86_400
+        await costs(lent, server, heard_at - began)
         assert [data["server"] for data in await told(lent, wallet, "server.unreachable")] == [view["id"]]
         await passing(lent, 3 * 3_600)
         assert (await lent.world.server(view["id"])).charged_usdc == server.charged_usdc
@@ -247,17 +262,12 @@ async def test_what_its_host_stopped_costs_nothing_until_it_runs_again(tmp_path:
             lent.world.clock.advance(600)
             said_at = lent.world.clock.now_s()
             await connected.sync(stopped_by(view["id"], ended_by))
-            for _ in range(3):
-                lent.world.clock.advance(100)
-                await connected.heartbeat(rentals=1)
-                await lent.link.flush()
-                await lent.world.tick("burn", "hosts", "reconcile")
+            await beating(lent, connected, times=3, every_s=100)
             server = await lent.world.server(view["id"])
             # What stopped because it did not hear us is ordered to run again at once.
             assert server.status == ("initializing" if ended_by == "lease" else "unknown")
             assert server.charged_until is None
-            assert server.charged_usdc == DAILY * (said_at - began) // 86_400
-            assert await lent.owed() == DAILY * 60 * (said_at - began) // 100 // 86_400
+            await costs(lent, server, said_at - began)
             assert [data["server"] for data in await told(lent, wallet, "server.unreachable")] == [view["id"]]
             await connected.sync(msgspec.structs.replace(stopped_by(view["id"], None), state="running"))
             await lent.world.tick("hosts")
@@ -336,11 +346,7 @@ async def test_what_its_tenant_stopped_is_paid_for_until_its_host_keeps_it(
             await connected.sync(stopped_by(view["id"], ended_by))
             await answered(lent, connected, wallet, "stop", "succeeded")
             await connected.sync(stopped_by(view["id"], ended_by))
-            for _ in range(60):
-                lent.world.clock.advance(60)
-                await connected.heartbeat(rentals=1)
-                await lent.link.flush()
-                await lent.world.tick("burn", "hosts", "reconcile")
+            await beating(lent, connected, times=60, every_s=60)
             started_at = lent.world.clock.now_s()
             order = await lent.world.sign(wallet, "POST", f"/v1/servers/{view['id']}/start")
             assert order.status_code == 200, order.text
@@ -348,8 +354,7 @@ async def test_what_its_tenant_stopped_is_paid_for_until_its_host_keeps_it(
             await lent.world.tick("burn", "hosts")
             server = await lent.world.server(view["id"])
             assert (server.status, server.charged_until) == ("unknown", None), "now its host keeps it"
-            assert server.charged_usdc == DAILY * (started_at - began) // 86_400
-            assert await lent.owed() == DAILY * 60 * (started_at - began) // 100 // 86_400
+            await costs(lent, server, started_at - began)
         await lent.world.check_books()
 
 
@@ -363,15 +368,10 @@ async def test_a_host_that_loses_a_container_has_its_share_of_the_time_it_lent(t
             gone_at = lent.world.clock.now_s()
             report = orders.RentalReport(rental_id=RentalId(view["id"]), generation=1, state="gone", since=1)
             await connected.sync(report)
-            for _ in range(50):
-                lent.world.clock.advance(10)
-                await connected.heartbeat()
-                await lent.link.flush()
-                await lent.world.tick("burn", "hosts", "reconcile")
+            await beating(lent, connected, times=50, every_s=10, rentals=0)
             server = await lent.world.server(view["id"])
             assert (server.status, server.reason) == ("destroyed", "vanished")
-            assert server.charged_usdc == DAILY * (gone_at - began) // 86_400
-            assert await lent.owed() == DAILY * 60 * (gone_at - began) // 100 // 86_400
+            await costs(lent, server, gone_at - began)
         await lent.world.check_books()
 
 

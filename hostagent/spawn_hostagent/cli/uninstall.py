@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from spawn_hostagent.machines import Machines
 
 UNIT: Final = Path("/etc/systemd/system/spawn-host.service")
+REMOVALS_MAX: Final = 5
 RENTALS_FOLDER: Final = "rentals"
 IN_DOCKER: Final = Path("/.dockerenv")
 
@@ -236,11 +237,13 @@ def _refuse_foreign(state_dir: Path) -> None:
 
 def _remove_state(state_dir: Path) -> None:
     """A disk of its own, or a folder that a container was given, is emptied and stays."""
-    while state_dir.is_dir():
+    if not state_dir.is_dir():
+        return
+    for _ in range(REMOVALS_MAX):
         try:
             shutil.rmtree(state_dir)
         except FileNotFoundError:
-            continue  # the daemon took its last files away at the same time
+            pass  # the daemon took its last files away at the same time
         except OSError as error:
             if error.errno == errno.EBUSY and not any(state_dir.iterdir()):
                 say(f"removed  everything in {state_dir}, which is mounted there and stays")
@@ -248,4 +251,7 @@ def _remove_state(state_dir: Path) -> None:
             raise Failure(
                 f"{error.filename} cannot be removed ({error.strerror}): see what uses it, then run this again."
             ) from error
-        say(f"removed  {state_dir}")
+        if not state_dir.is_dir():
+            say(f"removed  {state_dir}")
+            return
+    raise Failure(f"{state_dir} changes while it is removed: see what uses it, then run this again.")
