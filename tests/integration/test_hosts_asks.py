@@ -175,10 +175,13 @@ async def test_what_took_longer_than_its_caller_waited_is_told_for_nothing(tmp_p
         assert len(it.machine.asked) == 1
 
 
-async def test_an_order_of_ours_is_no_command_of_the_tenants(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["start_instance", "logs"])
+async def test_what_ran_is_told_of_what_was_run(tmp_path: Path, kind: str) -> None:
     async with rented(tmp_path) as it:
-        (start,) = await it.lent.world.rows("SELECT id FROM command WHERE kind = 'start_instance'")
-        answer = await it.lent.world.sign(it.wallet, "GET", f"/v1/commands/{start['id']}")
+        it.machine.wrote = {"text": "Server listening\n"}
+        assert (await it.logs()).status_code == 200
+        (other,) = await it.lent.world.rows("SELECT id FROM command WHERE kind = :kind", kind=kind)
+        answer = await it.lent.world.sign(it.wallet, "GET", f"/v1/commands/{other['id']}")
         assert refused(answer) == (404, "not_found")
 
 

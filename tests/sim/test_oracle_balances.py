@@ -61,3 +61,13 @@ def test_what_is_owed_for_traffic_is_not_available(owed: int, renews: int, left:
     town.hear(left)
     with pytest.raises(Wrong, match="and it has"):
         town.hear("0.001")
+
+
+def test_who_asks_before_the_first_payment_is_in_the_books_may_have_nothing() -> None:
+    """docs/sim-findings.md, 30."""
+    town = Town()
+    town.hear("0.00")
+    town.hear("0.005")
+    town.now += 3_600
+    with pytest.raises(Wrong, match="and it has"):
+        town.hear("0.00")

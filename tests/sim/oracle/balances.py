@@ -51,6 +51,12 @@ class Standing:
         return available_usdc, reserved_usdc
 
 
+_NOTHING_YET: Final = Standing(
+    since_ms=0, tabs=(), available_usdc=0, held_usdc=0, waiting_usdc=0, is_vague=False
+)
+"""Before the first commit that names a wallet; who asked before it may be answered after it."""
+
+
 class Balances(Part):
     """The standings of each wallet that an answer which is now on its way may have seen."""
 
@@ -107,7 +113,7 @@ class Balances(Part):
             waiting[row["id"]] = None
 
     def _keep(self, wallet: str, *, is_vague: bool) -> None:
-        known = self._standings.setdefault(wallet, [])
+        known = self._standings.setdefault(wallet, [_NOTHING_YET])
         known.append(self._standing(wallet, is_vague=is_vague))
         before_ms = self.world.true_ms() - self._answering_ms
         while len(known) > 1 and known[1].since_ms < before_ms:
