@@ -65,7 +65,7 @@ def test_what_is_owed_for_traffic_is_not_available(owed: int, renews: int, left:
 
 def test_who_asks_before_the_first_payment_is_in_the_books_may_have_nothing() -> None:
     """docs/sim-findings.md, 30."""
-    town = Town()
+    town = Town(traffic_owed_usdc=0, auto_renew=0)
     town.hear("0.00")
     town.hear("0.005")
     town.now += 3_600
